@@ -1,0 +1,67 @@
+# A fresh checkout needs only Python (3.10 or newer) and make: each target first installs what it
+# needs into .venv, once per change of pyproject.toml.
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install lint types test test-slow train check clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.dev ## Install the package, editable, with the development tools into .venv
+
+lint: $(VENV)/.dev ## Check style and formatting (ruff)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.dev ## Check types (pyright)
+	$(BIN)/pyright
+
+# One thread per worker: more only contend, and sums then have one order.
+test: $(VENV)/.dev ## Run the quick tests; ARGS="-k kl" goes to pytest, WORKERS=4 sets processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev ## Run the slow tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
+
+train: $(VENV)/.runtime ## Train; ARGS="dataset=mnist model=tiny" goes to Hydra
+	$(BIN)/python -m nvae_lightning.train $(ARGS)
+
+check: lint types test ## Run all that a change has to pass: lint, types, test
+
+clean: ## Delete caches and builds; .venv and the runs stay
+	rm -rf build dist .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# uv is quick; pip does the same where uv cannot be had or fails.
+define install
+@echo "Installing $(1) into $(VENV)"
+@{ $(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
+	&& $(BIN)/uv pip install --quiet --python $(BIN)/python --editable '$(1)'; } \
+	|| { echo "uv did not do it; installing with pip" \
+	&& $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '$(1)'; }
+endef
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.created
+	$(call install,.[dev])
+	@touch $(VENV)/.runtime $@
+
+$(VENV)/.runtime: pyproject.toml | $(VENV)/.created
+	$(call install,.)
+	@touch $@
+
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null \
+		|| { echo "$(PYTHON) is not here; name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "$(PYTHON) is older than 3.10; name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "$(PYTHON) cannot make a virtual environment; on Debian or Ubuntu:" \
+			"apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@

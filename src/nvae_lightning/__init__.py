@@ -1,0 +1,1 @@
+"""NVAE (Vahdat & Kautz, NeurIPS 2020): a deep hierarchical VAE for images."""
