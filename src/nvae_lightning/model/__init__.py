@@ -1,0 +1,37 @@
+"""NVAE as plain PyTorch modules: nothing here knows of training, data or configuration."""
+
+from nvae_lightning.model.cells import DepthwiseCell, RegularCell, Resampling
+from nvae_lightning.model.distributions import (
+    Inference,
+    Latent,
+    Normal,
+    importance_weighted_bound,
+)
+from nvae_lightning.model.flows import FlowPair
+from nvae_lightning.model.hierarchy import Hierarchy, Image, Scale
+from nvae_lightning.model.likelihood import (
+    BernoulliLikelihood,
+    DiscretizedLogisticMixtureLikelihood,
+    Likelihood,
+    PixelDistribution,
+)
+from nvae_lightning.model.nvae import NVAE
+
+__all__ = [
+    "NVAE",
+    "BernoulliLikelihood",
+    "DepthwiseCell",
+    "DiscretizedLogisticMixtureLikelihood",
+    "FlowPair",
+    "Hierarchy",
+    "Image",
+    "Inference",
+    "Latent",
+    "Likelihood",
+    "Normal",
+    "PixelDistribution",
+    "RegularCell",
+    "Resampling",
+    "Scale",
+    "importance_weighted_bound",
+]

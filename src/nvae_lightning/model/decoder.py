@@ -1,0 +1,271 @@
+"""Top-down model: group by group prior, posterior and draw, then the likelihood's parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nvae_lightning.model.cells import CellConstructor, Resampling
+from nvae_lightning.model.distributions import Latent, Normal, full_precision
+from nvae_lightning.model.flows import FlowPair
+from nvae_lightning.model.hierarchy import Hierarchy, Image
+from nvae_lightning.model.layers import FeatureMap, WeightNormConv2d, num_halvings
+
+
+class EncoderCombiner(nn.Module):
+    """Merge bottom-up and top-down states: ``feature + conv1x1(state)``."""
+
+    def __init__(self, encoder_channels: int, decoder_channels: int) -> None:
+        super().__init__()
+        self.convolution = WeightNormConv2d(decoder_channels, encoder_channels, 1)
+
+    def forward(self, feature: FeatureMap, state: FeatureMap) -> FeatureMap:
+        return feature + self.convolution(state)
+
+
+class DecoderCombiner(nn.Module):
+    """Feed a draw to the decoder: ``conv1x1(concat(state, z))``."""
+
+    def __init__(self, channels: int, latent_channels: int) -> None:
+        super().__init__()
+        self.convolution = WeightNormConv2d(channels + latent_channels, channels, 1)
+
+    def forward(self, state: FeatureMap, z: FeatureMap) -> FeatureMap:
+        return self.convolution(torch.cat([state, z.to(state.dtype)], 1))
+
+
+class LatentGroup(nn.Module, ABC):
+    """One group of latent variables and the cells that lead to it.
+
+    Args:
+        cells: from the state after the group above to this group's state.
+        decoder_channels: channels of the top-down state.
+        latent_channels: channels of z.
+        num_flows: flow pairs behind the posterior.
+    """
+
+    def __init__(
+        self, cells: nn.Module, decoder_channels: int, latent_channels: int, num_flows: int
+    ) -> None:
+        super().__init__()
+        self.cells = cells
+        self.flows = nn.Sequential(*(FlowPair(latent_channels) for _ in range(num_flows)))
+        self.combine = DecoderCombiner(decoder_channels, latent_channels)
+
+    @abstractmethod
+    def distributions(
+        self, state: FeatureMap, feature: FeatureMap | None
+    ) -> tuple[Normal, Normal | None]:
+        """Prior given the state and, where a bottom-up ``feature`` is given, posterior."""
+
+    def infer(self, prior: Normal, posterior: Normal, noise: FeatureMap | None) -> Latent:
+        """Draw from the posterior, through the flows."""
+        base = posterior.sample(noise)
+        if len(self.flows) == 0:
+            return Latent(posterior, prior, z=base)
+        return Latent(posterior, prior, z=full_precision(self.flows(base)), base=base)
+
+
+class FirstGroup(LatentGroup):
+    """The coarsest group: its prior is fixed and its posterior reads the encoder alone.
+
+    Args:
+        encoder_channels: channels of the group's bottom-up feature map.
+        decoder_channels: channels of the top-down state.
+        latent_channels: channels of z.
+        num_flows: flow pairs behind the posterior.
+        prior_std: standard deviation of the prior, N(0, prior_std²).
+    """
+
+    def __init__(
+        self,
+        encoder_channels: int,
+        decoder_channels: int,
+        latent_channels: int,
+        num_flows: int,
+        prior_std: float,
+    ) -> None:
+        super().__init__(nn.Identity(), decoder_channels, latent_channels, num_flows)
+        self.posterior = WeightNormConv2d(encoder_channels, 2 * latent_channels, 3, padding=1)
+        self.latent_channels = latent_channels
+        self.prior_std = prior_std
+
+    def distributions(
+        self, state: FeatureMap, feature: FeatureMap | None
+    ) -> tuple[Normal, Normal | None]:
+        batch, _, height, width = state.shape
+        mean = full_precision(state.new_zeros(batch, self.latent_channels, height, width))
+        prior = Normal(mean, torch.full_like(mean, self.prior_std).log())
+        if feature is None:
+            return prior, None
+        return prior, Normal.soft_clamped(*full_precision(self.posterior(feature)).chunk(2, 1))
+
+
+class ConditionalGroup(LatentGroup):
+    """A group whose prior and posterior depend on all groups above it.
+
+    In the residual form the posterior's raw parameters are the network's output added to the
+    prior's, so that the posterior moves with the prior:
+    ``q = N(mu_p + delta_mu, sigma_p * delta_sigma)``.
+
+    Source: Vahdat & Kautz 2020, Sec. 3.2 and Table 4.
+
+    Args:
+        cells: from the state after the group above to this group's state.
+        encoder_channels: channels of the group's bottom-up feature map.
+        decoder_channels: channels of the top-down state.
+        latent_channels: channels of z.
+        num_flows: flow pairs behind the posterior.
+        residual_posterior: whether the posterior is relative to the prior or absolute.
+    """
+
+    def __init__(
+        self,
+        cells: nn.Module,
+        encoder_channels: int,
+        decoder_channels: int,
+        latent_channels: int,
+        num_flows: int,
+        residual_posterior: bool,
+    ) -> None:
+        super().__init__(cells, decoder_channels, latent_channels, num_flows)
+        self.prior = nn.Sequential(
+            nn.ELU(), WeightNormConv2d(decoder_channels, 2 * latent_channels, 1)
+        )
+        self.merge = EncoderCombiner(encoder_channels, decoder_channels)
+        self.posterior = WeightNormConv2d(encoder_channels, 2 * latent_channels, 3, padding=1)
+        self.residual_posterior = residual_posterior
+
+    def distributions(
+        self, state: FeatureMap, feature: FeatureMap | None
+    ) -> tuple[Normal, Normal | None]:
+        raw_prior = full_precision(self.prior(state))
+        prior = Normal.soft_clamped(*raw_prior.chunk(2, 1))
+        if feature is None:
+            return prior, None
+        raw_posterior = full_precision(self.posterior(self.merge(feature, state)))
+        if self.residual_posterior:
+            raw_posterior = raw_prior + raw_posterior
+        return prior, Normal.soft_clamped(*raw_posterior.chunk(2, 1))
+
+
+class Decoder(nn.Module):
+    """Top-down tower shared by inference, sampling and decoding (paper, Fig. 2).
+
+    Args:
+        image: what the likelihood is about.
+        hierarchy: scales and groups.
+        num_logits: channels of the output, the likelihood's parameters per pixel.
+        cell: constructor of the cells of the groups.
+        num_cells_per_group: residual cells before each group but the first.
+        postprocess_cell: constructor of the cells between finest scale and image.
+        num_postprocess_cells: cells per doubling of the resolution there, the first one doubles.
+        num_flows: flow pairs per group.
+        residual_posterior: whether posteriors are relative to their priors.
+        first_prior_std: standard deviation of the coarsest group's prior.
+
+    Raises:
+        ValueError: if the channels cannot be halved on the way to the image.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        hierarchy: Hierarchy,
+        num_logits: int,
+        *,
+        cell: CellConstructor,
+        num_cells_per_group: int,
+        postprocess_cell: CellConstructor,
+        num_postprocess_cells: int,
+        num_flows: int,
+        residual_posterior: bool,
+        first_prior_std: float,
+    ) -> None:
+        super().__init__()
+        coarsest, finest = hierarchy.scales[0], hierarchy.scales[-1]
+        channels = coarsest.top_down_channels
+        side = image.padded_size // coarsest.downsample
+        self.initial_state = nn.Parameter(torch.rand(channels, side, side))
+        latent_channels = hierarchy.latent_channels
+
+        self.groups = nn.ModuleList()
+        for scale in hierarchy.scales:
+            for index in range(scale.num_groups):
+                if len(self.groups) == 0:
+                    group: LatentGroup = FirstGroup(
+                        scale.channels, channels, latent_channels, num_flows, first_prior_std
+                    )
+                else:
+                    cells: list[nn.Module] = []
+                    if index == 0:
+                        cells.append(cell(channels, scale.top_down_channels, Resampling.UP))
+                        channels = scale.top_down_channels
+                    cells += [cell(channels, channels) for _ in range(num_cells_per_group)]
+                    group = ConditionalGroup(
+                        nn.Sequential(*cells),
+                        scale.channels,
+                        channels,
+                        latent_channels,
+                        num_flows,
+                        residual_posterior,
+                    )
+                self.groups.append(group)
+
+        if channels % finest.downsample:
+            raise ValueError(
+                f"decoder channels of the finest scale must be a multiple of its downsample "
+                f"{finest.downsample}, got {channels}"
+            )
+        cells = []
+        for _ in range(num_halvings(finest.downsample)):
+            cells.append(postprocess_cell(channels, channels // 2, Resampling.UP))
+            channels //= 2
+            cells += [
+                postprocess_cell(channels, channels) for _ in range(num_postprocess_cells - 1)
+            ]
+        self.postprocess = nn.Sequential(*cells)
+        self.head = nn.Sequential(nn.ELU(), WeightNormConv2d(channels, num_logits, 3, padding=1))
+
+    def forward(
+        self,
+        batch_size: int,
+        features: Sequence[FeatureMap] | None = None,
+        given: Sequence[FeatureMap] = (),
+        noise: Sequence[FeatureMap] | None = None,
+        temperature: float = 1.0,
+    ) -> tuple[tuple[Latent, ...], Float[Tensor, "batch parameter height width"]]:
+        """Walk down the groups: the one loop of inference, sampling and decoding.
+
+        Args:
+            batch_size: number of images.
+            features: bottom-up feature map of each group; z is then drawn from the posterior.
+            given: without features, z of the first groups; the others are drawn from the prior.
+            noise: standard-normal numbers for every group's draw; drawn here if None.
+            temperature: factor on the standard deviation of every prior drawn from.
+
+        Returns:
+            The latent groups, coarsest first, and the likelihood's raw parameters.
+        """
+        state = self.initial_state.expand(batch_size, -1, -1, -1)
+        latents = []
+        for index, group in enumerate(self.groups):
+            assert isinstance(group, LatentGroup)
+            state = group.cells(state)
+            feature = None if features is None else features[index]
+            epsilon = None if noise is None else noise[index]
+            prior, posterior = group.distributions(state, feature)
+            if posterior is not None:
+                latent = group.infer(prior, posterior, epsilon)
+            elif index < len(given):
+                latent = Latent(prior, prior, z=given[index])
+            else:
+                tempered = prior.tempered(temperature)
+                latent = Latent(tempered, prior, z=tempered.sample(epsilon))
+            state = group.combine(state, latent.z)
+            latents.append(latent)
+        return tuple(latents), full_precision(self.head(self.postprocess(state)))

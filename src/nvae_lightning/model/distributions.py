@@ -1,0 +1,153 @@
+"""Normal distributions of the latent groups, and what inference returns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from nvae_lightning.model.likelihood import PixelDistribution
+
+_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Lift 16-bit numbers to float32: distributions are never computed in fewer bits."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+@dataclass(frozen=True)
+class Normal:
+    r"""Factorial normal distribution :math:`N(\mu, \sigma^2)`, elementwise.
+
+    Args:
+        mean: :math:`\mu`.
+        log_std: :math:`\log \sigma`, of the same shape.
+    """
+
+    mean: Float[Tensor, "*shape"]
+    log_std: Float[Tensor, "*shape"]
+
+    @property
+    def std(self) -> Float[Tensor, "*shape"]:
+        """Standard deviation."""
+        return self.log_std.exp()
+
+    @classmethod
+    def soft_clamped(
+        cls, mean: Float[Tensor, "*shape"], log_std: Float[Tensor, "*shape"]
+    ) -> Normal:
+        r"""Build from a network's raw output, bounded so that KL and samples stay finite.
+
+        .. math::
+            \mu' = 5 \tanh(\mu / 5), \qquad \sigma' = e^{5 \tanh(\log \sigma / 5)} + 0.01
+
+        Source: the published weights; the paper's Sec. 3.2 asks that σ be bounded from below.
+        """
+        std = torch.exp(5.0 * torch.tanh(log_std / 5.0)) + 1e-2
+        return cls(5.0 * torch.tanh(mean / 5.0), std.log())
+
+    def tempered(self, temperature: float) -> Normal:
+        """Scale the standard deviation by ``temperature`` (0 leaves the mean alone)."""
+        if temperature == 1.0:
+            return self
+        shift = math.log(temperature) if temperature > 0.0 else -math.inf
+        return Normal(self.mean, self.log_std + shift)
+
+    def sample(self, noise: Float[Tensor, "*shape"] | None = None) -> Float[Tensor, "*shape"]:
+        """Draw by reparameterisation, from standard-normal ``noise`` where it is given."""
+        if noise is None:
+            noise = torch.randn_like(self.mean)
+        return self.mean + self.std * noise
+
+    def log_prob(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Log density of each element, in nats."""
+        standardised = (value - self.mean) / self.std
+        return -0.5 * standardised.square() - self.log_std - _HALF_LOG_TWO_PI
+
+    def kl(self, other: Normal) -> Float[Tensor, "*shape"]:
+        r"""Elementwise :math:`KL(self \| other)` in nats.
+
+        .. math::
+            \tfrac12 (t_1^2 + t_2^2 - 1) - \log t_2, \quad
+            t_1 = (\mu - \mu_o) / \sigma_o, \; t_2 = \sigma / \sigma_o
+
+        Source: Vahdat & Kautz 2020, Eq. 2.
+        """
+        log_ratio = self.log_std - other.log_std
+        shift = (self.mean - other.mean) / other.std
+        return 0.5 * (shift.square() + torch.exp(2 * log_ratio) - 1.0) - log_ratio
+
+
+def _sum(per_element: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+    return per_element.flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Latent:
+    """One latent group: where it was drawn from, its prior, and the draw.
+
+    Args:
+        posterior: q(z | x, z of coarser groups) before any flow.
+        prior: p(z | z of coarser groups).
+        z: the value the decoder is given.
+        base: the draw from ``posterior`` that volume-preserving flows turned into ``z``;
+            None without flows.
+    """
+
+    posterior: Normal
+    prior: Normal
+    z: Float[Tensor, "batch channel height width"]
+    base: Float[Tensor, "batch channel height width"] | None = None
+
+    @property
+    def kl_map(self) -> Float[Tensor, "batch channel height width"]:
+        """KL of every latent variable: in closed form, or from the one sample under flows."""
+        if self.base is None:
+            return self.posterior.kl(self.prior)
+        return self.posterior.log_prob(self.base) - self.prior.log_prob(self.z)
+
+    @property
+    def kl(self) -> Float[Tensor, " batch"]:
+        """KL of the group in nats per image; a one-sample estimate, of either sign, with flows."""
+        return _sum(self.kl_map)
+
+    @property
+    def log_q(self) -> Float[Tensor, " batch"]:
+        """Log density of the draw under the posterior; flows here preserve volume."""
+        return _sum(self.posterior.log_prob(self.z if self.base is None else self.base))
+
+    @property
+    def log_p(self) -> Float[Tensor, " batch"]:
+        """Log density of the draw under the prior."""
+        return _sum(self.prior.log_prob(self.z))
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What a pass through the model knows: p(x | z) and every latent group, coarsest first."""
+
+    likelihood: PixelDistribution
+    latents: tuple[Latent, ...]
+
+    def log_weight(self, image: Float[Tensor, "batch channel height width"]) -> Tensor:
+        """Log importance weight log p(x|z) + log p(z) - log q(z|x), in nats, shape (batch,)."""
+        log_weight = self.likelihood.log_prob(image)
+        for latent in self.latents:
+            log_weight = log_weight + latent.log_p - latent.log_q
+        return log_weight
+
+
+def importance_weighted_bound(
+    log_weights: Float[Tensor, "sample batch"],
+) -> Float[Tensor, " batch"]:
+    r"""Importance-weighted bound :math:`\log \frac1K \sum_k w_k \le \log p(x)`, nats per image.
+
+    Source: Burda et al. 2016, Eq. 8. With K = 1 it is the one-sample estimate of the ELBO.
+    """
+    return torch.logsumexp(log_weights, 0) - math.log(log_weights.shape[0])

@@ -1,0 +1,74 @@
+"""Bottom-up model: one feature map per latent group."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from nvae_lightning.model.cells import CellConstructor, Resampling
+from nvae_lightning.model.hierarchy import Hierarchy, Image
+from nvae_lightning.model.layers import FeatureMap, WeightNormConv2d, num_halvings
+
+
+class Encoder(nn.Module):
+    """Deterministic bottom-up tower that inference reads (paper, Fig. 2a, left).
+
+    Args:
+        image: what the tower sees.
+        hierarchy: its scales and groups.
+        cell: constructor of the cells of the groups.
+        num_cells_per_group: residual cells before each group's feature map.
+        preprocess_cell: constructor of the cells between image and finest scale.
+        num_preprocess_cells: cells per halving of the resolution there, the last one halves.
+
+    Raises:
+        ValueError: if a number of cells is below 1, or the channels cannot be halved.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        hierarchy: Hierarchy,
+        *,
+        cell: CellConstructor,
+        num_cells_per_group: int,
+        preprocess_cell: CellConstructor,
+        num_preprocess_cells: int,
+    ) -> None:
+        super().__init__()
+        finest = hierarchy.scales[-1]
+        if finest.channels % finest.downsample:
+            raise ValueError(
+                f"channels of the finest scale must be a multiple of its downsample "
+                f"{finest.downsample}, got {finest.channels}"
+            )
+        channels = finest.channels // finest.downsample
+        self.stem = WeightNormConv2d(image.channels, channels, 3, padding=1)
+
+        cells: list[nn.Module] = []
+        for _ in range(num_halvings(finest.downsample)):
+            cells += [preprocess_cell(channels, channels) for _ in range(num_preprocess_cells - 1)]
+            cells.append(preprocess_cell(channels, 2 * channels, Resampling.DOWN))
+            channels *= 2
+        self.preprocess = nn.Sequential(*cells)
+
+        # In the order of computation: the finest group comes first here.
+        self.groups = nn.ModuleList()
+        for scale in reversed(hierarchy.scales):
+            for index in range(scale.num_groups):
+                cells = []
+                if scale is not finest and index == 0:
+                    cells.append(cell(channels, scale.channels, Resampling.DOWN))
+                    channels = scale.channels
+                cells += [cell(channels, channels) for _ in range(num_cells_per_group)]
+                self.groups.append(nn.Sequential(*cells))
+        self.top = nn.Sequential(nn.ELU(), WeightNormConv2d(channels, channels, 1), nn.ELU())
+
+    def forward(self, image: FeatureMap) -> list[FeatureMap]:
+        """Turn padded images in [0, 1] into one feature map per latent group, coarsest first."""
+        state = self.preprocess(self.stem(2.0 * image - 1.0))
+        features = []
+        for group in self.groups:
+            state = group(state)
+            features.append(state)
+        features[-1] = self.top(state)
+        return features[::-1]

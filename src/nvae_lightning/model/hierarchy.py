@@ -1,0 +1,208 @@
+"""The plan of a model as frozen data: the image it sees, its scales and its latent groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _require_int(name: str, value: object, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Image:
+    """The images a model is built for: all that a model may know of a dataset.
+
+    Args:
+        channels: 1 (grey) or 3 (colour).
+        size: height and width, in pixels.
+        bits: bits per pixel channel, 1 to 8: the image has ``2 ** bits`` levels in [0, 1].
+        padding: rows and columns of zeros added on each side before the network sees the image,
+            so that its scales divide it. The likelihood counts the true pixels only.
+
+    Raises:
+        ValueError: if a field is out of range.
+    """
+
+    channels: int
+    size: int
+    bits: int
+    padding: int = 0
+
+    def __post_init__(self) -> None:
+        _require_int("image.size", self.size, 1)
+        _require_int("image.padding", self.padding, 0)
+        _require_int("image.bits", self.bits, 1)
+        if self.channels not in (1, 3):
+            raise ValueError(
+                f"image.channels must be 1 (grey) or 3 (colour), got {self.channels!r}"
+            )
+        if self.bits > 8:
+            raise ValueError(
+                f"image.bits must be between 1 and 8, got {self.bits}: "
+                "images are stored as 8 bits per channel, choose fewer"
+            )
+
+    @property
+    def padded_size(self) -> int:
+        """Height and width the network works at."""
+        return self.size + 2 * self.padding
+
+    @property
+    def num_dims(self) -> int:
+        """Number of true pixel values, the divisor of bits per dim."""
+        return self.channels * self.size**2
+
+    def pad(self, image: Tensor) -> Tensor:
+        """Surround true pixels by zeros."""
+        return F.pad(image, (self.padding,) * 4)
+
+    def crop(self, padded: Tensor) -> Tensor:
+        """Keep the true pixels only; the inverse of :meth:`pad`."""
+        stop = self.padding + self.size
+        return padded[..., self.padding : stop, self.padding : stop]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The latent groups that share one resolution.
+
+    Args:
+        downsample: side of the (padded) image over the side of this scale, a power of two.
+        channels: channels of the encoder's residual cells at this scale.
+        num_groups: number of latent groups at this scale.
+        decoder_channels: channels of the decoder's cells, where they differ from the encoder's.
+
+    Raises:
+        ValueError: if a field is out of range.
+    """
+
+    downsample: int
+    channels: int
+    num_groups: int
+    decoder_channels: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_int("downsample", self.downsample, 1)
+        _require_int("channels", self.channels, 1)
+        _require_int("num_groups of every scale", self.num_groups, 1)
+        if self.downsample & (self.downsample - 1):
+            raise ValueError(f"downsample must be a power of two, got {self.downsample}")
+
+    @property
+    def top_down_channels(self) -> int:
+        """Channels of the decoder's cells."""
+        return self.channels if self.decoder_channels is None else self.decoder_channels
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """Scales of latent groups, coarsest first, each at twice the resolution of the one before.
+
+    Args:
+        scales: coarsest first.
+        latent_channels: channels of each latent group.
+
+    Raises:
+        ValueError: if there is no scale, or neighbours are not a factor of two apart.
+    """
+
+    scales: tuple[Scale, ...]
+    latent_channels: int
+
+    def __post_init__(self) -> None:
+        _require_int("latent_channels", self.latent_channels, 1)
+        object.__setattr__(self, "scales", tuple(self.scales))
+        if not self.scales:
+            raise ValueError("num_groups is empty: a hierarchy needs at least one scale")
+        for coarse, fine in zip(self.scales, self.scales[1:], strict=False):
+            if coarse.downsample != 2 * fine.downsample:
+                raise ValueError(
+                    "scales are listed coarsest first, each at twice the resolution of the one "
+                    f"before, got downsample {coarse.downsample} before {fine.downsample}"
+                )
+
+    @classmethod
+    def doubling(
+        cls,
+        *,
+        channels: int,
+        num_groups: Sequence[int],
+        downsample: int,
+        latent_channels: int,
+        width: float = 1.0,
+        max_groups_per_scale: int | None = None,
+        decoder_channels: int | None = None,
+    ) -> Hierarchy:
+        """Build the published layout: each halving of the resolution doubles the channels.
+
+        Args:
+            channels: channels at full resolution; a scale has ``channels * its downsample``.
+            num_groups: number of groups per scale, coarsest first.
+            downsample: downsample of the finest scale.
+            latent_channels: channels of each latent group.
+            width: factor on the channels, for wider or narrower models of one dataset.
+            max_groups_per_scale: cap on ``num_groups``, for smaller models of one dataset.
+            decoder_channels: as ``channels``, where the decoder's differ.
+
+        Raises:
+            ValueError: if a number is out of range.
+
+        >>> Hierarchy.doubling(channels=32, num_groups=[5, 10], downsample=4, latent_channels=20)
+        ... # doctest: +NORMALIZE_WHITESPACE
+        Hierarchy(scales=(Scale(downsample=8, channels=256, num_groups=5, decoder_channels=None),
+                          Scale(downsample=4, channels=128, num_groups=10, decoder_channels=None)),
+                  latent_channels=20)
+        """
+        _require_int("channels", channels, 1)
+        _require_int("downsample", downsample, 1)
+        for name, value in (("channels", channels), ("decoder_channels", decoder_channels)):
+            if value is not None and (value * width < 1 or value * width % 1):
+                raise ValueError(
+                    f"width times {name} must be a whole number of channels, got {width} * {value}"
+                )
+        if max_groups_per_scale is not None:
+            _require_int("max_groups_per_scale", max_groups_per_scale, 1)
+            num_groups = [min(count, max_groups_per_scale) for count in num_groups]
+        scales = []
+        for height, count in enumerate(reversed(num_groups)):
+            factor = downsample * 2**height
+            scales.append(
+                Scale(
+                    downsample=factor,
+                    channels=int(channels * width) * factor,
+                    num_groups=count,
+                    decoder_channels=(
+                        None
+                        if decoder_channels is None
+                        else int(decoder_channels * width) * factor
+                    ),
+                )
+            )
+        return cls(scales=tuple(reversed(scales)), latent_channels=latent_channels)
+
+    @property
+    def num_groups(self) -> int:
+        """Number of latent groups over all scales."""
+        return sum(scale.num_groups for scale in self.scales)
+
+    @property
+    def groups(self) -> list[tuple[int, Scale]]:
+        """Scale index and scale of every latent group, coarsest first."""
+        return [(k, scale) for k, scale in enumerate(self.scales) for _ in range(scale.num_groups)]
+
+    def check(self, image: Image) -> None:
+        """Raise ValueError if the scales cannot divide ``image``."""
+        coarsest = self.scales[0].downsample
+        if image.padded_size % coarsest:
+            raise ValueError(
+                f"image.size {image.size} (padded to {image.padded_size}) cannot be divided by "
+                f"{coarsest}, as {len(self.scales)} scales with a finest downsample of "
+                f"{self.scales[-1].downsample} need: choose another image.size or image.padding, "
+                "or fewer scales"
+            )

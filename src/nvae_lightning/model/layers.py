@@ -1,0 +1,240 @@
+"""Layers that the residual cells are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+#: Only the batch is held: what channels and resolution a layer gives differs from what it takes.
+FeatureMap = Float[Tensor, "batch _channel _height _width"]
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch normalisation whose running statistics move by 5 % a step (paper, Sec. 3.1.1)."""
+    return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.05)
+
+
+class BatchNormSwish(nn.Module):
+    """Batch normalisation, then swish: ``u * sigmoid(u)``. Source: paper, Sec. 3.1.1."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = batch_norm(channels)
+
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        return F.silu(self.norm(x))
+
+
+class BatchNormELU(nn.Module):
+    """Batch normalisation, then ELU. Source: paper, Table 2, second row."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = batch_norm(channels)
+
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        return F.elu(self.norm(x))
+
+
+class ELUOnly(nn.ELU):
+    """ELU without a normalisation before it. Source: paper, Table 2, first row."""
+
+    def __init__(self, channels: int) -> None:
+        del channels  # part of the constructors' common signature
+        super().__init__()
+
+
+def weight_norm(
+    weight: Float[Tensor, "*stack out in height width"],
+    log_gain: Float[Tensor, "*stack out 1 1 1"],
+) -> Float[Tensor, "*stack out in height width"]:
+    r"""Normalise each filter to a learned norm: :math:`e^{g} W / (\|W\|_2 + 10^{-5})`.
+
+    Source: Salimans & Kingma 2016, with the gain's logarithm as the parameter.
+    """
+    norm = torch.linalg.vector_norm(weight, dim=(-3, -2, -1), keepdim=True)
+    return weight * (log_gain.exp() / (norm + 1e-5))
+
+
+def _initial_log_gain(weight: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(weight.detach(), dim=(1, 2, 3), keepdim=True)
+    return (norm + 1e-2).log()
+
+
+class WeightNormConv2d(nn.Conv2d):
+    """Convolution with weight normalisation; every argument is ``nn.Conv2d``'s.
+
+    The gain starts at the norm of the initial weight plus 0.01.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.log_gain = nn.Parameter(_initial_log_gain(self.weight))
+
+    def unnormalized_weight(self) -> Tensor:
+        """Give the weight before normalisation."""
+        return self.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = weight_norm(self.unnormalized_weight(), self.log_gain)
+        return self._conv_forward(input, weight, self.bias)
+
+
+class DataDependentConv2d(WeightNormConv2d):
+    """Weight-normalised convolution that sets its gain and bias from the first training batch.
+
+    On that batch every output channel gets mean 0 and standard deviation 1. Whether it has been
+    done is part of the state dict, so that a resumed run does not do it again.
+
+    Source: Salimans & Kingma 2016, Eq. 6; the IAF-VAE baseline of the paper's Table 2.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.bias is None:
+            raise ValueError("data-dependent initialisation sets a bias: build it with bias=True")
+        self.initialized = False
+
+    def get_extra_state(self) -> bool:
+        """Whether the initialisation has been done."""
+        return self.initialized
+
+    def set_extra_state(self, state: bool) -> None:
+        """Restore what :meth:`get_extra_state` gave."""
+        self.initialized = state
+
+    @torch.no_grad()
+    def _initialize(self, input: Tensor) -> None:
+        assert self.bias is not None
+        self.log_gain.zero_()
+        self.bias.zero_()
+        output = super().forward(input).float()
+        moments = torch.stack([output.mean((0, 2, 3)), output.square().mean((0, 2, 3))])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Parameters are never synchronised again: all ranks must start from one value.
+            torch.distributed.all_reduce(moments)
+            moments /= torch.distributed.get_world_size()
+        mean, square = moments
+        std = (square - mean.square()).clamp_min(1e-8).sqrt()
+        self.log_gain.copy_(-std.log().view_as(self.log_gain))
+        self.bias.copy_(-mean / std)
+        self.initialized = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and not self.initialized:
+            self._initialize(input)
+        return super().forward(input)
+
+
+class MaskedConv2d(WeightNormConv2d):
+    """Weight-normalised convolution of a masked weight; the norm is that of the masked weight.
+
+    Args:
+        mask: zeros and ones of the weight's shape.
+        args: ``nn.Conv2d``'s.
+        kwargs: ``nn.Conv2d``'s.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Follows from the constructor's arguments, so it is no part of the state dict.
+        self.register_buffer("mask", mask.expand_as(self.weight).contiguous(), persistent=False)
+        self.log_gain = nn.Parameter(_initial_log_gain(self.weight * self.mask))
+
+    def unnormalized_weight(self) -> Tensor:
+        """Give the masked weight."""
+        return self.weight * self.mask
+
+
+def stack_weights(
+    convolutions: Sequence[nn.Conv2d],
+) -> Float[Tensor, "layer out in height width"]:
+    """Weights as used (masked and normalised) of convolutions of one class and shape, stacked.
+
+    One operation for all of them, where asking each in turn would cost several per layer.
+    """
+    weight = torch.stack([convolution.weight for convolution in convolutions])
+    first = convolutions[0]
+    if isinstance(first, MaskedConv2d):
+        weight = weight * torch.stack(
+            [c.mask for c in convolutions if isinstance(c, MaskedConv2d)]
+        )
+    if isinstance(first, WeightNormConv2d):
+        gains = torch.stack([c.log_gain for c in convolutions if isinstance(c, WeightNormConv2d)])
+        weight = weight_norm(weight, gains)
+    return weight
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel-wise gate from the global mean: Linear, ReLU, Linear, sigmoid.
+
+    Source: Hu et al. 2018; the hidden layer has ``max(channels // 16, 4)`` units.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(channels // 16, 4)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.excite = nn.Linear(hidden, channels)
+
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
+        return x * gate[:, :, None, None]
+
+
+class SkipDown(nn.Module):
+    """Skip connection of a down cell: swish, then four strided 1x1 convolutions.
+
+    They look at the four pixels of each 2x2 block and share the output channels, so that no
+    pixel is dropped.
+
+    Raises:
+        ValueError: if there are fewer than four output channels to share.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        if out_channels < 4:
+            raise ValueError(
+                f"a cell that halves the resolution needs at least 4 output channels, "
+                f"got {out_channels}: raise the channels"
+            )
+        quarter = out_channels // 4
+        widths = [quarter, quarter, quarter, out_channels - 3 * quarter]
+        self.parts = nn.ModuleList(
+            WeightNormConv2d(in_channels, width, 1, stride=2) for width in widths
+        )
+
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        x = F.silu(x)
+        shifts = ((0, 0), (1, 1), (0, 1), (1, 0))
+        outputs = [
+            part(x[:, :, dy:, dx:]) for part, (dy, dx) in zip(self.parts, shifts, strict=True)
+        ]
+        return torch.cat(outputs, 1)
+
+
+class SkipUp(nn.Module):
+    """Skip connection of an up cell: bilinear doubling, then a 1x1 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.convolution = WeightNormConv2d(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        return self.convolution(x)
+
+
+def num_halvings(downsample: int) -> int:
+    """Number of factors of two in ``downsample``."""
+    return int(math.log2(downsample))

@@ -1,0 +1,247 @@
+"""Distributions of the pixels given the decoder's output.
+
+A likelihood is a module: built once from the image, its ``forward`` turns the network's raw
+parameters into a distribution.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nvae_lightning.model.hierarchy import Image
+
+Pixels = Float[Tensor, "batch channel height width"]
+
+
+@runtime_checkable
+class PixelDistribution(Protocol):
+    """p(x | z) over images in [0, 1]; everything here is about the true, unpadded pixels."""
+
+    @property
+    def logits(self) -> Tensor:
+        """The network's raw parameters, padding included."""
+        ...
+
+    @property
+    def mean(self) -> Pixels:
+        """Expected image."""
+        ...
+
+    def log_prob(self, image: Pixels) -> Float[Tensor, " batch"]:
+        """Log probability in nats per image."""
+        ...
+
+    def sample(self) -> Pixels:
+        """Draw images."""
+        ...
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """Independent binary pixels.
+
+    Args:
+        logits: log odds of a one, with padding.
+        image: the image they are about.
+    """
+
+    logits: Pixels
+    image: Image
+
+    @property
+    def mean(self) -> Pixels:
+        """Probability of a one."""
+        return torch.sigmoid(self.image.crop(self.logits))
+
+    def log_prob(self, image: Pixels) -> Float[Tensor, " batch"]:
+        """Log probability of binary pixels: the sum of ``x * l - softplus(l)``, nats."""
+        logits = self.image.crop(self.logits)
+        return (image * logits - F.softplus(logits)).flatten(1).sum(1)
+
+    def sample(self) -> Pixels:
+        """Draw zeros and ones."""
+        return torch.bernoulli(self.mean)
+
+
+class Likelihood(nn.Module, ABC):
+    """Base of the likelihoods: raw parameters in, distribution of the pixels out.
+
+    Args:
+        image: what is modelled.
+        num_logits: raw parameters per pixel, the channels of the network's output.
+    """
+
+    def __init__(self, image: Image, num_logits: int) -> None:
+        super().__init__()
+        self.image = image
+        self.num_logits = num_logits
+
+    @abstractmethod
+    def forward(
+        self, logits: Float[Tensor, "batch parameter height width"]
+    ) -> PixelDistribution: ...
+
+
+class BernoulliLikelihood(Likelihood):
+    """Bernoulli likelihood of binary images (dynamically binarised MNIST in the paper).
+
+    Args:
+        image: what is modelled; its ``bits`` must be 1.
+
+    Raises:
+        ValueError: if the image has more than two levels.
+    """
+
+    def __init__(self, image: Image) -> None:
+        if image.bits != 1:
+            raise ValueError(
+                f"a Bernoulli likelihood is for image.bits=1, got {image.bits}: "
+                "choose dataset/likelihood=discretized_logistic_mixture"
+            )
+        super().__init__(image, num_logits=image.channels)
+
+    def forward(self, logits: Pixels) -> Bernoulli:
+        return Bernoulli(logits, self.image)
+
+
+@dataclass(frozen=True)
+class DiscretizedLogisticMixture:
+    r"""Mixture of logistics over the levels of a pixel, its colours coupled autoregressively.
+
+    With pixel values scaled to [-1, 1], half a level :math:`h = 1 / (2^{bits} - 1)` and the
+    mixture component k shared by the colours of a pixel,
+
+    .. math::
+        P(x) = \sum_k \pi_k \prod_c \left[\sigma\!\left(\frac{x_c + h - m_{kc}}{s_{kc}}\right)
+               - \sigma\!\left(\frac{x_c - h - m_{kc}}{s_{kc}}\right)\right]
+
+    where the lowest level reaches down to :math:`-\infty` and the highest up to
+    :math:`\infty`, so that the levels' probabilities sum to one. The means of green and blue
+    are shifted by the colours before them.
+
+    Source: Salimans et al. 2017 (PixelCNN++), Sec. 2; the paper's Table 6 (10 components).
+
+    Args:
+        logits: (batch, components * 10, height, width) for colour: the components' logits, then
+            for each colour its means, log scales and coefficients; components * 3 for grey.
+        image: the image they are about.
+    """
+
+    logits: Float[Tensor, "batch parameter height width"]
+    image: Image
+
+    @property
+    def _parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mixture logits (batch, component, h, w); means, log scales and coefficients.
+
+        The last three are (batch, colour, component, h, w); the coefficients of grey images are 0.
+        """
+        logits = self.image.crop(self.logits)
+        channels = self.image.channels
+        kinds = 3 if channels == 3 else 2
+        num_mixtures = logits.shape[1] // (1 + channels * kinds)
+        mixture = logits[:, :num_mixtures]
+        rest = logits[:, num_mixtures:].unflatten(1, (channels, kinds, num_mixtures))
+        # The lower bound is published; the upper one, where it is flat, keeps gradients finite.
+        means, log_scales = rest[:, :, 0], rest[:, :, 1].clamp(-7.0, 20.0)
+        coefficients = rest[:, :, 2].tanh() if kinds == 3 else torch.zeros_like(means)
+        return mixture, means, log_scales, coefficients
+
+    def log_prob(self, image: Pixels) -> Float[Tensor, " batch"]:
+        """Log probability in nats per image of pixels that lie on the levels of [0, 1]."""
+        mixture, means, log_scales, coefficients = self._parameters
+        x = (2.0 * image - 1.0).unsqueeze(2)
+        if self.image.channels == 3:
+            red, green, _ = x.unbind(1)
+            to_green, to_blue, green_to_blue = coefficients.unbind(1)
+            shifts = [
+                torch.zeros_like(to_green),
+                to_green * red,
+                to_blue * red + green_to_blue * green,
+            ]
+            means = means + torch.stack(shifts, 1)
+        per_channel = self._log_prob_of_levels(x, means, log_scales)
+        per_component = F.log_softmax(mixture, 1) + per_channel.sum(1)
+        return torch.logsumexp(per_component, 1).flatten(1).sum(1)
+
+    def _log_prob_of_levels(self, x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+        top_level = 2**self.image.bits - 1
+        inverse_scale = torch.exp(-log_scales)
+        centred = x - means
+        upper = inverse_scale * (centred + 1.0 / top_level)
+        lower = inverse_scale * (centred - 1.0 / top_level)
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)) holds its digits where
+        # the difference of two sigmoids would vanish.
+        width = (2.0 / top_level) * inverse_scale
+        inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
+        half_a_level = 0.5 / top_level
+        inside = torch.where(x < -1.0 + half_a_level, F.logsigmoid(upper), inside)
+        return torch.where(x > 1.0 - half_a_level, F.logsigmoid(-lower), inside)
+
+    @property
+    def mean(self) -> Pixels:
+        """Expected colours: components averaged first, then coupled and clamped in order."""
+        mixture, means, _, coefficients = self._parameters
+        weights = F.softmax(mixture, 1).unsqueeze(1)
+        return self._couple((weights * means).sum(2), (weights * coefficients).sum(2))
+
+    def sample(self, temperature: float = 1.0) -> Pixels:
+        """Draw images; ``temperature`` scales the logistics and sharpens the choice among them.
+
+        The result is continuous, as published: :meth:`log_prob` wants it rounded to levels.
+        """
+        mixture, means, log_scales, coefficients = self._parameters
+        gumbel = -torch.log(-torch.log(_open_uniform(mixture)))
+        chosen = (mixture + temperature * gumbel).argmax(1)
+        index = chosen[:, None, None]
+        mean = torch.take_along_dim(means, index, 2).squeeze(2)
+        log_scale = torch.take_along_dim(log_scales, index, 2).squeeze(2)
+        coefficient = torch.take_along_dim(coefficients, index, 2).squeeze(2)
+        logistic = torch.logit(_open_uniform(mean))
+        return self._couple(mean + temperature * log_scale.exp() * logistic, coefficient)
+
+    def _couple(self, values: Tensor, coefficients: Tensor) -> Tensor:
+        """Add the colours' dependence on those before them, clamp each, and scale to [0, 1]."""
+        colours = [values[:, 0].clamp(-1.0, 1.0)]
+        if self.image.channels == 3:
+            to_green, to_blue, green_to_blue = coefficients.unbind(1)
+            colours.append((values[:, 1] + to_green * colours[0]).clamp(-1.0, 1.0))
+            blue = values[:, 2] + to_blue * colours[0] + green_to_blue * colours[1]
+            colours.append(blue.clamp(-1.0, 1.0))
+        return 0.5 * torch.stack(colours, 1) + 0.5
+
+
+def _open_uniform(like: Tensor) -> Tensor:
+    """Draw from (0, 1) without the ends, whose logarithms are infinite."""
+    eps = torch.finfo(like.dtype).eps
+    return torch.rand_like(like).clamp(eps, 1.0 - eps)
+
+
+class DiscretizedLogisticMixtureLikelihood(Likelihood):
+    """Discretised mixture of logistics for grey or colour images of 1 to 8 bits.
+
+    Args:
+        image: what is modelled.
+        num_mixtures: number of mixture components.
+
+    Raises:
+        ValueError: if ``num_mixtures`` is below 1.
+    """
+
+    def __init__(self, image: Image, num_mixtures: int = 10) -> None:
+        if num_mixtures < 1:
+            raise ValueError(f"num_mixtures must be at least 1, got {num_mixtures}")
+        parameters_per_mixture = 10 if image.channels == 3 else 3
+        super().__init__(image, num_logits=num_mixtures * parameters_per_mixture)
+
+    def forward(
+        self, logits: Float[Tensor, "batch parameter height width"]
+    ) -> DiscretizedLogisticMixture:
+        return DiscretizedLogisticMixture(logits, self.image)

@@ -1,0 +1,237 @@
+"""The whole model: encoder, decoder and likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nvae_lightning.model.cells import CellConstructor
+from nvae_lightning.model.decoder import Decoder
+from nvae_lightning.model.distributions import Inference, importance_weighted_bound
+from nvae_lightning.model.encoder import Encoder
+from nvae_lightning.model.hierarchy import Hierarchy, Image
+from nvae_lightning.model.layers import FeatureMap
+from nvae_lightning.model.likelihood import Likelihood, PixelDistribution, Pixels
+
+Latents = Sequence[FeatureMap]
+
+
+class NVAE(nn.Module):
+    r"""Deep hierarchical variational autoencoder of images.
+
+    .. math::
+        p(x, z) = p(x | z) \prod_l p(z_l | z_{<l}), \qquad
+        q(z | x) = \prod_l q(z_l | z_{<l}, x)
+
+    Source: Vahdat & Kautz 2020. Groups are listed coarsest first everywhere.
+
+    Args:
+        image: what is modelled.
+        hierarchy: scales and latent groups.
+        encoder_cell: constructor of the bottom-up cells.
+        decoder_cell: constructor of the top-down cells.
+        preprocess_cell: constructor of the cells between image and finest scale.
+        postprocess_cell: constructor of the cells between finest scale and likelihood.
+        likelihood: constructor of p(x | z), given the image.
+        num_encoder_cells: bottom-up cells per group.
+        num_decoder_cells: top-down cells per group.
+        num_preprocess_cells: cells per halving of the resolution before the finest scale.
+        num_postprocess_cells: cells per doubling of the resolution after it.
+        num_flows: pairs of inverse autoregressive flows per group; 0 for none.
+        squeeze_excitation: whether every cell ends in a channel-wise gate (Table 5).
+        residual_posterior: whether posteriors are relative to their priors (Table 4).
+        first_prior_std: standard deviation of the coarsest group's prior; 1.01 in the published
+            weights, whose bounded standard deviation was applied to that group, too.
+
+    Raises:
+        ValueError: if a number is out of range or the scales cannot divide the image.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        hierarchy: Hierarchy,
+        *,
+        encoder_cell: CellConstructor,
+        decoder_cell: CellConstructor,
+        preprocess_cell: CellConstructor,
+        postprocess_cell: CellConstructor,
+        likelihood: Callable[[Image], Likelihood],
+        num_encoder_cells: int = 2,
+        num_decoder_cells: int = 2,
+        num_preprocess_cells: int = 2,
+        num_postprocess_cells: int = 2,
+        num_flows: int = 0,
+        squeeze_excitation: bool = True,
+        residual_posterior: bool = True,
+        first_prior_std: float = 1.0,
+    ) -> None:
+        super().__init__()
+        hierarchy.check(image)
+        for name, value, minimum in (
+            ("num_encoder_cells", num_encoder_cells, 1),
+            ("num_decoder_cells", num_decoder_cells, 1),
+            ("num_preprocess_cells", num_preprocess_cells, 1),
+            ("num_postprocess_cells", num_postprocess_cells, 1),
+            ("num_flows", num_flows, 0),
+        ):
+            if not isinstance(value, int) or value < minimum:
+                raise ValueError(f"model.{name} must be at least {minimum}, got {value!r}")
+        if first_prior_std <= 0.0:
+            raise ValueError(f"model.first_prior_std must be positive, got {first_prior_std}")
+        for name, constructor in (
+            ("model.encoder_cell", encoder_cell),
+            ("model.decoder_cell", decoder_cell),
+            ("model.preprocess_cell", preprocess_cell),
+            ("model.postprocess_cell", postprocess_cell),
+            ("dataset.likelihood", likelihood),
+        ):
+            if not callable(constructor):
+                raise ValueError(
+                    f"{name} must be a constructor, got {constructor!r}: "
+                    f"choose one of the files of conf/, or give _target_ and _partial_: true"
+                )
+        self.image = image
+        self.hierarchy = hierarchy
+        self.likelihood = likelihood(image)
+        gated = {"squeeze_excitation": squeeze_excitation}
+        self.encoder = Encoder(
+            image,
+            hierarchy,
+            cell=partial(encoder_cell, **gated),
+            num_cells_per_group=num_encoder_cells,
+            preprocess_cell=partial(preprocess_cell, **gated),
+            num_preprocess_cells=num_preprocess_cells,
+        )
+        self.decoder = Decoder(
+            image,
+            hierarchy,
+            self.likelihood.num_logits,
+            cell=partial(decoder_cell, **gated),
+            num_cells_per_group=num_decoder_cells,
+            postprocess_cell=partial(postprocess_cell, **gated),
+            num_postprocess_cells=num_postprocess_cells,
+            num_flows=num_flows,
+            residual_posterior=residual_posterior,
+            first_prior_std=first_prior_std,
+        )
+
+    @property
+    def latent_shapes(self) -> list[tuple[int, int, int]]:
+        """(channel, height, width) of every latent group."""
+        sides = [self.image.padded_size // scale.downsample for _, scale in self.hierarchy.groups]
+        return [(self.hierarchy.latent_channels, side, side) for side in sides]
+
+    def forward(self, x: Pixels, noise: Latents | None = None) -> Inference:
+        """Infer the latents of images.
+
+        Args:
+            x: images in [0, 1].
+            noise: one standard-normal tensor per group, drawn if None.
+        """
+        return self._infer(self._features(x), len(x), noise)
+
+    def _features(self, x: Pixels) -> list[FeatureMap]:
+        expected = (self.image.channels, self.image.size, self.image.size)
+        if x.shape[1:] != expected:
+            raise ValueError(
+                f"the model is for images of (channel, height, width) {expected}, "
+                f"got {tuple(x.shape[1:])}"
+            )
+        return self.encoder(self.image.pad(x))
+
+    def _infer(
+        self, features: list[FeatureMap], batch_size: int, noise: Latents | None = None
+    ) -> Inference:
+        self._check_noise(noise, batch_size)
+        latents, logits = self.decoder(batch_size, features=features, noise=noise)
+        return Inference(self.likelihood(logits), latents)
+
+    @torch.no_grad()
+    def sample(
+        self, num_samples: int, temperature: float = 1.0, noise: Latents | None = None
+    ) -> PixelDistribution:
+        """Draw all latents from the prior and return the likelihood of what they show.
+
+        Args:
+            num_samples: number of images.
+            temperature: factor on the standard deviation of every prior.
+            noise: one standard-normal tensor per group, drawn if None.
+
+        Raises:
+            ValueError: if there is nothing to draw or the temperature is negative.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        return self._decode(num_samples, (), temperature, noise)
+
+    def encode(self, x: Pixels) -> list[FeatureMap]:
+        """Draw z of every group from the posterior, coarsest first."""
+        return [latent.z for latent in self(x).latents]
+
+    def decode(
+        self, latents: Latents, temperature: float = 1.0, noise: Latents | None = None
+    ) -> PixelDistribution:
+        """Return the likelihood given z of the first groups; the rest is drawn from the prior.
+
+        Args:
+            latents: z of at least the first group, coarsest first.
+            temperature: factor on the standard deviation of the priors drawn from.
+            noise: one standard-normal tensor per group (given or drawn), drawn if None.
+
+        Raises:
+            ValueError: if there are no or too many latents, or their shapes are wrong.
+        """
+        if not 1 <= len(latents) <= self.hierarchy.num_groups:
+            raise ValueError(
+                f"decode takes z of 1 to {self.hierarchy.num_groups} groups, got {len(latents)}; "
+                "sample() draws them all"
+            )
+        self._check_shapes("z", latents, len(latents[0]))
+        return self._decode(len(latents[0]), latents, temperature, noise)
+
+    def _decode(
+        self, batch_size: int, given: Latents, temperature: float, noise: Latents | None
+    ) -> PixelDistribution:
+        if temperature < 0.0:
+            raise ValueError(f"temperature must not be negative, got {temperature}")
+        self._check_noise(noise, batch_size)
+        _, logits = self.decoder(batch_size, given=given, noise=noise, temperature=temperature)
+        return self.likelihood(logits)
+
+    def _check_noise(self, noise: Latents | None, batch_size: int) -> None:
+        if noise is None:
+            return
+        if len(noise) != self.hierarchy.num_groups:
+            raise ValueError(
+                f"noise must be one tensor for each of {self.hierarchy.num_groups} groups, "
+                f"got {len(noise)}"
+            )
+        self._check_shapes("noise", noise, batch_size)
+
+    def _check_shapes(self, name: str, tensors: Latents, batch_size: int) -> None:
+        for index, (tensor, shape) in enumerate(zip(tensors, self.latent_shapes, strict=False)):
+            if tensor.shape != (batch_size, *shape):
+                raise ValueError(
+                    f"{name} of group {index} must have shape {(batch_size, *shape)}, "
+                    f"got {tuple(tensor.shape)}"
+                )
+
+    @torch.no_grad()
+    def log_likelihood(self, x: Pixels, num_samples: int) -> Float[Tensor, " batch"]:
+        """Estimate log p(x) from below by importance sampling, in nats per image.
+
+        The bottom-up pass is made once and shared by the samples.
+
+        Raises:
+            ValueError: if ``num_samples`` is below 1.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        features = self._features(x)
+        log_weights = [self._infer(features, len(x)).log_weight(x) for _ in range(num_samples)]
+        return importance_weighted_bound(torch.stack(log_weights))

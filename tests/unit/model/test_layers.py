@@ -1,0 +1,95 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nvae_lightning.model.layers import (
+    BatchNormELU,
+    BatchNormSwish,
+    ELUOnly,
+    SkipDown,
+    SkipUp,
+    SqueezeExcitation,
+    batch_norm,
+    num_halvings,
+)
+
+
+def test_running_statistics_move_by_five_percent() -> None:
+    layer = batch_norm(2)
+    x = torch.randn(4, 2, 3, 3) + 7
+    layer(x)
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    torch.testing.assert_close(layer.running_mean, 0.05 * x.mean((0, 2, 3)))
+    torch.testing.assert_close(layer.running_var, 0.95 + 0.05 * x.var((0, 2, 3)))
+
+
+def test_swish_of_a_normalised_batch_is_that_of_the_standardised_batch() -> None:
+    x = 4 * torch.randn(8, 3, 5, 5).double() - 2
+    standard = (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), correction=0)[
+        :, None, None
+    ]
+    expected = standard / (1 + torch.exp(-standard))
+    torch.testing.assert_close(BatchNormSwish(3).double()(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(BatchNormELU(3).double()(x), F.elu(standard), rtol=1e-5, atol=1e-5)
+
+
+def test_elu_without_normalisation_keeps_positive_values() -> None:
+    x = torch.tensor([2.0, -1.0])
+    assert ELUOnly(1)(x).tolist() == pytest.approx([2.0, 0.36787944 - 1.0])
+
+
+def test_gate_scales_whole_channels_by_less_than_one() -> None:
+    layer = SqueezeExcitation(8).double()
+    x = torch.randn(2, 8, 5, 5).double()
+    factor = layer(x) / x
+    torch.testing.assert_close(factor, factor[:, :, :1, :1].expand_as(factor))
+    assert (factor > 0.0).all()
+    assert (factor < 1.0).all()
+
+
+@pytest.mark.parametrize(("channels", "hidden"), [(8, 4), (64, 4), (128, 8), (512, 32)])
+def test_gate_has_a_sixteenth_of_the_channels_as_hidden_units_and_at_least_four(
+    channels: int, hidden: int
+) -> None:
+    assert SqueezeExcitation(channels).squeeze.out_features == hidden
+
+
+@pytest.mark.parametrize("out_channels", [4, 8, 10])
+def test_skip_down_halves_the_sides_and_sees_every_pixel(out_channels: int) -> None:
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    output = SkipDown(4, out_channels)(x)
+    assert output.shape == (2, out_channels, 4, 4)
+    output.square().sum().backward()
+    assert x.grad is not None
+    assert (x.grad != 0).all()
+
+
+def test_each_part_of_skip_down_looks_at_its_own_pixel_of_the_block() -> None:
+    layer = SkipDown(1, 4)
+    x = torch.zeros(1, 1, 2, 2)
+    rest = layer(x)
+    for part, (row, column) in enumerate([(0, 0), (1, 1), (0, 1), (1, 0)]):
+        one = x.clone()
+        one[0, 0, row, column] = 3.0
+        changed = (layer(one) - rest).flatten()
+        assert changed.nonzero().flatten().tolist() == [part]
+
+
+def test_skip_up_doubles_the_sides_and_keeps_the_corners() -> None:
+    layer = SkipUp(3, 3)
+    with torch.no_grad():
+        layer.convolution.weight.copy_(torch.eye(3)[:, :, None, None])
+        layer.convolution.log_gain.zero_()
+    x = torch.randn(2, 3, 4, 4)
+    output = layer(x)
+    assert output.shape == (2, 3, 8, 8)
+    torch.testing.assert_close(output[:, :, ::7, ::7], x[:, :, ::3, ::3], rtol=1e-4, atol=1e-4)
+    # Aligned corners: pixel 1 of 8 lies at 3/7 of the way from pixel 0 to pixel 1 of 4.
+    torch.testing.assert_close(
+        output[:, :, 0, 1], (4 * x[:, :, 0, 0] + 3 * x[:, :, 0, 1]) / 7, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_number_of_halvings_is_the_binary_logarithm() -> None:
+    assert [num_halvings(d) for d in (1, 2, 4, 32)] == [0, 1, 2, 5]
