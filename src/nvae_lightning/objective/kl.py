@@ -1,0 +1,79 @@
+"""KL terms of the loss: warm-up, balancing between groups, and what to watch of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nvae_lightning.model import Hierarchy, Latent
+
+
+def size_factor(hierarchy: Hierarchy, growth: float = 4.0) -> Float[Tensor, " group"]:
+    r"""Size factor of every group, coarsest first: :math:`a_l \propto growth^k / n_k`, minimum 1.
+
+    k is the index of the group's scale (0 the coarsest) and n_k its number of groups. A growth of
+    4 follows the number of latent variables, 2 their side, 1 counts groups alone.
+
+    Source: Vahdat & Kautz 2020, Sec. A; the division by n_k is the published settings'.
+    """
+    factors = torch.tensor([growth**k / scale.num_groups for k, scale in hierarchy.groups])
+    return factors / factors.min()
+
+
+def balancing_factors(
+    rate: Float[Tensor, "group batch"], size_factor: Float[Tensor, " group"]
+) -> Float[Tensor, " group"]:
+    r"""Balancing factors :math:`\gamma_l \propto (E|KL_l| + 0.01) / a_l`, their mean 1.
+
+    No gradient flows through them. A group that is used little is paid little for, so that none
+    is turned off early in training.
+
+    Source: Vahdat & Kautz 2020, Sec. A, which says "proportional" to the size where the authors
+    meant, and used, the inverse.
+    """
+    raw = (rate.detach().abs().mean(1) + 0.01) / size_factor
+    return raw / raw.mean()
+
+
+def balance_kl(
+    rate: Float[Tensor, "group batch"],
+    size_factor: Float[Tensor, " group"] | None,
+    beta: float,
+) -> Float[Tensor, " batch"]:
+    r"""KL term of the loss, nats per image: :math:`\beta \sum_l \gamma_l KL_l`.
+
+    Balancing is part of the warm-up: at ``beta`` = 1 the term is the plain sum.
+
+    Args:
+        rate: KL per group and image.
+        size_factor: of every group; None for no balancing.
+        beta: weight of the KL term.
+    """
+    if beta < 1.0 and size_factor is not None:
+        rate = balancing_factors(rate, size_factor)[:, None] * rate
+    return beta * rate.sum(0)
+
+
+def active_channels(latent: Latent, threshold: float = 0.1) -> Int[Tensor, ""]:
+    """Count the channels whose KL, averaged over batch and space, is above ``threshold`` nats.
+
+    Source: Vahdat & Kautz 2020, footnote 5.
+    """
+    return (latent.kl_map.mean((0, 2, 3)) > threshold).sum()
+
+
+@dataclass(frozen=True)
+class KL:
+    """How the KL of the groups enters the loss.
+
+    Args:
+        beta: weight of the KL term at a step of so many: ``beta(step, total_steps)``.
+        size_factor: size factor of every group of a hierarchy; None for no balancing.
+    """
+
+    beta: Callable[[int, int], float]
+    size_factor: Callable[[Hierarchy], Tensor] | None = None

@@ -1,0 +1,121 @@
+"""Penalties on the weights that keep a deep VAE's KL bounded (paper, Sec. 3.2)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nvae_lightning.model.layers import stack_weights
+
+
+class SpectralPenalty(nn.Module):
+    r"""Sum over all convolutions of the largest singular value of the weight as used.
+
+    .. math::
+        \sum_i u_i^\top W_i v_i
+
+    with W reshaped to (out channels, rest), and u, v from power iteration: many iterations at the
+    first call, a few at each later one, as the vectors persist. They are treated as constants, so
+    the gradient is :math:`u v^\top`. Layers of one class and shape are iterated together.
+
+    The left vectors are buffers: saved, restored, and the same on all ranks.
+
+    Source: Vahdat & Kautz 2020, Sec. 3.2; Yoshida & Miyato 2017.
+
+    Args:
+        model: module whose convolutions are meant; it does not become a submodule.
+        first_iterations: power iterations at the first call.
+        iterations: power iterations at each later call in training.
+    """
+
+    def __init__(self, model: nn.Module, first_iterations: int = 40, iterations: int = 4) -> None:
+        super().__init__()
+        stacks: dict[tuple, list[nn.Conv2d]] = defaultdict(list)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                stacks[(type(module), module.weight.shape)].append(module)
+        self._stacks = list(stacks.values())
+        for index, convolutions in enumerate(self._stacks):
+            vectors = torch.randn(len(convolutions), convolutions[0].out_channels, 1)
+            self.register_buffer(f"left_{index}", F.normalize(vectors, dim=1))
+        self.first_iterations = first_iterations
+        self.iterations = iterations
+        self.converged = False
+
+    def get_extra_state(self) -> bool:
+        """Whether the first call's iterations have been made."""
+        return self.converged
+
+    def set_extra_state(self, state: bool) -> None:
+        """Restore what :meth:`get_extra_state` gave."""
+        self.converged = state
+
+    def forward(self) -> Float[Tensor, ""]:
+        """Estimate the sum and, in training, move the singular vectors."""
+        iterations = self.iterations if self.converged else self.first_iterations
+        total = torch.zeros((), device=self.get_buffer("left_0").device)
+        for index, convolutions in enumerate(self._stacks):
+            weight = stack_weights(convolutions).flatten(2)
+            left = self.get_buffer(f"left_{index}")
+            # Always in float32: 16 bits would lose the small singular vectors' directions.
+            with torch.autocast(weight.device.type, enabled=False):
+                with torch.no_grad():
+                    fixed, new_left = weight.detach(), left
+                    right = fixed.mT @ new_left
+                    for _ in range(iterations):
+                        right = F.normalize(fixed.mT @ new_left, dim=1, eps=1e-3)
+                        new_left = F.normalize(fixed @ right, dim=1, eps=1e-3)
+                    if self.training:
+                        left.copy_(new_left)
+                total = total + (new_left * (weight @ right)).sum()
+        if self.training:
+            self.converged = True
+        return total
+
+
+def bn_scale_penalty(model: nn.Module) -> Float[Tensor, ""]:
+    r"""Sum over all batch normalisations of the largest :math:`|\gamma|`.
+
+    It keeps a small mismatch of running statistics from being amplified in evaluation.
+
+    Source: Vahdat & Kautz 2020, Sec. 3.1.1.
+    """
+    scales = [module.weight for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not scales:
+        return torch.zeros(())
+    return torch.stack([scale.abs().max() for scale in scales]).sum()
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """Which penalties are added to the loss, and how much they weigh.
+
+    Args:
+        weight: λ, in nats per unit of penalty.
+        initial_weight: λ at the start, annealed with β; None for no annealing.
+        spectral: whether convolutions are penalised (Table 5).
+        bn_scale: whether batch normalisations are.
+
+    Raises:
+        ValueError: if a weight is out of range.
+    """
+
+    weight: float
+    initial_weight: float | None = None
+    spectral: bool = True
+    bn_scale: bool = True
+
+    def __post_init__(self) -> None:
+        if self.weight < 0.0:
+            raise ValueError(f"penalty.weight must not be negative, got {self.weight}")
+        if self.initial_weight is not None and min(self.initial_weight, self.weight) <= 0.0:
+            raise ValueError(
+                "penalty.weight and penalty.initial_weight must be positive to be annealed "
+                f"between, got {self.weight} and {self.initial_weight}: "
+                "set penalty.initial_weight=null for no annealing"
+            )

@@ -1,0 +1,87 @@
+"""Schedules: pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+
+
+def kl_warmup(
+    step: int,
+    total_steps: int,
+    *,
+    fraction: float = 0.3,
+    constant_fraction: float = 1e-4,
+    floor: float = 1e-4,
+) -> float:
+    r"""Weight of the KL term: :math:`\beta = clip((s - cT) / (aT), floor, 1)`.
+
+    Source: Vahdat & Kautz 2020, Sec. A.
+
+    Args:
+        step: s, optimiser steps taken.
+        total_steps: T, all steps of the training.
+        fraction: a, share of the training over which it rises.
+        constant_fraction: c, share of the training before the rise begins.
+        floor: its least value.
+
+    >>> kl_warmup(0, 1000), kl_warmup(1000, 1000)
+    (0.0001, 1.0)
+    """
+    rising = (step - constant_fraction * total_steps) / (fraction * total_steps)
+    return max(min(rising, 1.0), floor)
+
+
+def constant(step: int, total_steps: int, *, value: float = 1.0) -> float:
+    """Give one value at every step."""
+    del step, total_steps
+    return value
+
+
+def warmup_cosine(
+    step: int,
+    *,
+    peak: float,
+    final: float,
+    warmup_steps: int,
+    total_steps: int,
+    interval: int = 1,
+) -> float:
+    r"""Learning rate: linear warm-up, then a cosine to ``final``.
+
+    Up to W it is :math:`peak \, s / W`. Then, with p the learning rate of the last step of the
+    warm-up and n counting intervals,
+
+    .. math::
+        final + \tfrac12 (p - final) (1 + \cos(\pi n / (N - 1)))
+
+    The published recipe is the one with an ``interval`` of one epoch.
+
+    Source: Vahdat & Kautz 2020, Sec. A.
+
+    Args:
+        step: s, optimiser steps taken.
+        peak: learning rate that the warm-up leads to.
+        final: learning rate of the last interval.
+        warmup_steps: W; fewer than 2 are none, as their only step would be at 0.
+        total_steps: all steps of the training.
+        interval: steps between two changes of the cosine.
+    """
+    if warmup_steps < 2:
+        warmup_steps = 0
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    if warmup_steps:
+        peak = peak * (warmup_steps - 1) / warmup_steps
+    last = max((total_steps - warmup_steps) // interval - 1, 1)
+    done = min((step - warmup_steps) // interval, last)
+    return final + 0.5 * (peak - final) * (1.0 + math.cos(math.pi * done / last))
+
+
+def annealed_penalty_weight(beta: float, *, initial: float | None, final: float) -> float:
+    r"""Weight of the penalties: :math:`\log\lambda` goes linearly in β from initial to final.
+
+    Source: Vahdat & Kautz 2020, Sec. A. ``initial`` None means ``final`` throughout.
+    """
+    if initial is None:
+        return final
+    return math.exp((1.0 - beta) * math.log(initial) + beta * math.log(final))
