@@ -1,0 +1,90 @@
+"""Samples and reconstructions as PNG files and in W&B."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from nvae_lightning.module import NVAEModule
+
+_LEAST_SIDE = 480
+
+
+def grid(images: Tensor, num_columns: int) -> Tensor:
+    """Lay images out row by row, enlarged by whole pixels until they are fit to be looked at."""
+    canvas = make_grid(images.float().cpu().clamp(0.0, 1.0), nrow=num_columns, padding=1)
+    factor = max(1, -(-_LEAST_SIDE // canvas.shape[-1]))
+    return canvas.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
+
+class Pictures(Callback):
+    """Write ``samples.png`` and ``reconstructions.png`` after every validation and the test.
+
+    Samples are the means of p(x | z). Reconstructions stand to the right of their image. The
+    same noise is used each time, so that pictures of one run can be compared.
+
+    Args:
+        num_images: images per picture.
+        temperature: of the priors that samples are drawn from.
+        seed: of the noise.
+    """
+
+    def __init__(self, num_images: int = 64, temperature: float = 1.0, seed: int = 0) -> None:
+        self.num_images = num_images
+        self.temperature = temperature
+        self.seed = seed
+        self._images: Tensor | None = None
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Tensor,
+        batch_idx: int, dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Keep the first images."""
+        if batch_idx == 0:
+            self._images = batch[: self.num_images // 2]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw, except in the sanity check."""
+        if not trainer.sanity_checking:
+            self._draw(trainer, pl_module)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Tensor,
+        batch_idx: int, dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Keep the first images."""
+        if batch_idx == 0:
+            self._images = batch[: self.num_images // 2]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the finished model's."""
+        self._draw(trainer, pl_module)
+
+    @rank_zero_only
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, NVAEModule)
+        assert self._images is not None
+        model, images = pl_module.model, self._images
+        was_training = model.training
+        model.eval()
+        devices = [images.device] if images.is_cuda else []
+        # The pictures must not shift the random numbers of the training.
+        with torch.random.fork_rng(devices), torch.no_grad():
+            torch.manual_seed(self.seed)
+            samples = model.sample(self.num_images, self.temperature).mean
+            reconstructions = model(images).likelihood.mean
+        model.train(was_training)
+        pairs = torch.stack([images, reconstructions], 1).flatten(0, 1)
+        for name, pictures in (("samples", samples), ("reconstructions", pairs)):
+            picture = to_pil_image(grid(pictures, num_columns=8))
+            picture.save(Path(trainer.default_root_dir) / f"{name}.png")
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"val/{name}", [picture], step=trainer.global_step)

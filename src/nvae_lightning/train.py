@@ -1,0 +1,54 @@
+"""Train, test and picture a model: ``python -m nvae_lightning.train dataset=… model=…``."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, resolve_printed_config
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="train")
+@one_line_errors
+def main(config: DictConfig) -> float:
+    """Run one training as configured and return its test bits per dim, for sweeps."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    config.run_dir = str(run_dir)
+    # Hydra has already put its own files there, which the CSV logger would warn about.
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")
+    seed_everything(config.seed, workers=True, verbose=False)
+
+    datamodule = instantiate(config.dataset.datamodule)
+    # Lightning does this again, but only after the model has been built: missing data is said now.
+    rank_zero_only(datamodule.prepare_data)()
+    module = instantiate(config.module, _convert_="all")
+    if config.compile:
+        module.model.compile()
+    trainer = instantiate(
+        config.trainer,
+        default_root_dir=str(run_dir),
+        callbacks=list(instantiate(config.callbacks).values()),
+        logger=list(instantiate(config.logger).values()),
+        _convert_="all",
+    )
+    resolved = OmegaConf.to_container(config, resolve=True)
+    rank_zero_only(OmegaConf.save)(OmegaConf.create(resolved), run_dir / "config.yaml")
+    for logger in trainer.loggers:
+        logger.log_hyperparams(resolved)
+
+    trainer.fit(module, datamodule, ckpt_path=config.ckpt_path)
+    trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    (metrics,) = trainer.test(module, datamodule, verbose=False)
+    return metrics["test/bpd"]
+
+
+if __name__ == "__main__":
+    resolve_printed_config()
+    main()

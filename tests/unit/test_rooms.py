@@ -1,0 +1,72 @@
+"""What each room of the package may import, so that the model stays free of the rest."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nvae_lightning
+
+ROOT = Path(nvae_lightning.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+CONFIGURATION = ("hydra", "omegaconf")
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Absolute names of all that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            assert node.module is not None
+            if node.module == "nvae_lightning":
+                yield from (f"nvae_lightning.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def _is_within(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _offences(folder: str, allowed: tuple[str, ...]) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for name in _imports(path)
+        if name.partition(".")[0] not in sys.stdlib_module_names and not _is_within(name, allowed)
+    ]
+
+
+@pytest.mark.parametrize("folder", ["model", "objective", "data", "callbacks"])
+def test_room_has_files(folder: str) -> None:
+    assert len(list((ROOT / folder).glob("*.py"))) > 1
+
+
+def test_model_knows_torch_and_itself_only() -> None:
+    assert _offences("model", ("torch", "jaxtyping", "nvae_lightning.model")) == []
+
+
+def test_objective_knows_torch_the_model_and_itself_only() -> None:
+    allowed = ("torch", "jaxtyping", "nvae_lightning.model", "nvae_lightning.objective")
+    assert _offences("objective", allowed) == []
+
+
+def test_data_does_not_know_the_model() -> None:
+    forbidden = ("nvae_lightning.model", "nvae_lightning.objective", "nvae_lightning.module")
+    for path in (ROOT / "data").rglob("*.py"):
+        assert [name for name in _imports(path) if _is_within(name, forbidden)] == []
+
+
+def test_only_the_commands_know_the_configuration() -> None:
+    commands = {ROOT / "cli.py", ROOT / "train.py"}
+    users = {p for p in FILES if any(_is_within(n, CONFIGURATION) for n in _imports(p))}
+    assert users <= commands
+
+
+def test_only_callbacks_know_wandb() -> None:
+    users = [p for p in FILES if any(_is_within(n, ("wandb",)) for n in _imports(p))]
+    assert [p for p in users if p.relative_to(ROOT).parts[0] != "callbacks"] == []
