@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -45,33 +45,37 @@ def _auto_precision() -> str:
 OmegaConf.register_new_resolver("auto_precision", _auto_precision, replace=True)
 
 
-def resolve_printed_config() -> None:
-    """Make ``--cfg job`` print values, as interpolations say nothing to a reader."""
-    if {"--cfg", "-c"} & set(sys.argv) and "job" in sys.argv and "--resolve" not in sys.argv:
-        sys.argv.append("--resolve")
+# As the user has set it: run() sets it, too.
+_SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
-def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Print the errors of a user's settings as one line and exit with 1.
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn errors of a user's settings into one line and exit status 1.
 
     ``HYDRA_FULL_ERROR=1`` shows the traceback instead.
     """
+    try:
+        yield
+    except (
+        ValueError,
+        HydraException,
+        MisconfigurationException,
+        OmegaConfBaseException,
+    ) as error:
+        if _SHOW_TRACEBACKS:
+            raise
+        sys.exit(f"error: {_describe(error)}")
 
-    @functools.wraps(command)
-    def run(config: DictConfig) -> Any:  # noqa: ANN401
-        try:
-            return command(config)
-        except (
-            ValueError,
-            InstantiationException,
-            MisconfigurationException,
-            OmegaConfBaseException,
-        ) as error:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
-                raise
-            sys.exit(f"error: {_describe(error)}")
 
-    return run
+def run(command: Callable[[], Any]) -> None:
+    """Run a Hydra command whose errors, those of composing its config included, are one line."""
+    if {"--cfg", "-c"} & set(sys.argv) and "job" in sys.argv and "--resolve" not in sys.argv:
+        sys.argv.append("--resolve")  # interpolations say nothing to a reader
+    # Hydra then lets every error through to here instead of printing it in its own way.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    with one_line_errors():
+        command()
 
 
 def _describe(error: BaseException) -> str:
@@ -84,4 +88,5 @@ def _describe(error: BaseException) -> str:
         if error.__cause__ is None:
             break
         error = error.__cause__
-    return place + " ".join(str(error).split())
+    message, _, _ = str(error).partition("Config search path:")
+    return place + " ".join(message.split())

@@ -68,8 +68,8 @@ class NVAEModule(LightningModule):
         kl: KL,
         penalty: Penalty,
         optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
-        final_learning_rate: float,
-        warmup_epochs: float,
+        final_learning_rate: int | float,
+        warmup_epochs: int | float,
         num_importance_samples: int = 10,
     ) -> None:
         super().__init__()
@@ -103,6 +103,7 @@ class NVAEModule(LightningModule):
         self.total_steps = int(total_steps)
         optimizer = self.optimizer(self.model.parameters())
         peak = optimizer.param_groups[0]["lr"]
+        self.trainer.fit_loop.setup_data()  # or the number of batches may not be known yet
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         warmup_steps = min(round(self.warmup_epochs * steps_per_epoch), self.total_steps // 10)
 
@@ -122,12 +123,17 @@ class NVAEModule(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def _as_input(self, x: Images) -> Images:
+        # Of the model's number format, and laid out as convolutions are fastest.
+        return x.to(self.dtype, memory_format=torch.channels_last)
+
     def _infer(self, x: Images) -> tuple[Inference, ELBO]:
-        inference = self.model(x.contiguous(memory_format=torch.channels_last))
+        inference = self.model(x)
         return inference, elbo(inference, x)
 
     def training_step(self, x: Images, batch_idx: int) -> Tensor:
         """Loss of one batch, nats per image."""
+        x = self._as_input(x)
         inference, terms = self._infer(x)
         beta = self.kl.beta(self.global_step, self.total_steps)
         weight = annealed_penalty_weight(
@@ -160,14 +166,15 @@ class NVAEModule(LightningModule):
 
     def validation_step(self, x: Images, batch_idx: int) -> None:
         """Log the bound of one batch."""
+        x = self._as_input(x)
         inference, terms = self._infer(x)
         self._log_terms("val", inference, terms)
 
     def test_step(self, x: Images, batch_idx: int) -> None:
         """Log the bound and the importance-weighted log-likelihood of one batch."""
+        x = self._as_input(x)
         inference, terms = self._infer(x)
         self._log_terms("test", inference, terms)
-        x = x.contiguous(memory_format=torch.channels_last)
         nll = -self.model.log_likelihood(x, self.num_importance_samples).mean()
         metrics = {"test/nll": nll, "test/nll_bpd": bits_per_dim(nll, self.model.image.num_dims)}
         self.log_dict(metrics, batch_size=len(x), sync_dist=True)

@@ -8,34 +8,54 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch import seed_everything
+from lightning.pytorch import LightningDataModule, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, resolve_printed_config
+from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, run
+
+
+@rank_zero_only
+def load_data(datamodule: LightningDataModule) -> None:
+    """Load the data, which Lightning does too late: after loggers have begun to write."""
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+
+
+def check_checkpoint(path: str | None, folder: Path) -> None:
+    """Raise ValueError if there is no checkpoint to go on from."""
+    if path == "last" and not any(folder.glob("*.ckpt")):
+        raise ValueError(
+            f"ckpt_path=last: no checkpoint in '{folder}'; "
+            "name the folder of the run to go on with as hydra.run.dir=FOLDER"
+        )
+    if path not in (None, "last") and not Path(path).is_file():
+        raise ValueError(f"ckpt_path: '{path}' does not exist; give a checkpoint file, or last")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="train")
-@one_line_errors
+@one_line_errors()
 def main(config: DictConfig) -> float:
     """Run one training as configured and return its test bits per dim, for sweeps."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     config.run_dir = str(run_dir)
     # Hydra has already put its own files there, which the CSV logger would warn about.
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")
+    # Lightning 2.6's use of a class that torch deprecates: nothing a user could change.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
     seed_everything(config.seed, workers=True, verbose=False)
 
     datamodule = instantiate(config.dataset.datamodule)
-    # Lightning does this again, but only after the model has been built: missing data is said now.
-    rank_zero_only(datamodule.prepare_data)()
+    check_checkpoint(config.ckpt_path, run_dir / "checkpoints")
+    load_data(datamodule)
     module = instantiate(config.module, _convert_="all")
     if config.compile:
         module.model.compile()
     trainer = instantiate(
         config.trainer,
         default_root_dir=str(run_dir),
-        callbacks=list(instantiate(config.callbacks).values()),
-        logger=list(instantiate(config.logger).values()),
+        callbacks=list(instantiate(config.callbacks, _convert_="all").values()),
+        logger=list(instantiate(config.logger, _convert_="all").values()),
         _convert_="all",
     )
     resolved = OmegaConf.to_container(config, resolve=True)
@@ -50,5 +70,4 @@ def main(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    resolve_printed_config()
-    main()
+    run(main)

@@ -152,7 +152,7 @@ class DepthwiseCell(ResidualCell):
         resampling: Resampling = Resampling.SAME,
         *,
         squeeze_excitation: bool = True,
-        expansion: float = 6,
+        expansion: int | float = 6,
         kernel_size: int = 5,
         num_groups: int | None = None,
     ) -> None:

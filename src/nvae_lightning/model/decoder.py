@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nvae_lightning.model.cells import CellConstructor, Resampling
-from nvae_lightning.model.distributions import Latent, Normal, full_precision
+from nvae_lightning.model.distributions import Latent, Normal
 from nvae_lightning.model.flows import FlowPair
 from nvae_lightning.model.hierarchy import Hierarchy, Image
-from nvae_lightning.model.layers import FeatureMap, WeightNormConv2d, num_halvings
+from nvae_lightning.model.layers import FeatureMap, WeightNormConv2d, full_precision, num_halvings
 
 
 class EncoderCombiner(nn.Module):

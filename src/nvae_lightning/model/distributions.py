@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
-def full_precision(x: Tensor) -> Tensor:
-    """Lift 16-bit numbers to float32: distributions are never computed in fewer bits."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 @dataclass(frozen=True)
 class Normal:
     r"""Factorial normal distribution :math:`N(\mu, \sigma^2)`, elementwise.

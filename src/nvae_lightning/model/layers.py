@@ -16,6 +16,11 @@ from torch import Tensor, nn
 FeatureMap = Float[Tensor, "batch _channel _height _width"]
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """Lift 16-bit numbers to float32: distributions are never computed in fewer bits."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def batch_norm(channels: int) -> nn.BatchNorm2d:
     """Batch normalisation whose running statistics move by 5 % a step (paper, Sec. 3.1.1)."""
     return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.05)
@@ -87,6 +92,14 @@ class WeightNormConv2d(nn.Conv2d):
         return self._conv_forward(input, weight, self.bias)
 
 
+def _mean_over_ranks(value: Tensor) -> Tensor:
+    # Parameters are not synchronised after the start: all ranks must set them to one value.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+        value = value / torch.distributed.get_world_size()
+    return value
+
+
 class DataDependentConv2d(WeightNormConv2d):
     """Weight-normalised convolution that sets its gain and bias from the first training batch.
 
@@ -115,14 +128,10 @@ class DataDependentConv2d(WeightNormConv2d):
         assert self.bias is not None
         self.log_gain.zero_()
         self.bias.zero_()
-        output = super().forward(input).float()
-        moments = torch.stack([output.mean((0, 2, 3)), output.square().mean((0, 2, 3))])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Parameters are never synchronised again: all ranks must start from one value.
-            torch.distributed.all_reduce(moments)
-            moments /= torch.distributed.get_world_size()
-        mean, square = moments
-        std = (square - mean.square()).clamp_min(1e-8).sqrt()
+        output = full_precision(super().forward(input))
+        mean = _mean_over_ranks(output.mean((0, 2, 3)))
+        centred = output - mean[:, None, None]
+        std = _mean_over_ranks(centred.square().mean((0, 2, 3))).clamp_min(1e-8).sqrt()
         self.log_gain.copy_(-std.log().view_as(self.log_gain))
         self.bias.copy_(-mean / std)
         self.initialized = True

@@ -41,7 +41,11 @@ class SpectralPenalty(nn.Module):
                 stacks[(type(module), module.weight.shape)].append(module)
         self._stacks = list(stacks.values())
         for index, convolutions in enumerate(self._stacks):
-            vectors = torch.randn(len(convolutions), convolutions[0].out_channels, 1)
+            vectors = (
+                convolutions[0]
+                .weight.new_empty(len(convolutions), convolutions[0].out_channels, 1)
+                .normal_()
+            )
             self.register_buffer(f"left_{index}", F.normalize(vectors, dim=1))
         self.first_iterations = first_iterations
         self.iterations = iterations
@@ -58,7 +62,7 @@ class SpectralPenalty(nn.Module):
     def forward(self) -> Float[Tensor, ""]:
         """Estimate the sum and, in training, move the singular vectors."""
         iterations = self.iterations if self.converged else self.first_iterations
-        total = torch.zeros((), device=self.get_buffer("left_0").device)
+        values = []
         for index, convolutions in enumerate(self._stacks):
             weight = stack_weights(convolutions).flatten(2)
             left = self.get_buffer(f"left_{index}")
@@ -72,10 +76,10 @@ class SpectralPenalty(nn.Module):
                         new_left = F.normalize(fixed @ right, dim=1, eps=1e-3)
                     if self.training:
                         left.copy_(new_left)
-                total = total + (new_left * (weight @ right)).sum()
+                values.append((new_left * (weight @ right)).sum())
         if self.training:
             self.converged = True
-        return total
+        return torch.stack(values).sum()
 
 
 def bn_scale_penalty(model: nn.Module) -> Float[Tensor, ""]:

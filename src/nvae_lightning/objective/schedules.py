@@ -20,15 +20,16 @@ def kl_warmup(
     Args:
         step: s, optimiser steps taken.
         total_steps: T, all steps of the training.
-        fraction: a, share of the training over which it rises.
+        fraction: a, share of the training over which it rises; 0 for no warm-up.
         constant_fraction: c, share of the training before the rise begins.
         floor: its least value.
 
     >>> kl_warmup(0, 1000), kl_warmup(1000, 1000)
     (0.0001, 1.0)
     """
-    rising = (step - constant_fraction * total_steps) / (fraction * total_steps)
-    return max(min(rising, 1.0), floor)
+    rise = fraction * total_steps
+    done = step - constant_fraction * total_steps
+    return max(min(done / rise, 1.0), floor) if rise else 1.0
 
 
 def constant(step: int, total_steps: int, *, value: float = 1.0) -> float:
