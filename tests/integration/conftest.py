@@ -1,0 +1,40 @@
+"""Composing configs in the test's process, and running commands in one of their own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from nvae_lightning.cli import CONFIG_ROOT
+
+Compose = Callable[..., DictConfig]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def compose_config() -> Iterator[Compose]:
+    """Compose train.yaml with overrides."""
+    with initialize_config_dir(str(CONFIG_ROOT / "conf"), version_base="1.3"):
+        yield lambda *overrides: compose("train", list(overrides))
+
+
+@pytest.fixture
+def run_train(tmp_path: Path) -> Run:
+    """Run the training command in an empty folder, quietly and on one thread."""
+
+    def run(*overrides: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "nvae_lightning.train", *overrides],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run

@@ -1,0 +1,178 @@
+"""Every combination of configs composes and builds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from nvae_lightning.cli import CONFIG_ROOT
+from nvae_lightning.model import NVAE
+
+from .conftest import Compose
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_ROOT / "conf" / group).glob("*.yaml"))
+
+
+DATASETS = _options("dataset")
+MODELS = _options("model")
+EXPERIMENTS = sorted(path.stem for path in (CONFIG_ROOT / "experiments").glob("*.yaml"))
+
+
+def _build(config: Any) -> NVAE:
+    with torch.device("meta"):
+        return instantiate(config.model, _convert_="all")
+
+
+def test_groups_have_the_documented_options() -> None:
+    assert set(MODELS) == {"tiny", "small", "base", "large"}
+    assert {"mnist", "cifar10", "imagenet32", "celeba64", "celeba_hq", "ffhq"} < set(DATASETS)
+    assert set(_options("kl")) == {"balanced", "warmup", "constant"}
+    assert set(_options("trainer")) == {"auto", "cpu", "gpu", "ddp", "multinode"}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_model_builds_for_every_dataset(
+    compose_config: Compose, dataset: str, model: str
+) -> None:
+    config = compose_config(f"dataset={dataset}", f"model={model}")
+    nvae = _build(config)
+    recipe = config.dataset.recipe
+    assert len(nvae.hierarchy.scales) == len(recipe.num_groups)
+    assert nvae.image.size == config.dataset.image.size
+    width = {"large": 1.0, "base": 1.0, "small": 0.5}.get(model)
+    if width is not None:
+        assert nvae.encoder.stem.out_channels == recipe.channels * width
+        assert [s.num_groups for s in nvae.hierarchy.scales] == list(recipe.num_groups)
+    num_flows = sum(len(group.flows) for group in nvae.decoder.groups)
+    expected = recipe.num_flows if model == "large" else 0
+    assert num_flows == expected * nvae.hierarchy.num_groups
+
+
+@pytest.mark.parametrize("kl", _options("kl"))
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_kl_weighs_the_groups_of_every_dataset(
+    compose_config: Compose, dataset: str, kl: str
+) -> None:
+    config = compose_config(f"dataset={dataset}", f"kl={kl}")
+    term = instantiate(config.kl, _convert_="all")
+    hierarchy = instantiate(config.model.hierarchy, _convert_="all")
+    assert term.beta(1000, 1000) == 1.0
+    assert term.beta(0, 1000) == (1.0 if kl == "constant" else 1e-4)
+    if kl == "balanced":
+        factors = term.size_factor(hierarchy)
+        assert factors.shape == (hierarchy.num_groups,)
+        assert factors.min() == 1.0
+    else:
+        assert term.size_factor is None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model", "parameters"),
+    [
+        ("mnist", "base", 33_363_134),
+        ("cifar10", "base", 129_215_680),
+        ("cifar10", "large", 130_852_480),
+        ("imagenet32", "large", 268_509_444),
+        ("celeba64", "large", 153_281_364),
+        ("celeba_hq", "large", 330_798_664),
+        ("ffhq", "large", 330_798_664),
+    ],
+)
+def test_published_models_have_the_published_number_of_parameters(
+    compose_config: Compose, dataset: str, model: str, parameters: int
+) -> None:
+    nvae = _build(compose_config(f"dataset={dataset}", f"model={model}"))
+    assert sum(parameter.numel() for parameter in nvae.parameters()) == parameters
+
+
+# Rows of the paper's Table 6.
+TABLE_6 = {
+    "recipe.epochs": (400, 400, 45, 90, 300, 200),
+    "batch_size": (200, 32, 24, 16, 4, 4),
+    "recipe.num_flows": (1, 1, 1, 1, 2, 2),
+    "recipe.num_groups": ([5, 10], [30], [28], [5, 10, 20], [4, 4, 4, 8, 16], [4, 4, 4, 8, 16]),
+    "recipe.latent_channels": (20,) * 6,
+    "recipe.channels": (32, 128, 192, 64, 30, 30),
+    "recipe.num_cells_per_group": (2,) * 6,
+    "recipe.num_preprocess_cells": (3, 2, 2, 2, 2, 2),
+    "recipe.num_postprocess_cells": (3, 2, 2, 2, 2, 2),
+    "recipe.downsample": (4, 2, 2, 2, 2, 2),
+    "recipe.penalty_weight": (0.01, 0.01, 0.01, 0.1, 0.01, 0.1),
+    "recipe.initial_penalty_weight": (None, None, 1.0, None, 1.0, 1.0),
+    "recipe.learning_rate": (1e-2, 1e-2, 1e-2, 1e-2, 1e-2, 8e-3),
+    "recipe.final_learning_rate": (1e-4,) * 6,
+    "recipe.warmup_epochs": (5, 5, 1, 5, 5, 5),
+    "image.bits": (1, 8, 8, 8, 5, 5),
+    "image.size": (28, 32, 32, 64, 256, 256),
+}
+
+
+@pytest.mark.parametrize("row", TABLE_6)
+def test_dataset_configs_hold_table_6(compose_config: Compose, row: str) -> None:
+    datasets = ("mnist", "cifar10", "imagenet32", "celeba64", "celeba_hq", "ffhq")
+    found = tuple(
+        OmegaConf.select(compose_config(f"dataset={dataset}").dataset, row) for dataset in datasets
+    )
+    assert found == TABLE_6[row]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "sides"),
+    [
+        ("mnist", [4, 8]),
+        ("cifar10", [16]),
+        ("celeba64", [8, 16, 32]),
+        ("celeba_hq", [8, 16, 32, 64, 128]),
+    ],
+)
+def test_latents_have_the_published_sides(
+    compose_config: Compose, dataset: str, sides: list[int]
+) -> None:
+    nvae = _build(compose_config(f"dataset={dataset}", "model=large"))
+    assert sorted({shape[1] for shape in nvae.latent_shapes}) == sides
+    assert [shape[1] for shape in nvae.latent_shapes] == sorted(s[1] for s in nvae.latent_shapes)
+
+
+@pytest.mark.parametrize("cell", _options("model/cell"))
+@pytest.mark.parametrize("place", ["encoder", "decoder", "preprocess", "postprocess"])
+def test_every_cell_builds_everywhere(compose_config: Compose, place: str, cell: str) -> None:
+    config = compose_config(f"model/cell@model.{place}_cell={cell}")
+    assert sum(p.numel() for p in _build(config).parameters()) > 0
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_builds(
+    compose_config: Compose, name: str, tmp_path: Path
+) -> None:
+    config = compose_config(f"experiments={name}", "logger=csv", f"run_dir={tmp_path}")
+    with torch.device("meta"):
+        module = instantiate(config.module, _convert_="all")
+    assert module.model.hierarchy.num_groups > 1
+    assert instantiate(config.optimizer)(module.parameters()).defaults["eps"] == 1e-3
+
+
+@pytest.mark.parametrize("trainer", ["auto", "cpu"])
+@pytest.mark.parametrize("logger", ["csv", "tensorboard"])
+def test_trainers_and_loggers_instantiate(
+    compose_config: Compose, trainer: str, logger: str, tmp_path: Path
+) -> None:
+    config = compose_config(f"trainer={trainer}", f"logger={logger}", f"run_dir={tmp_path}")
+    loggers = list(instantiate(config.logger, _convert_="all").values())
+    built = instantiate(config.trainer, logger=loggers, _convert_="all")
+    assert built.max_epochs == config.dataset.recipe.epochs
+    assert len(built.loggers) == len(loggers)
+    assert built.precision == ("32-true" if not torch.cuda.is_available() else built.precision)
+
+
+@pytest.mark.parametrize("penalty", _options("penalty"))
+def test_penalties_say_what_they_weigh(compose_config: Compose, penalty: str) -> None:
+    config = compose_config("dataset=celeba_hq", f"penalty={penalty}")
+    built = instantiate(config.penalty)
+    expected = (0.01, 1.0, True) if penalty == "spectral" else (0.0, None, False)
+    assert (built.weight, built.initial_weight, built.spectral) == expected

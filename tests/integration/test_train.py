@@ -1,0 +1,231 @@
+"""The training command as a user runs it."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from .conftest import Run
+
+SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+QUICK = ("trainer=cpu", "logger=csv", "trainer.log_every_n_steps=1", "hydra.run.dir=run")
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def _column(folder: Path, name: str) -> list[float]:
+    return [float(row[name]) for row in _rows(folder) if row[name]]
+
+
+def test_a_run_leaves_everything_in_its_folder(run_train: Run, tmp_path: Path) -> None:
+    result = run_train(*QUICK, "trainer.max_steps=4", "logger=default")
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "run"
+    for name in ("samples.png", "reconstructions.png", "kl_per_group.png"):
+        with Image.open(run / name) as picture:
+            assert min(picture.size) >= 400
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 10
+    config = OmegaConf.load(run / "config.yaml")
+    assert config.trainer.max_steps == 4
+    assert Path(config.run_dir) == run
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert list((run / "wandb").glob("offline-run-*/*.wandb"))
+    names = set(_rows(run)[0])
+    groups = [f"{group:02d}" for group in range(4)]
+    expected = {
+        *("train/loss", "train/elbo", "train/bpd", "train/distortion", "train/rate"),
+        *("train/beta", "train/penalty_weight", "train/spectral", "train/bn_scale"),
+        *("train/grad_norm", "train/images_per_second", "test/nll", "test/nll_bpd"),
+        *(f"train/kl_balance/{group}" for group in groups),
+        *(f"{stage}/kl_group/{group}" for stage in ("train", "test") for group in groups),
+        *(f"{stage}/active_channels/{group}" for stage in ("train", "test") for group in groups),
+        *(f"test/{name}" for name in ("elbo", "bpd", "distortion", "rate")),
+    }
+    assert expected <= names
+    for name in expected:
+        assert all(math.isfinite(value) for value in _column(run, name)), name
+    assert len(_column(run, "train/loss")) == 4
+    for phrase in ("ELBO", "NLL (10 importance samples)", "active channels", "images a second"):
+        assert phrase in result.stdout
+    assert str(run) in result.stdout
+
+
+def test_logged_terms_add_up(run_train: Run, tmp_path: Path) -> None:
+    result = run_train(*QUICK, "trainer.max_steps=3", "kl=constant")
+    assert result.returncode == 0, result.stderr
+    rows = [row for row in _rows(tmp_path / "run") if row["train/loss"]]
+    assert len(rows) == 3
+    for row in rows:
+        value = {name: float(text) for name, text in row.items() if text}
+        assert value["train/elbo"] == pytest.approx(
+            -(value["train/distortion"] + value["train/rate"])
+        )
+        groups = sum(value[f"train/kl_group/{group:02d}"] for group in range(4))
+        assert value["train/rate"] == pytest.approx(groups, rel=1e-5)
+        assert value["train/bpd"] == pytest.approx(-value["train/elbo"] / (784 * math.log(2)))
+        penalties = value["train/spectral"] + value["train/bn_scale"]
+        assert value["train/loss"] == pytest.approx(
+            -value["train/elbo"] + value["train/penalty_weight"] * penalties, rel=1e-5
+        )
+        assert value["train/beta"] == 1.0
+
+
+def test_training_on_a_folder_of_images_lowers_the_bound(run_train: Run, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for index in range(48):
+        base = generator.integers(40, 200, 3)
+        noise = generator.integers(0, 20, (20, 24, 3))
+        folder = tmp_path / "images" / ("a" if index % 2 else "b")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((base + noise).astype(np.uint8)).save(folder / f"{index}.png")
+    result = run_train(
+        *QUICK, "dataset=image_folder", "dataset.root=images", "dataset.image.size=16",
+        "dataset.batch_size=8", "trainer.max_steps=40",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    bpd = _column(tmp_path / "run", "train/bpd")
+    assert np.mean(bpd[-5:]) < 0.9 * np.mean(bpd[:5])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ("dataset=mnist", "mnist"),
+        ("dataset=image_folder", "cifar10_jpeg", "dataset.image.size=32"),
+    ],
+)
+@pytest.mark.slow
+def test_training_on_real_data_lowers_the_bound(
+    run_train: Run, tmp_path: Path, data: tuple[str, ...]
+) -> None:
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real images are kept beside the checkout, and are not there")
+    dataset, folder, *others = data
+    result = run_train(
+        *QUICK, dataset, f"dataset.root={SHARED_DATA / folder}", *others, "trainer.max_steps=60"
+    )
+    assert result.returncode == 0, result.stderr
+    bpd = _column(tmp_path / "run", "train/bpd")
+    assert np.mean(bpd[-5:]) < 0.8 * np.mean(bpd[:5])
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(run_train: Run, tmp_path: Path) -> None:
+    first = run_train(*QUICK, "trainer.max_steps=3")
+    assert first.returncode == 0, first.stderr
+    second = run_train(*QUICK, "trainer.max_steps=5", "ckpt_path=last")
+    assert second.returncode == 0, second.stderr
+    assert [int(row["step"]) for row in _rows(tmp_path / "run") if row["train/loss"]][-2:] == [
+        3,
+        4,
+    ]
+
+
+def test_a_sweep_keeps_its_jobs_apart(run_train: Run, tmp_path: Path) -> None:
+    result = run_train(
+        "-m", "trainer=cpu", "logger=default", "trainer.max_steps=2", "hydra.sweep.dir=sweep",
+        "experiments=table4", "dataset=mnist_5k", "model=tiny", "model.hierarchy.num_groups=[1,1]",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    for job, residual in ((0, True), (1, False)):
+        folder = tmp_path / "sweep" / str(job)
+        assert OmegaConf.load(folder / "config.yaml").model.residual_posterior is residual
+        assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_the_printed_config_is_resolved(run_train: Run) -> None:
+    result = run_train("dataset=celeba_hq", "model=large", "--cfg", "job")
+    assert result.returncode == 0, result.stderr
+    config = OmegaConf.create(result.stdout)
+    assert "${" not in result.stdout
+    assert config.model.hierarchy.num_groups == [4, 4, 4, 8, 16]
+    assert config.model.hierarchy.channels == 30
+    assert (config.optimizer.lr, config.optimizer.eps) == (1e-2, 1e-3)
+    assert (config.penalty.weight, config.penalty.initial_weight) == (0.01, 1.0)
+    assert config.trainer.max_epochs == 300
+
+
+BAD_SETTINGS = [
+    (["dataset=celeba_hq", "model=large"], ["dataset.root", "celeba_hq", "CelebA HQ"]),
+    (
+        ["dataset=image_folder", "dataset.root=good", "dataset.image.size=27"],
+        ["image.size 27"],
+    ),
+    (["dataset/likelihood=gauss"], ["likelihood/gauss", "discretized_logistic_mixture"]),
+    (["dataset.likelihood=gauss"], ["dataset.likelihood", "'gauss'"]),
+    (["model.hierarchy.num_groups=[0,1]"], ["num_groups", "at least 1", "got 0"]),
+    (["model.hierarchy.num_groups=[]"], ["num_groups", "empty"]),
+    (["dataset.image.bits=9"], ["dataset.image.bits", "9", "from 1 to 8"]),
+    (["dataset.image.bits=2"], ["Bernoulli", "image.bits=1", "got 2"]),
+    (["dataset=image_folder", "dataset.root=nowhere"], ["dataset.root", "nowhere"]),
+    (["dataset=image_folder", "dataset.root=bad"], ["cannot read", "bad.png"]),
+    (["model.num_flows=-1"], ["num_flows", "-1"]),
+    (["dataset.batch_size=4001"], ["dataset.batch_size", "4001", "4000"]),
+    (["dataset=mnist5000"], ["dataset/mnist5000", "mnist_5k"]),
+    (["dataset.rot=data"], ["dataset.rot"]),
+    (["ckpt_path=nowhere.ckpt"], ["ckpt_path", "nowhere.ckpt"]),
+    (["ckpt_path=last"], ["ckpt_path=last", "hydra.run.dir"]),
+    (["penalty.weight=-1"], ["penalty.weight", "-1"]),
+    (["num_importance_samples=0"], ["num_importance_samples", "0"]),
+]
+
+# One process for all of them: starting Python and importing torch takes longer than any.
+DRIVER = """
+import contextlib, io, json, sys
+from nvae_lightning.cli import run
+from nvae_lightning.train import main
+found = []
+for overrides in json.loads(sys.argv[1]):
+    sys.argv = ["train", *overrides]
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            run(main)
+        status = 0
+    except SystemExit as exit:
+        status = exit.code
+    except BaseException as error:
+        status = repr(error)
+    found.append((status, errors.getvalue()))
+print("FOUND" + json.dumps(found))
+"""
+
+
+def test_bad_settings_give_one_line_each(tmp_path: Path) -> None:
+    for folder in ("good", "bad"):
+        (tmp_path / folder).mkdir()
+        for index in range(2):
+            Image.new("L", (16, 16)).save(tmp_path / folder / f"{index}.png")
+    (tmp_path / "bad" / "bad.png").write_bytes(b"\x89PNG, but no more")
+    overrides = [["logger=csv", "trainer=cpu", *settings] for settings, _ in BAD_SETTINGS]
+    result = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(overrides)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.partition("FOUND")[2])
+    for (settings, words), (status, errors) in zip(BAD_SETTINGS, found, strict=True):
+        assert isinstance(status, str), settings
+        assert status.startswith("error: "), (settings, status)
+        assert "\n" not in status
+        assert "Traceback" not in errors
+        for word in words:
+            assert word in status, (settings, status)
+    assert not list(tmp_path.glob("outputs/**/metrics.csv"))
+
+
+def test_an_error_is_one_line_and_exit_status_1(run_train: Run) -> None:
+    result = run_train("dataset=celeba_hq", "model=large")
+    assert result.returncode == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: dataset.root: ")
+    assert "27,000 files" in line
