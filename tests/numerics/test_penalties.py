@@ -94,11 +94,11 @@ def _two_singular_values(ratio: float, **iterations: int) -> SpectralPenalty:
     return penalty
 
 
-def test_first_call_makes_40_iterations_and_each_later_one_4() -> None:
-    ratio = 0.98
+def test_first_call_makes_200_iterations_and_each_later_one_4() -> None:
+    ratio = 0.998
     penalty = _two_singular_values(ratio)
     values = [penalty().item() for _ in range(4)]
-    expected = [_after(n, ratio) for n in (40, 44, 48, 52)]
+    expected = [_after(n, ratio) for n in (200, 204, 208, 212)]
     assert values == pytest.approx(expected, rel=1e-12)
     assert values[0] < values[1] < values[2] < values[3] < 1.0
 

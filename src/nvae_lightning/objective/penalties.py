@@ -29,11 +29,12 @@ class SpectralPenalty(nn.Module):
 
     Args:
         model: module whose convolutions are meant; it does not become a submodule.
-        first_iterations: power iterations at the first call.
+        first_iterations: power iterations at the first call; the published 40 leave the sum as
+            much as 0.3 % below the exact one, these less than 0.1 %.
         iterations: power iterations at each later call in training.
     """
 
-    def __init__(self, model: nn.Module, first_iterations: int = 40, iterations: int = 4) -> None:
+    def __init__(self, model: nn.Module, first_iterations: int = 200, iterations: int = 4) -> None:
         super().__init__()
         stacks: dict[tuple, list[nn.Conv2d]] = defaultdict(list)
         for module in model.modules():
