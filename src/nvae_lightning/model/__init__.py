@@ -13,6 +13,7 @@ from nvae_lightning.model.likelihood import (
     BernoulliLikelihood,
     DiscretizedLogisticMixtureLikelihood,
     Likelihood,
+    NormalLikelihood,
     PixelDistribution,
 )
 from nvae_lightning.model.nvae import NVAE
@@ -29,6 +30,7 @@ __all__ = [
     "Latent",
     "Likelihood",
     "Normal",
+    "NormalLikelihood",
     "PixelDistribution",
     "RegularCell",
     "Resampling",

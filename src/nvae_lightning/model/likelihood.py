@@ -6,6 +6,7 @@ parameters into a distribution.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nvae_lightning.model.distributions import Normal
 from nvae_lightning.model.hierarchy import Image
 
 Pixels = Float[Tensor, "batch channel height width"]
@@ -132,10 +134,14 @@ class DiscretizedLogisticMixture:
         logits: (batch, components * 10, height, width) for colour: the components' logits, then
             for each colour its means, log scales and coefficients; components * 3 for grey.
         image: the image they are about.
+        published_tails: see :class:`DiscretizedLogisticMixtureLikelihood`.
+        published_temperature: see there.
     """
 
     logits: Float[Tensor, "batch parameter height width"]
     image: Image
+    published_tails: bool = False
+    published_temperature: bool = False
 
     @property
     def _parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -177,6 +183,17 @@ class DiscretizedLogisticMixture:
         centred = x - means
         upper = inverse_scale * (centred + 1.0 / top_level)
         lower = inverse_scale * (centred - 1.0 / top_level)
+        if self.published_tails:
+            middle = inverse_scale * centred
+            log_density = middle - log_scales - 2.0 * F.softplus(middle)
+            difference = torch.sigmoid(upper) - torch.sigmoid(lower)
+            inside = torch.where(
+                difference > 1e-5,
+                difference.clamp_min(1e-10).log(),
+                log_density - math.log(top_level / 2),
+            )
+            inside = torch.where(x < -0.999, F.logsigmoid(upper), inside)
+            return torch.where(x > 0.99, F.logsigmoid(-lower), inside)
         # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)) holds its digits where
         # the difference of two sigmoids would vanish.
         width = (2.0 / top_level) * inverse_scale
@@ -195,8 +212,18 @@ class DiscretizedLogisticMixture:
     def sample(self, temperature: float = 1.0) -> Pixels:
         """Draw images; ``temperature`` scales the logistics and sharpens the choice among them.
 
-        The result is continuous, as published: :meth:`log_prob` wants it rounded to levels.
+        The result is continuous, as published: :meth:`log_prob` wants it rounded to levels, and
+        couples colours by their rounded values where this does it by the unrounded ones.
+
+        Raises:
+            ValueError: if the published form is asked for a temperature of 0.
         """
+        if self.published_temperature and temperature <= 0.0:
+            raise ValueError(
+                f"temperature must be positive where the scale is divided by it, got "
+                f"{temperature}: build the likelihood with published_temperature=False"
+            )
+        width = 1.0 / temperature if self.published_temperature else temperature
         mixture, means, log_scales, coefficients = self._parameters
         gumbel = -torch.log(-torch.log(_open_uniform(mixture)))
         chosen = (mixture + temperature * gumbel).argmax(1)
@@ -205,7 +232,7 @@ class DiscretizedLogisticMixture:
         log_scale = torch.take_along_dim(log_scales, index, 2).squeeze(2)
         coefficient = torch.take_along_dim(coefficients, index, 2).squeeze(2)
         logistic = torch.logit(_open_uniform(mean))
-        return self._couple(mean + temperature * log_scale.exp() * logistic, coefficient)
+        return self._couple(mean + width * log_scale.exp() * logistic, coefficient)
 
     def _couple(self, values: Tensor, coefficients: Tensor) -> Tensor:
         """Add the colours' dependence on those before them, clamp each, and scale to [0, 1]."""
@@ -230,18 +257,81 @@ class DiscretizedLogisticMixtureLikelihood(Likelihood):
     Args:
         image: what is modelled.
         num_mixtures: number of mixture components.
+        published_tails: whether probabilities are those that the published weights were trained
+            and reported with: the upper tail begins at 0.99 on the [-1, 1] scale, which at 8 bits
+            gives it to level 254, too, so that the levels' probabilities sum to more than 1
+            (bright images look likelier than they are); and below 1e-5 a probability is taken
+            from the density.
+        published_temperature: whether sampling divides the logistics' scale by the temperature,
+            as the published code does, so that temperatures below 1 give *noisier* pixels.
 
     Raises:
         ValueError: if ``num_mixtures`` is below 1.
     """
 
-    def __init__(self, image: Image, num_mixtures: int = 10) -> None:
+    def __init__(
+        self,
+        image: Image,
+        num_mixtures: int = 10,
+        *,
+        published_tails: bool = False,
+        published_temperature: bool = False,
+    ) -> None:
         if num_mixtures < 1:
             raise ValueError(f"num_mixtures must be at least 1, got {num_mixtures}")
         parameters_per_mixture = 10 if image.channels == 3 else 3
         super().__init__(image, num_logits=num_mixtures * parameters_per_mixture)
+        self.published_tails = published_tails
+        self.published_temperature = published_temperature
 
     def forward(
         self, logits: Float[Tensor, "batch parameter height width"]
     ) -> DiscretizedLogisticMixture:
-        return DiscretizedLogisticMixture(logits, self.image)
+        return DiscretizedLogisticMixture(
+            logits, self.image, self.published_tails, self.published_temperature
+        )
+
+
+@dataclass(frozen=True)
+class NormalPixels:
+    """Independent normal distributions of pixel values scaled to [-1, 1].
+
+    Args:
+        logits: raw means, then raw log standard deviations, with padding; bounded by
+            :meth:`Normal.soft_clamped`.
+        image: the image they are about.
+    """
+
+    logits: Float[Tensor, "batch parameter height width"]
+    image: Image
+
+    @property
+    def _normal(self) -> Normal:
+        return Normal.soft_clamped(*self.image.crop(self.logits).chunk(2, 1))
+
+    @property
+    def mean(self) -> Pixels:
+        """Means of the pixels, clamped to [0, 1]."""
+        return (0.5 * self._normal.mean + 0.5).clamp(0.0, 1.0)
+
+    def log_prob(self, image: Pixels) -> Float[Tensor, " batch"]:
+        """Log *density* on the [-1, 1] scale, nats per image: no probability, so no bits."""
+        return self._normal.log_prob(2.0 * image - 1.0).flatten(1).sum(1)
+
+    def sample(self, temperature: float = 1.0) -> Pixels:
+        """Draw images, clamped to [0, 1]; ``temperature`` scales the standard deviation."""
+        return (0.5 * self._normal.tempered(temperature).sample() + 0.5).clamp(0.0, 1.0)
+
+
+class NormalLikelihood(Likelihood):
+    """Normal likelihood: what published settings of one mixture component mean.
+
+    Args:
+        image: what is modelled.
+    """
+
+    def __init__(self, image: Image) -> None:
+        super().__init__(image, num_logits=2 * image.channels)
+
+    def forward(self, logits: Float[Tensor, "batch parameter height width"]) -> NormalPixels:
+        return NormalPixels(logits, self.image)

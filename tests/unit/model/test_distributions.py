@@ -10,7 +10,7 @@ from nvae_lightning.model import (
     Latent,
     Normal,
 )
-from nvae_lightning.model.distributions import full_precision
+from nvae_lightning.model.layers import full_precision
 
 SHAPE = (3, 2, 4, 4)
 

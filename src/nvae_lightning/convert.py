@@ -1,0 +1,38 @@
+"""Convert published weights: ``python -m nvae_lightning.convert checkpoint=… output=…``."""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from nvae_lightning.cli import CONFIG_ROOT, run
+from nvae_lightning.model import NVAE, DiscretizedLogisticMixtureLikelihood
+from nvae_lightning.published import convert_published
+
+
+def kept_numerics(model: NVAE) -> list[str]:
+    """Name the options by which the model differs from one of our own, and what they do."""
+    kept = ["first_prior_std=1.01: the coarsest group's prior is N(0, 1.01²)"]
+    if isinstance(model.likelihood, DiscretizedLogisticMixtureLikelihood):
+        if model.image.bits == 8:
+            kept.append("published_tails=true: level 254 has the upper tail's probability, too")
+        else:
+            kept.append("published_tails=true: next to the correct form below 8 bits")
+        kept.append(
+            "published_temperature=true: sampling divides pixels' scale by the temperature"
+        )
+    return kept
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="convert")
+def main(config: DictConfig) -> None:
+    """Write one published checkpoint as safetensors and config.json."""
+    model = convert_published(
+        config.checkpoint, config.output, lightning_checkpoint=config.lightning_checkpoint
+    )
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters in '{config.output}'")
+    print("Kept as the weights were trained:", *kept_numerics(model), sep="\n  ")
+
+
+if __name__ == "__main__":
+    run(main)
