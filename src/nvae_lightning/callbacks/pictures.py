@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -40,15 +41,14 @@ class Pictures(Callback):
         self.num_images = num_images
         self.temperature = temperature
         self.seed = seed
-        self._images: Tensor | None = None
+        self._images: list[Tensor] = []
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Tensor,
         batch_idx: int, dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Keep the first images."""
-        if batch_idx == 0:
-            self._images = batch[: self.num_images // 2]
+        """Keep a few images."""
+        self._keep(batch, batch_idx, trainer.num_val_batches[dataloader_idx])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw, except in the sanity check."""
@@ -59,19 +59,26 @@ class Pictures(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Tensor,
         batch_idx: int, dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Keep the first images."""
-        if batch_idx == 0:
-            self._images = batch[: self.num_images // 2]
+        """Keep a few images."""
+        self._keep(batch, batch_idx, trainer.num_test_batches[dataloader_idx])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the finished model's."""
         self._draw(trainer, pl_module)
 
+    def _keep(self, batch: Tensor, batch_idx: int, num_batches: int | float) -> None:
+        """Take images from all over the split, which may be sorted by class."""
+        if batch_idx == 0:
+            self._images = []
+        num_wanted = self.num_images // 2
+        if len(self._images) < num_wanted:
+            self._images += batch[: math.ceil(num_wanted / num_batches)].unbind()
+
     @rank_zero_only
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, NVAEModule)
-        assert self._images is not None
-        model, images = pl_module.model, self._images
+        model = pl_module.model
+        images = torch.stack(self._images[: self.num_images // 2]).to(pl_module.dtype)
         was_training = model.training
         model.eval()
         devices = [images.device] if images.is_cuda else []

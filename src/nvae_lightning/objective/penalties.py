@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nvae_lightning.model.layers import stack_weights
 
@@ -90,7 +91,8 @@ def bn_scale_penalty(model: nn.Module) -> Float[Tensor, ""]:
 
     Source: Vahdat & Kautz 2020, Sec. 3.1.1.
     """
-    scales = [module.weight for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    # The base class, as training on several GPUs turns BatchNorm2d into SyncBatchNorm.
+    scales = [module.weight for module in model.modules() if isinstance(module, _BatchNorm)]
     if not scales:
         return torch.zeros(())
     return torch.stack([scale.abs().max() for scale in scales]).sum()
