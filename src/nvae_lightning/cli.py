@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,17 @@ Plugins.instance().register(ExperimentsSearchPath)
 def _auto_precision() -> str:
     if not torch.cuda.is_available():
         return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if native else "16-mixed"
+
+
+def _auto_epochs(max_steps: int, epochs: int) -> int:
+    return -1 if max_steps > 0 else epochs
 
 
 OmegaConf.register_new_resolver("auto_precision", _auto_precision, replace=True)
+OmegaConf.register_new_resolver("auto_epochs", _auto_epochs, replace=True)
+OmegaConf.register_new_resolver("has_gpu", torch.cuda.is_available, replace=True)
 
 
 # As the user has set it: run() sets it, too.
@@ -70,7 +78,9 @@ def one_line_errors() -> Iterator[None]:
 
 def run(command: Callable[[], Any]) -> None:
     """Run a Hydra command whose errors, those of composing its config included, are one line."""
-    if {"--cfg", "-c"} & set(sys.argv) and "job" in sys.argv and "--resolve" not in sys.argv:
+    arguments = " ".join(sys.argv[1:]).replace("=", " ").split()
+    asked = [("--cfg", "job"), ("-c", "job")]
+    if any(pair in asked for pair in pairwise(arguments)) and "--resolve" not in arguments:
         sys.argv.append("--resolve")  # interpolations say nothing to a reader
     # Hydra then lets every error through to here instead of printing it in its own way.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -30,7 +30,7 @@ from nvae_lightning.objective import (
 def is_logging_step(trainer: Trainer, step: int) -> bool:
     """Whether loggers take what is logged at the ``step``-th optimiser step, counted from 1."""
     interval: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-    return interval > 0 and step % interval == 0
+    return interval > 0 and step > 0 and step % interval == 0
 
 
 Images = Float[Tensor, "batch channel height width"]
@@ -103,6 +103,8 @@ class NVAEModule(LightningModule):
         self.total_steps = int(total_steps)
         optimizer = self.optimizer(self.model.parameters())
         peak = optimizer.param_groups[0]["lr"]
+        if peak <= 0.0:
+            raise ValueError(f"optimizer.lr must be positive, got {peak}")
         self.trainer.fit_loop.setup_data()  # or the number of batches may not be known yet
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         warmup_steps = min(round(self.warmup_epochs * steps_per_epoch), self.total_steps // 10)
@@ -115,7 +117,8 @@ class NVAEModule(LightningModule):
                 warmup_steps=warmup_steps,
                 total_steps=self.total_steps,
             )
-            return rate / peak
+            # Which may be another one after a resume with another learning rate.
+            return rate / optimizer.param_groups[0]["initial_lr"]
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {

@@ -61,6 +61,10 @@ def test_the_python_example_runs() -> None:
         assert names[images].shape == (4, 3, 32, 32)
 
 
+def test_no_figure_is_left_to_fill_in() -> None:
+    assert not re.findall(r"\b(?:TODO|TBD|XXX|[A-Z]{7,})\b", README)
+
+
 def test_named_files_and_targets_exist() -> None:
     for path in re.findall(r"\]\((experiments/[^)]+)\)", README):
         assert (ROOT / path).is_file(), path

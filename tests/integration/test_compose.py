@@ -157,6 +157,26 @@ def test_every_experiment_composes_and_builds(
     assert instantiate(config.optimizer)(module.parameters()).defaults["eps"] == 1e-3
 
 
+def test_steps_asked_for_are_not_cut_short_by_the_epochs(compose_config: Compose) -> None:
+    for overrides, epochs in (([], 12), (["trainer.max_steps=5000"], -1)):
+        assert compose_config(*overrides).trainer.max_epochs == epochs
+    both = compose_config("trainer.max_steps=5000", "trainer.max_epochs=3").trainer
+    assert (both.max_steps, both.max_epochs) == (5000, 3)
+
+
+@pytest.mark.parametrize("trainer", ["gpu", "ddp", "multinode"])
+def test_trainers_for_gpus_compose(compose_config: Compose, trainer: str) -> None:
+    config = compose_config(f"trainer={trainer}").trainer
+    assert config.accelerator == "gpu"
+    assert config.strategy == ("auto" if trainer == "gpu" else "ddp")
+    assert config.num_nodes == (2 if trainer == "multinode" else 1)
+
+
+@pytest.mark.parametrize("logger", ["default", "wandb"])
+def test_wandb_is_online_only_if_asked_for(compose_config: Compose, logger: str) -> None:
+    assert compose_config(f"logger={logger}").logger.wandb.offline is (logger == "default")
+
+
 @pytest.mark.parametrize("trainer", ["auto", "cpu"])
 @pytest.mark.parametrize("logger", ["csv", "tensorboard"])
 def test_trainers_and_loggers_instantiate(
@@ -167,7 +187,7 @@ def test_trainers_and_loggers_instantiate(
     built = instantiate(config.trainer, logger=loggers, _convert_="all")
     assert built.max_epochs == config.dataset.recipe.epochs
     assert len(built.loggers) == len(loggers)
-    assert built.precision == ("32-true" if not torch.cuda.is_available() else built.precision)
+    assert (built.precision == "32-true") is (trainer == "cpu" or not torch.cuda.is_available())
 
 
 @pytest.mark.parametrize("penalty", _options("penalty"))

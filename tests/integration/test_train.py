@@ -124,10 +124,35 @@ def test_a_run_goes_on_from_its_last_checkpoint(run_train: Run, tmp_path: Path) 
     assert first.returncode == 0, first.stderr
     second = run_train(*QUICK, "trainer.max_steps=5", "ckpt_path=last")
     assert second.returncode == 0, second.stderr
-    assert [int(row["step"]) for row in _rows(tmp_path / "run") if row["train/loss"]][-2:] == [
-        3,
-        4,
-    ]
+    run = tmp_path / "run"
+    assert [int(row["step"]) for row in _rows(run) if row["train/loss"]] == [3, 4]
+    with (run / "metrics.0.csv").open() as file:
+        before = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert before == [0, 1, 2]
+    assert "trained          2 steps" in second.stdout
+    other = run_train(*QUICK, "model=small", "ckpt_path=run/checkpoints/last.ckpt")
+    assert other.returncode == 1
+    line = "error: ckpt_path=run/checkpoints/last.ckpt: the checkpoint is of another model"
+    assert line in other.stderr
+
+
+def test_accumulation_flows_and_16_bits_go_together(run_train: Run, tmp_path: Path) -> None:
+    result = run_train(
+        *QUICK, "trainer.max_steps=2", "trainer.accumulate_grad_batches=2", "model.num_flows=1",
+        "trainer.precision=bf16-mixed", "+trainer.limit_test_batches=2",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "run"
+    assert sorted({int(row["step"]) for row in _rows(run) if row["train/loss"]}) == [0, 1]
+    assert all(math.isfinite(value) for value in _column(run, "train/loss"))
+    with Image.open(run / "kl_per_group.png") as picture:
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 100
+
+
+def test_a_run_without_a_test_ends_well(run_train: Run, tmp_path: Path) -> None:
+    result = run_train(*QUICK, "trainer.max_steps=1", "+trainer.limit_test_batches=0")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_a_sweep_keeps_its_jobs_apart(run_train: Run, tmp_path: Path) -> None:
@@ -165,13 +190,20 @@ BAD_SETTINGS = [
     (["model.hierarchy.num_groups=[0,1]"], ["num_groups", "at least 1", "got 0"]),
     (["model.hierarchy.num_groups=[]"], ["num_groups", "empty"]),
     (["dataset.image.bits=9"], ["dataset.image.bits", "9", "from 1 to 8"]),
-    (["dataset.image.bits=2"], ["Bernoulli", "image.bits=1", "got 2"]),
+    (
+        ["dataset.image.bits=2", "dataset.datamodule.binarize=false"],
+        ["Bernoulli", "image.bits=1", "got 2"],
+    ),
     (["dataset=image_folder", "dataset.root=nowhere"], ["dataset.root", "nowhere"]),
     (["dataset=image_folder", "dataset.root=bad"], ["cannot read", "bad.png"]),
     (["model.num_flows=-1"], ["num_flows", "-1"]),
     (["dataset.batch_size=4001"], ["dataset.batch_size", "4001", "4000"]),
     (["dataset=mnist5000"], ["dataset/mnist5000", "mnist_5k"]),
     (["dataset.rot=data"], ["dataset.rot"]),
+    (["dataset.image.bits=8"], ["dataset.image.bits", "8", "binarize=false"]),
+    (["optimizer.lr=0"], ["optimizer.lr", "0"]),
+    (["model.hierarchy.num_groups=5"], ["num_groups", "[5]"]),
+    (["callbacks.pictures.num_images=1"], ["callbacks.pictures.num_images", "1"]),
     (["ckpt_path=nowhere.ckpt"], ["ckpt_path", "nowhere.ckpt"]),
     (["ckpt_path=last"], ["ckpt_path=last", "hydra.run.dir"]),
     (["penalty.weight=-1"], ["penalty.weight", "-1"]),

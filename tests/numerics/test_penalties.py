@@ -202,9 +202,9 @@ def test_bn_scale_penalty_without_batch_normalisation_is_zero() -> None:
 
 
 def test_bn_scale_penalty_counts_synchronised_layers() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([0.5, -2.0, 1.0]))
-    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
-    assert isinstance(synchronised[0], nn.SyncBatchNorm)
+    first = nn.BatchNorm2d(3)
+    first.weight = nn.Parameter(torch.tensor([0.5, -2.0, 1.0]))
+    model = nn.Sequential(first, nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    assert isinstance(synchronised.get_submodule("0"), nn.SyncBatchNorm)
     assert bn_scale_penalty(model).item() == bn_scale_penalty(synchronised).item() == 3.0

@@ -35,13 +35,19 @@ class Pictures(Callback):
         num_images: images per picture.
         temperature: of the priors that samples are drawn from.
         seed: of the noise.
+
+    Raises:
+        ValueError: if there are fewer than two images.
     """
 
     def __init__(self, num_images: int = 64, temperature: float = 1.0, seed: int = 0) -> None:
+        if num_images < 2:
+            raise ValueError(f"callbacks.pictures.num_images must be at least 2, got {num_images}")
         self.num_images = num_images
         self.temperature = temperature
         self.seed = seed
         self._images: list[Tensor] = []
+        self._chunk = 1
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Tensor,
@@ -69,9 +75,10 @@ class Pictures(Callback):
     def _keep(self, batch: Tensor, batch_idx: int, num_batches: int | float) -> None:
         """Take images from all over the split, which may be sorted by class."""
         if batch_idx == 0:
-            self._images = []
+            self._images, self._chunk = [], len(batch)
         num_wanted = self.num_images // 2
-        if len(self._images) < num_wanted:
+        stride = max(1, int(num_batches // num_wanted))
+        if batch_idx % stride == 0 and len(self._images) < num_wanted:
             self._images += batch[: math.ceil(num_wanted / num_batches)].unbind()
 
     @rank_zero_only
@@ -85,8 +92,16 @@ class Pictures(Callback):
         # The pictures must not shift the random numbers of the training.
         with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(self.seed)
-            samples = model.sample(self.num_images, self.temperature).mean
-            reconstructions = model(images).likelihood.mean
+            # In chunks of a batch, which is what is known to fit into memory.
+            samples = torch.cat(
+                [
+                    model.sample(min(self._chunk, self.num_images - start), self.temperature).mean
+                    for start in range(0, self.num_images, self._chunk)
+                ]
+            )
+            reconstructions = torch.cat(
+                [model(chunk).likelihood.mean for chunk in images.split(self._chunk)]
+            )
         model.train(was_training)
         pairs = torch.stack([images, reconstructions], 1).flatten(0, 1)
         for name, pictures in (("samples", samples), ("reconstructions", pairs)):

@@ -20,10 +20,12 @@ class Summary(Callback):
         self._started = 0.0
         self._seconds = 0.0
         self._num_images = 0
+        self._first_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._started, self._num_images = time.perf_counter(), 0
+        self._first_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Tensor,
@@ -58,8 +60,9 @@ class Summary(Callback):
         console.print(f"active channels  {sum(map(float, active)):.1f} of {num_channels}")
         if self._seconds:
             speed = self._num_images / self._seconds
+            num_steps = trainer.global_step - self._first_step
             console.print(
-                f"trained          {trainer.global_step} steps in {self._seconds:.0f} s, "
+                f"trained          {num_steps} steps in {self._seconds:.0f} s, "
                 f"{speed:.0f} images a second, validation included"
             )
         console.print(f"everything is in {trainer.default_root_dir}", soft_wrap=True)

@@ -52,7 +52,7 @@ class ImageDataModule(LightningDataModule, ABC):
         batch_size: Images per batch and per device.
         image_size: Height and width of the images.
         channels: 1 (grey) or 3 (colour).
-        bits: Bits kept per pixel channel, 1 to 8. Binarised images have one bit in any case.
+        bits: Bits kept per pixel channel, 1 to 8; 1 if images are binarised.
         binarize: Draw binary pixels with the intensity as their probability, anew at every use.
         flip: Mirror training images left to right with probability 1/2.
         num_workers: Processes that assemble batches; 0 does it in the training process.
@@ -88,6 +88,11 @@ class ImageDataModule(LightningDataModule, ABC):
         _check("dataset.image.size", image_size, whole, "a whole number, at least 1")
         _check("dataset.image.channels", channels, (1, 3), "1 (grey) or 3 (colour)")
         _check("dataset.image.bits", bits, range(1, 9), "a whole number from 1 to 8")
+        if binarize and bits != 1:
+            raise ValueError(
+                f"dataset.image.bits: got {bits}, but binarised images have 1; set "
+                "dataset.image.bits=1, or dataset.datamodule.binarize=false for grey levels"
+            )
         _check(
             "dataset.num_workers", num_workers, range(sys.maxsize), "a whole number, at least 0"
         )

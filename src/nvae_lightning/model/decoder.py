@@ -13,7 +13,7 @@ from nvae_lightning.model.cells import CellConstructor, Resampling
 from nvae_lightning.model.distributions import Latent, Normal
 from nvae_lightning.model.flows import FlowPair
 from nvae_lightning.model.hierarchy import Hierarchy, Image
-from nvae_lightning.model.layers import FeatureMap, WeightNormConv2d, full_precision, num_halvings
+from nvae_lightning.model.layers import FeatureMap, WeightNormConv2d, full_precision
 
 
 class EncoderCombiner(nn.Module):
@@ -67,7 +67,8 @@ class LatentGroup(nn.Module, ABC):
         base = posterior.sample(noise)
         if len(self.flows) == 0:
             return Latent(posterior, prior, z=base)
-        return Latent(posterior, prior, z=full_precision(self.flows(base)), base=base)
+        z = self.flows(base.to(self.combine.convolution.weight.dtype))
+        return Latent(posterior, prior, z=full_precision(z), base=base)
 
 
 class FirstGroup(LatentGroup):
@@ -222,7 +223,7 @@ class Decoder(nn.Module):
                 f"{finest.downsample}, got {channels}"
             )
         cells = []
-        for _ in range(num_halvings(finest.downsample)):
+        for _ in range(finest.num_halvings):
             cells.append(postprocess_cell(channels, channels // 2, Resampling.UP))
             channels //= 2
             cells += [

@@ -6,7 +6,7 @@ from torch import nn
 
 from nvae_lightning.model.cells import CellConstructor, Resampling
 from nvae_lightning.model.hierarchy import Hierarchy, Image
-from nvae_lightning.model.layers import FeatureMap, WeightNormConv2d, num_halvings
+from nvae_lightning.model.layers import FeatureMap, WeightNormConv2d
 
 
 class Encoder(nn.Module):
@@ -45,7 +45,7 @@ class Encoder(nn.Module):
         self.stem = WeightNormConv2d(image.channels, channels, 3, padding=1)
 
         cells: list[nn.Module] = []
-        for _ in range(num_halvings(finest.downsample)):
+        for _ in range(finest.num_halvings):
             cells += [preprocess_cell(channels, channels) for _ in range(num_preprocess_cells - 1)]
             cells.append(preprocess_cell(channels, 2 * channels, Resampling.DOWN))
             channels *= 2

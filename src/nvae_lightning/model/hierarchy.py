@@ -95,6 +95,11 @@ class Scale:
             raise ValueError(f"downsample must be a power of two, got {self.downsample}")
 
     @property
+    def num_halvings(self) -> int:
+        """How many times the resolution is halved on the way from the image."""
+        return self.downsample.bit_length() - 1
+
+    @property
     def top_down_channels(self) -> int:
         """Channels of the decoder's cells."""
         return self.channels if self.decoder_channels is None else self.decoder_channels
@@ -161,6 +166,11 @@ class Hierarchy:
         """
         _require_int("channels", channels, 1)
         _require_int("downsample", downsample, 1)
+        if not isinstance(num_groups, Sequence) or isinstance(num_groups, str):
+            raise ValueError(
+                f"num_groups must be a list, one number per scale, got {num_groups!r}: "
+                f"write [{num_groups}] for one scale"
+            )
         for name, value in (("channels", channels), ("decoder_channels", decoder_channels)):
             if value is not None and (value * width < 1 or value * width % 1):
                 raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -242,8 +241,3 @@ class SkipUp(nn.Module):
     def forward(self, x: FeatureMap) -> FeatureMap:
         x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
         return self.convolution(x)
-
-
-def num_halvings(downsample: int) -> int:
-    """Number of factors of two in ``downsample``."""
-    return int(math.log2(downsample))

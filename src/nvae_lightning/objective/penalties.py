@@ -68,7 +68,7 @@ class SpectralPenalty(nn.Module):
         for index, convolutions in enumerate(self._stacks):
             weight = stack_weights(convolutions).flatten(2)
             left = self.get_buffer(f"left_{index}")
-            # Always in float32: 16 bits would lose the small singular vectors' directions.
+            # Not in the 16 bits of autocast, which would lose the vectors' directions.
             with torch.autocast(weight.device.type, enabled=False):
                 with torch.no_grad():
                     fixed, new_left = weight.detach(), left

@@ -87,9 +87,14 @@ def test_a_batch_becomes_float_levels_on_its_way_to_the_model() -> None:
 
 def test_binarised_batches_hold_zeros_and_ones_only() -> None:
     batch = torch.full((4, 3, 8, 8), 127, dtype=torch.uint8)
-    images = made(binarize=True).on_after_batch_transfer(batch, 0)
+    images = made(binarize=True, bits=1).on_after_batch_transfer(batch, 0)
     assert images.dtype == torch.float32
     assert set(images.unique().tolist()) == {0.0, 1.0}
+
+
+def test_binarised_images_of_several_bits_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"dataset\.image\.bits: got 5"):
+        made(binarize=True, bits=5)
 
 
 @pytest.mark.parametrize(

@@ -133,3 +133,7 @@ def test_scales_that_do_not_divide_the_image_are_refused() -> None:
     hierarchy.check(Image(channels=1, size=6, bits=1, padding=1))
     with pytest.raises(ValueError, match=r"image\.size"):
         hierarchy.check(Image(channels=1, size=6, bits=1))
+
+
+def test_number_of_halvings_is_the_binary_logarithm() -> None:
+    assert [Scale(d, 1, 1).num_halvings for d in (1, 2, 4, 32)] == [0, 1, 2, 5]

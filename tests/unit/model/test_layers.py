@@ -10,7 +10,6 @@ from nvae_lightning.model.layers import (
     SkipUp,
     SqueezeExcitation,
     batch_norm,
-    num_halvings,
 )
 
 
@@ -89,7 +88,3 @@ def test_skip_up_doubles_the_sides_and_keeps_the_corners() -> None:
     torch.testing.assert_close(
         output[:, :, 0, 1], (4 * x[:, :, 0, 0] + 3 * x[:, :, 0, 1]) / 7, rtol=1e-4, atol=1e-4
     )
-
-
-def test_number_of_halvings_is_the_binary_logarithm() -> None:
-    assert [num_halvings(d) for d in (1, 2, 4, 32)] == [0, 1, 2, 5]
