@@ -35,6 +35,7 @@ def check_checkpoint(path: str | None, folder: Path) -> None:
         raise ValueError(f"ckpt_path: '{path}' does not exist; give a checkpoint file, or last")
 
 
+@rank_zero_only
 def set_aside(metrics: Path) -> None:
     """Keep the metrics of the run that is gone on with, which the CSV logger would delete."""
     if metrics.exists():
@@ -48,7 +49,6 @@ def main(config: DictConfig) -> float:
     """Run one training as configured and return its test bits per dim, for sweeps."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     config.run_dir = str(run_dir)
-    set_aside(run_dir / "metrics.csv")
     # Hydra has already put its own files there, which the CSV logger would warn about.
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")
     # Lightning 2.6's use of a class that torch deprecates: nothing a user could change.
@@ -58,6 +58,7 @@ def main(config: DictConfig) -> float:
     datamodule = instantiate(config.dataset.datamodule)
     check_checkpoint(config.ckpt_path, run_dir / "checkpoints")
     load_data(datamodule)
+    set_aside(run_dir / "metrics.csv")
     module = instantiate(config.module, _convert_="all")
     if config.compile:
         module.model.compile()
