@@ -20,7 +20,7 @@ lint: $(VENV)/.dev ## Check style and formatting (ruff)
 	$(BIN)/ruff format --check
 
 types: $(VENV)/.dev ## Check types (pyright)
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 # One thread per worker: more only contend, and sums then have one order.
 test: $(VENV)/.dev ## Run the quick tests; ARGS="-k kl" goes to pytest, WORKERS=4 sets processes
