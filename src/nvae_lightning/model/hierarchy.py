@@ -59,13 +59,18 @@ class Image:
         return self.channels * self.size**2
 
     def pad(self, image: Tensor) -> Tensor:
-        """Surround true pixels by zeros."""
-        return F.pad(image, (self.padding,) * 4)
+        """Surround true pixels by zeros; images that are padded already stay as they are."""
+        return image if self._is_padded(image) else F.pad(image, (self.padding,) * 4)
 
     def crop(self, padded: Tensor) -> Tensor:
-        """Keep the true pixels only; the inverse of :meth:`pad`."""
+        """Keep the true pixels only; images that are not padded stay as they are."""
+        if not self._is_padded(padded):
+            return padded
         stop = self.padding + self.size
         return padded[..., self.padding : stop, self.padding : stop]
+
+    def _is_padded(self, image: Tensor) -> bool:
+        return image.shape[-2:] == (self.padded_size, self.padded_size)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Bernoulli:
     def log_prob(self, image: Pixels) -> Float[Tensor, " batch"]:
         """Log probability of binary pixels: the sum of ``x * l - softplus(l)``, nats."""
         logits = self.image.crop(self.logits)
-        return (image * logits - F.softplus(logits)).flatten(1).sum(1)
+        return (self.image.crop(image) * logits - F.softplus(logits)).flatten(1).sum(1)
 
     def sample(self) -> Pixels:
         """Draw zeros and ones."""
@@ -163,7 +163,7 @@ class DiscretizedLogisticMixture:
     def log_prob(self, image: Pixels) -> Float[Tensor, " batch"]:
         """Log probability in nats per image of pixels that lie on the levels of [0, 1]."""
         mixture, means, log_scales, coefficients = self._parameters
-        x = (2.0 * image - 1.0).unsqueeze(2)
+        x = (2.0 * self.image.crop(image) - 1.0).unsqueeze(2)
         if self.image.channels == 3:
             red, green, _ = x.unbind(1)
             to_green, to_blue, green_to_blue = coefficients.unbind(1)
@@ -316,7 +316,7 @@ class NormalPixels:
 
     def log_prob(self, image: Pixels) -> Float[Tensor, " batch"]:
         """Log *density* on the [-1, 1] scale, nats per image: no probability, so no bits."""
-        return self._normal.log_prob(2.0 * image - 1.0).flatten(1).sum(1)
+        return self._normal.log_prob(2.0 * self.image.crop(image) - 1.0).flatten(1).sum(1)
 
     def sample(self, temperature: float = 1.0) -> Pixels:
         """Draw images, clamped to [0, 1]; ``temperature`` scales the standard deviation."""

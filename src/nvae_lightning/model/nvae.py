@@ -130,19 +130,21 @@ class NVAE(nn.Module):
         """Infer the latents of images.
 
         Args:
-            x: images in [0, 1].
+            x: images in [0, 1]; padding is added unless they have it.
             noise: one standard-normal tensor per group, drawn if None.
         """
         return self._infer(self._features(x), len(x), noise)
 
     def _features(self, x: Pixels) -> list[FeatureMap]:
-        expected = (self.image.channels, self.image.size, self.image.size)
-        if x.shape[1:] != expected:
+        padded = self.image.pad(x)
+        side = self.image.padded_size
+        if padded.shape[1:] != (self.image.channels, side, side):
+            expected = (self.image.channels, self.image.size, self.image.size)
             raise ValueError(
                 f"the model is for images of (channel, height, width) {expected}, "
                 f"got {tuple(x.shape[1:])}"
             )
-        return self.encoder(self.image.pad(x))
+        return self.encoder(padded)
 
     def _infer(
         self, features: list[FeatureMap], batch_size: int, noise: Latents | None = None

@@ -543,3 +543,15 @@ def test_gradients_under_autocast_are_finite(colour_nvae: NVAE) -> None:
         assert parameter.grad is not None, name
         assert parameter.grad.dtype == torch.float32
         assert parameter.grad.isfinite().all(), name
+
+
+def test_images_may_come_padded(grey_nvae: NVAE) -> None:
+    x = torch.bernoulli(torch.full((3, 1, 6, 6), 0.5))
+    noise = [torch.randn(3, *shape) for shape in grey_nvae.latent_shapes]
+    padded = grey_nvae.image.pad(x)
+    assert padded.shape == (3, 1, 8, 8)
+    true, same = grey_nvae(x, noise), grey_nvae(padded, noise)
+    assert torch.equal(true.likelihood.logits, same.likelihood.logits)
+    assert torch.equal(true.log_weight(x), same.log_weight(padded))
+    with pytest.raises(ValueError, match="the model is for images"):
+        grey_nvae(torch.zeros(3, 1, 7, 7))
