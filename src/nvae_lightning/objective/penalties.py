@@ -33,10 +33,18 @@ class SpectralPenalty(nn.Module):
         first_iterations: power iterations at the first call; the published 40 leave the sum as
             much as 0.3 % below the exact one, these less than 0.1 %.
         iterations: power iterations at each later call in training.
+
+    Raises:
+        ValueError: if a number of iterations is below 1.
     """
 
     def __init__(self, model: nn.Module, first_iterations: int = 200, iterations: int = 4) -> None:
         super().__init__()
+        if min(first_iterations, iterations) < 1:
+            raise ValueError(
+                "a singular value takes at least 1 power iteration a call, "
+                f"got {first_iterations} at the first and {iterations} later"
+            )
         stacks: dict[tuple, list[nn.Conv2d]] = defaultdict(list)
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
@@ -71,8 +79,7 @@ class SpectralPenalty(nn.Module):
             # Not in the 16 bits of autocast, which would lose the vectors' directions.
             with torch.autocast(weight.device.type, enabled=False):
                 with torch.no_grad():
-                    fixed, new_left = weight.detach(), left
-                    right = fixed.mT @ new_left
+                    fixed, new_left, right = weight.detach(), left, left
                     for _ in range(iterations):
                         right = F.normalize(fixed.mT @ new_left, dim=1, eps=1e-3)
                         new_left = F.normalize(fixed @ right, dim=1, eps=1e-3)
