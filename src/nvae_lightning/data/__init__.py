@@ -1,12 +1,12 @@
-"""Images for training and testing: one LightningDataModule per kind of source.
+"""Images for training and testing: from any source to batches on the device.
 
-Each gives batches (batch, channel, height, width) of float32 images in [0, 1]. To add a source,
-subclass `ImageDataModule` and implement `load`.
+A source (`sources`) is decoded into memory, or prepared once (`prepare`, `storage`) and memory
+mapped. `ImageDataModule` gives batches (batch, channel, height, width) of float32 images in
+[0, 1]; the settings of a dataset, not its class, say what is cropped, kept and held out.
 """
 
 from nvae_lightning.data.cifar10 import CIFAR10
 from nvae_lightning.data.datamodule import ImageDataModule
-from nvae_lightning.data.image_folder import ImageFolder
 from nvae_lightning.data.mnist import MNIST, MNIST5k
 
-__all__ = ["CIFAR10", "MNIST", "ImageDataModule", "ImageFolder", "MNIST5k"]
+__all__ = ["CIFAR10", "MNIST", "ImageDataModule", "MNIST5k"]

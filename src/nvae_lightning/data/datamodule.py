@@ -1,31 +1,46 @@
-"""What all data sets share: splits held in memory, loaders, and the way to the model's input."""
+"""What all data sets share: splits of bytes, loaders, and the way to the model's input."""
 
+import os
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Container
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from nvae_lightning.data.decode import Decoder
+from nvae_lightning.data.prepare import Outcome, decode_all, prepare
+from nvae_lightning.data.sampler import ResumableLoader, ShardedSampler
+from nvae_lightning.data.sources import HUB_PREFIX, SeededSplit, Splits, Wanted, open_source
+from nvae_lightning.data.storage import (
+    Prepared,
+    is_prepared,
+    open_images,
+    open_prepared,
+    verify,
+)
 from nvae_lightning.data.transforms import binarize, quantize, random_horizontal_flip
 
 Batch = TypeVar("Batch")
 
+_MOST_MEMORY = 4 << 30  # bytes of a data set that is not prepared, in each process
+
 
 class ImageDataset(Dataset[UInt8[Tensor, "channel height width"]]):
-    """Images of one size in one uint8 tensor.
+    """Images of one size, in memory or in a memory map.
 
     Args:
-        images: All images.
+        images: All images. They come out channels last in memory, as convolutions are fastest.
     """
 
-    def __init__(self, images: UInt8[Tensor, "count channel height width"]) -> None:
+    def __init__(self, images: UInt8[np.ndarray, "count height width channel"]) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -34,28 +49,39 @@ class ImageDataset(Dataset[UInt8[Tensor, "channel height width"]]):
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "channel height width"]:
         """Return one image."""
-        return self.images[index]
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> UInt8[Tensor, "batch channel height width"]:
+    def __getitems__(self, indices: Sequence[int]) -> UInt8[Tensor, "batch channel height width"]:
         """Return a batch by one index operation; `DataLoader` prefers this to `__getitem__`."""
-        return self.images[indices]
+        return torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2)
 
 
-class ImageDataModule(LightningDataModule, ABC):
-    """A training and a test split of images, as batches of float32 images in [0, 1].
+class ImageDataModule(LightningDataModule):
+    """Splits of images, as batches of float32 images in [0, 1].
 
-    A subclass says where the images come from by `load`. They stay uint8 in memory and through
-    the loaders; flips and quantisation (or binarisation) follow on the device.
+    `root` holds prepared images, which are memory mapped, or any source of images that
+    `open_source` knows, which are decoded into memory. They stay uint8 there and through the
+    loaders; flips and quantisation (or binarisation) follow on the device.
+
+    A subclass may know another way to its images: see `sources`.
 
     Args:
-        root: Folder that holds the data (``dataset.root``); None where no folder is read.
+        root: Folder of prepared images or any source (``dataset.root``); None where none is read.
         batch_size: Images per batch and per device.
         image_size: Height and width of the images.
         channels: 1 (grey) or 3 (colour).
         bits: Bits kept per pixel channel, 1 to 8; 1 if images are binarised.
         binarize: Draw binary pixels with the intensity as their probability, anew at every use.
         flip: Mirror training images left to right with probability 1/2.
-        num_workers: Processes that assemble batches; 0 does it in the training process.
+        num_workers: Processes that assemble batches; 0 does it in the training process. None
+            takes none for images in memory, and up to four for a memory map.
+        seed: Seed of the order of training images.
+        crop: See `Decoder`.
+        interpolation: See `Decoder`.
+        test_fraction: See `SeededSplit`.
+        split_seed: See `SeededSplit`.
+        counts: Images per split that a source must have, or None for any number.
+        verify: Compare prepared images with their checksum before a training.
         download_hint: How to get the data, for the error that says that they are missing.
 
     Attributes:
@@ -63,7 +89,7 @@ class ImageDataModule(LightningDataModule, ABC):
         num_test_images: Size of the test split, known after any ``setup``.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a setting is out of its range.
     """
 
     num_train_images: int
@@ -79,7 +105,14 @@ class ImageDataModule(LightningDataModule, ABC):
         bits: int,
         binarize: bool = False,
         flip: bool = False,
-        num_workers: int = 0,
+        num_workers: int | None = None,
+        seed: int = 0,
+        crop: Sequence[int] | None = None,
+        interpolation: str = "lanczos",
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+        counts: Mapping[str, int] | None = None,
+        verify: bool = True,
         download_hint: str = "",
     ) -> None:
         super().__init__()
@@ -93,9 +126,9 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"dataset.image.bits: got {bits}, but binarised images have 1; set "
                 "dataset.image.bits=1, or dataset.datamodule.binarize=false for grey levels"
             )
-        _check(
-            "dataset.num_workers", num_workers, range(sys.maxsize), "a whole number, at least 0"
-        )
+        if num_workers is not None:
+            rule = "a whole number, at least 0, or null"
+            _check("dataset.num_workers", num_workers, range(sys.maxsize), rule)
         # Absolute from the start: a command may change its working folder later.
         self.root = None if root is None else Path(root).expanduser().absolute()
         self.batch_size = batch_size
@@ -105,11 +138,14 @@ class ImageDataModule(LightningDataModule, ABC):
         self.binarize = binarize
         self.flip = flip
         self.num_workers = num_workers
+        self.seed = seed
+        self.decoder = Decoder(
+            image_size, channels, None if crop is None else tuple(crop), interpolation
+        )
+        self.split = SeededSplit(test_fraction, split_seed)
+        self.counts = counts
+        self.verify = verify
         self.download_hint = download_hint
-
-    @abstractmethod
-    def load(self, train: bool) -> UInt8[Tensor, "count channel height width"]:
-        """Return all images of the training split (`train`) or of the test split."""
 
     @property
     def folder(self) -> Path:
@@ -125,24 +161,155 @@ class ImageDataModule(LightningDataModule, ABC):
             )
         return self.root
 
+    def sources(self, source: str | Path) -> Splits:
+        """Find the images of a source.
+
+        Raises:
+            ValueError: If there are none, or not as many as there should be.
+        """
+        splits = open_source(source, Wanted(self.image_size, self.split))
+        for name, count in (self.counts or {}).items():
+            found = len(splits.sources.get(name, ()))
+            if found != count:
+                raise ValueError(
+                    f"dataset.counts: {count:,} images are expected in the split '{name}', but "
+                    f"'{source}' has {found:,}; complete it, or set dataset.counts=null to take "
+                    "what is there"
+                )
+        return splits
+
+    def prepare(
+        self, source: str, *, skip_errors: bool = False, overwrite: bool = False
+    ) -> tuple[dict[str, Prepared], list[Outcome]]:
+        """Prepare a source in `root`, by all cores: see `nvae_lightning.data.prepare`.
+
+        Raises:
+            ValueError: If the source has no images as configured, or `root` cannot be written to.
+        """
+        if not source.startswith(HUB_PREFIX):
+            source = str(Path(source).expanduser().absolute())
+        decoder = self.decoder
+        try:
+            splits = self.sources(source)
+        except ValueError as error:
+            raise ValueError(f"source: {error}") from error
+        return prepare(
+            splits,
+            decoder,
+            self.folder,
+            source=source,
+            settings={
+                "image_size": decoder.size,
+                "channels": decoder.channels,
+                "crop": None if decoder.crop is None else list(decoder.crop),
+                "interpolation": decoder.interpolation,
+                "test_fraction": self.split.test_fraction,
+                "split_seed": self.split.seed,
+            },
+            skip_errors=skip_errors,
+            overwrite=overwrite,
+            num_workers=_num_cores() if self.num_workers is None else self.num_workers,
+        )
+
+    def prepare_data(self) -> None:
+        """Look for the images, so that a wrong folder fails before anything is built.
+
+        Raises:
+            ValueError: If they are missing, damaged, or not as configured.
+        """
+        if self.is_prepared:
+            if self.verify:
+                with _of_root():
+                    verify(self.folder, self.prepared)
+        else:
+            _ = self._sources
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `root` holds prepared images."""
+        return self.root is not None and is_prepared(self.root)
+
+    @cached_property
+    def prepared(self) -> dict[str, Prepared]:
+        """What is known of the prepared splits.
+
+        Raises:
+            ValueError: If they are not whole, or prepared for another size or number of channels.
+        """
+        with _of_root():
+            splits = open_prepared(self.folder)
+        wanted = {"dataset.image.size": self.image_size, "dataset.image.channels": self.channels}
+        for known in splits.values():
+            _, side, _, channels = known.shape
+            for (setting, value), found in zip(wanted.items(), (side, channels), strict=True):
+                if value != found:
+                    raise ValueError(
+                        f"{setting}: got {value}, but the images in '{self.folder}' were prepared "
+                        f"with {found}; set {setting}={found}, or prepare '{known.source}' again "
+                        "with another dataset.root=FOLDER"
+                    )
+        return splits
+
+    @cached_property
+    def _sources(self) -> Splits:
+        if not self.folder.exists():
+            remedy = self.download_hint or "set dataset.root to a folder of images"
+            raise ValueError(f"dataset.root: '{self.folder}' does not exist; {remedy}")
+        with _of_root():
+            splits = self.sources(self.folder)
+        num_images = sum(len(source) for source in splits.sources.values())
+        size = num_images * self.image_size**2 * self.channels
+        if size > _MOST_MEMORY:
+            raise ValueError(
+                f"dataset.root: the {num_images:,} images in '{self.folder}' would take "
+                f"{size / 1e9:.1f} GB of memory in every process; prepare them once, with "
+                "python -m nvae_lightning.prepare dataset=NAME source="
+                f"{self.folder} dataset.root=FOLDER, and train with that dataset.root"
+            )
+        return splits
+
+    def images(self, split: str) -> UInt8[np.ndarray, "count height width channel"]:
+        """Return all images of a split, as a memory map or in memory.
+
+        Raises:
+            ValueError: If an image cannot be read.
+        """
+        with _of_root():
+            if self.is_prepared:
+                return open_images(self.folder, self.prepared[split])
+            return decode_all(self._sources.sources[split], self.decoder, _num_cores())
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Names of the splits."""
+        return list(self.prepared if self.is_prepared else self._sources.sources)
+
     @cached_property
     def train_set(self) -> ImageDataset:
         """The training split, loaded at first use."""
-        return self._load_checked(train=True)
+        return ImageDataset(self.images("train"))
+
+    @cached_property
+    def validation_set(self) -> ImageDataset:
+        """The validation split, loaded at first use; where there is none, the test split."""
+        if "validation" not in self.splits:
+            return self.test_set
+        return ImageDataset(self.images("validation"))
 
     @cached_property
     def test_set(self) -> ImageDataset:
         """The test split, loaded at first use."""
-        return self._load_checked(train=False)
+        return ImageDataset(self.images("test"))
 
     def setup(self, stage: str) -> None:
-        """Load the splits that `stage` reads, once: both to fit, else the test split only.
+        """Load the splits that `stage` reads, once: all to fit, else the test split only.
 
         Raises:
-            ValueError: If the data are missing or not of the configured shape.
+            ValueError: If the data are missing or not as configured.
         """
         if stage == "fit":
             self.num_train_images = len(self.train_set)
+            _ = self.validation_set
         self.num_test_images = len(self.test_set)
 
     def train_dataloader(self) -> DataLoader[UInt8[Tensor, "channel height width"]]:
@@ -151,17 +318,11 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: If there are too few images for one batch.
         """
-        if len(self.train_set) < self.batch_size:
-            raise ValueError(
-                f"dataset.batch_size: got {self.batch_size}, but there are only "
-                f"{len(self.train_set)} training images and training takes full batches; "
-                f"set dataset.batch_size={len(self.train_set)} or less"
-            )
         return self._loader(self.train_set, train=True)
 
     def val_dataloader(self) -> DataLoader[UInt8[Tensor, "channel height width"]]:
-        """Return the test split in its order; no dataset here has a third split."""
-        return self._loader(self.test_set, train=False)
+        """Return the validation split in its order, or the test split where there is none."""
+        return self._loader(self.validation_set, train=False)
 
     def test_dataloader(self) -> DataLoader[UInt8[Tensor, "channel height width"]]:
         """Return the test split in its order."""
@@ -170,39 +331,69 @@ class ImageDataModule(LightningDataModule, ABC):
     def on_after_batch_transfer(
         self, batch: UInt8[Tensor, "batch channel height width"], dataloader_idx: int
     ) -> Float[Tensor, "batch channel height width"]:
-        """Flip (in training only), then binarise or quantise, on the batch's device."""
-        if self.flip and self.trainer is not None and self.trainer.training:
+        """Make a batch what the model sees, on the batch's device."""
+        return self.to_input(batch, train=self.trainer is not None and self.trainer.training)
+
+    def to_input(
+        self, batch: UInt8[Tensor, "batch channel height width"], *, train: bool
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Flip (in training only), then binarise or quantise."""
+        if self.flip and train:
             batch = random_horizontal_flip(batch)
         return binarize(batch) if self.binarize else quantize(batch, self.bits)
-
-    def _load_checked(self, train: bool) -> ImageDataset:
-        images = self.load(train)
-        _, channels, height, width = images.shape
-        if channels != self.channels:
-            raise ValueError(
-                f"dataset.image.channels: got {self.channels}, but the images of "
-                f"{type(self).__name__} have {channels}; set dataset.image.channels={channels}"
-            )
-        if (height, width) != (self.image_size, self.image_size):
-            raise ValueError(
-                f"dataset.image.size: got {self.image_size}, but the images of "
-                f"{type(self).__name__} are {height}x{width}; set dataset.image.size={height}"
-            )
-        return ImageDataset(images)
 
     def _loader(
         self, dataset: ImageDataset, train: bool
     ) -> DataLoader[UInt8[Tensor, "channel height width"]]:
-        return DataLoader(
+        num_ranks = 1 if self.trainer is None else self.trainer.world_size
+        needed = self.batch_size * num_ranks if train else num_ranks
+        if len(dataset) < needed:
+            raise ValueError(
+                f"dataset.batch_size: got {self.batch_size} on each of {num_ranks} devices, but "
+                f"there are only {len(dataset)} images and training takes full batches; set "
+                f"dataset.batch_size={len(dataset) // num_ranks} or less"
+                if train
+                else f"trainer.devices: got {num_ranks}, but there are only {len(dataset)} images "
+                f"to evaluate; set trainer.devices={len(dataset)} or less"
+            )
+        sampler = ShardedSampler(
+            len(dataset),
+            batch_size=self.batch_size,
+            train=train,
+            seed=self.seed,
+            rank=0 if self.trainer is None else self.trainer.global_rank,
+            num_ranks=num_ranks,
+        )
+        num_workers = self.num_workers
+        if num_workers is None:
+            num_workers = min(4, _num_cores()) if isinstance(dataset.images, np.memmap) else 0
+        loader = ResumableLoader if train else DataLoader
+        return loader(
             dataset,
             batch_size=self.batch_size,
-            shuffle=train,
+            sampler=sampler,
             drop_last=train,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_already_a_batch,
         )
+
+
+@contextmanager
+def _of_root() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        prefix = "" if message.startswith("dataset.") else "dataset.root: "
+        raise ValueError(f"{prefix}{message}") from error
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # what this process may use, where the system says
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _already_a_batch(batch: Batch) -> Batch:

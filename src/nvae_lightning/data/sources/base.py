@@ -1,0 +1,160 @@
+"""What every source of images gives: splits, each a sequence of named images."""
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+Item = TypeVar("Item")
+
+SPLITS = ("train", "validation", "test")
+
+_SPLIT_NAME = re.compile(r"(train|test|val)(?:ing|id|idation)?(?:[-_]\d+x\d+)?", re.IGNORECASE)
+
+
+class Source(ABC):
+    """Images of one split in a fixed order.
+
+    Objects can be copied to another process; whatever file they read is opened there.
+
+    Args:
+        names: One name per image, to tell them apart in reports.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.names)
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """Return an image, which may not be decoded yet."""
+
+
+class ArraySource(Source):
+    """Images of one size that are in memory already.
+
+    Args:
+        pixels: All images.
+    """
+
+    def __init__(self, pixels: UInt8[np.ndarray, "count height width channel"]) -> None:
+        super().__init__([f"{index:08d}" for index in range(len(pixels))])
+        self.pixels = pixels
+
+    def image(self, index: int) -> Image.Image:
+        """Return an image."""
+        return from_pixels(self.pixels[index])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Images of a source, split for training and testing.
+
+    Args:
+        format: What the source was recognised as.
+        sources: The images by split: ``train`` and ``test``, and perhaps ``validation``.
+    """
+
+    format: str
+    sources: Mapping[str, Source]
+
+
+@dataclass(frozen=True)
+class SeededSplit:
+    """Which images to hold out for testing where a source does not say.
+
+    An image is known by its name without folders and suffix where these are unique, else by its
+    whole path. Those with the smallest SHA-256 of ``seed/name`` are held out: so the draw does not
+    depend on the machine nor on the order of the files, and one image more moves at most one.
+
+    Args:
+        test_fraction: Part of the images that is held out; at least one is, and one is not.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: If the fraction is not between 0 and 1.
+    """
+
+    test_fraction: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(
+                f"dataset.test_fraction: got {self.test_fraction}, but it must lie between 0 and "
+                "1, both excluded; set for example dataset.test_fraction=0.1"
+            )
+
+    def __call__(self, names: Sequence[str]) -> dict[str, list[int]]:
+        """Return the indices of both splits, each in order.
+
+        Raises:
+            ValueError: If there are fewer than two images.
+        """
+        if len(names) < 2:
+            raise ValueError("it holds one image only, but a split takes two; add images")
+        paths = [PurePosixPath(name).with_suffix("") for name in names]
+        stems = [path.name for path in paths]
+        keys = stems if len(set(stems)) == len(stems) else [path.as_posix() for path in paths]
+        digests = [hashlib.sha256(f"{self.seed}/{key}".encode()).digest() for key in keys]
+        order = sorted(range(len(names)), key=digests.__getitem__)
+        num_test = min(max(1, round(self.test_fraction * len(names))), len(names) - 1)
+        return {"train": sorted(order[num_test:]), "test": sorted(order[:num_test])}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """By what a source chooses, where it has to.
+
+    Args:
+        image_size: Side of the images that are to be made of its images.
+        split: How to hold out a test split.
+    """
+
+    image_size: int
+    split: SeededSplit
+
+
+def split_name(name: str) -> str | None:
+    """Return which split a folder, shard or archive of that name holds; None if it does not say.
+
+    >>> split_name("train_32x32"), split_name("valid"), split_name("photos")
+    ('train', 'validation', None)
+    """
+    match = _SPLIT_NAME.fullmatch(name)
+    if match is None:
+        return None
+    return "validation" if match[1].lower() == "val" else match[1].lower()
+
+
+def check_splits(splits: Mapping[str, Item], where: str) -> dict[str, Item]:
+    """Return them in order of `SPLITS`; a validation split without a test split is the latter.
+
+    Raises:
+        ValueError: If there is a training split alone, or none.
+    """
+    found = {name: splits[name] for name in SPLITS if name in splits}
+    if "test" not in found and "validation" in found:
+        found["test"] = found.pop("validation")
+    for present, absent in (("train", "test"), ("test", "train")):
+        if present in found and absent not in found:
+            raise ValueError(
+                f"{where} has a split '{present}' but no split '{absent}'; "
+                f"add '{absent}', or rename '{present}' for a random split"
+            )
+    return found
+
+
+def from_pixels(pixels: UInt8[np.ndarray, "height width channel"]) -> Image.Image:
+    """Return an array as an image, grey if it has one channel."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

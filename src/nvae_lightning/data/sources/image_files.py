@@ -1,0 +1,111 @@
+"""Files of images: in a folder, a zip or a tar, or in one archive per split."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from nvae_lightning.data.sources.base import (
+    Source,
+    Splits,
+    Wanted,
+    check_splits,
+    split_name,
+)
+from nvae_lightning.data.sources.container import Container, open_container
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+)
+
+
+class ImageFiles(Source):
+    """Some image files of a container.
+
+    Args:
+        container: Where they are.
+        names: Their paths in it.
+    """
+
+    def __init__(self, container: Container, names: Sequence[str]) -> None:
+        super().__init__(names)
+        self.container = container
+
+    def image(self, index: int) -> Image.Image:
+        """Return an image."""
+        return Image.open(io.BytesIO(self.container.read(self.names[index])))
+
+
+def find(path: Path, wanted: Wanted) -> Splits | None:
+    """Find the image files of a folder or an archive.
+
+    The folders ``train`` and ``test`` (or ``val``, or ``valid``) are the splits where they exist,
+    or else archives of these names. Otherwise a seeded part of all images is the test split.
+
+    Raises:
+        ValueError: If there is half a split, or an empty one.
+    """
+    container = open_container(path)
+    if container is None:
+        return None
+    names = container.names()
+    archives = _split_archives(path, names)
+    if archives:
+        sources = {name: _all_of(archive) for name, archive in archives.items()}
+        return Splits("archives of images", check_splits(sources, f"'{path}'"))
+    images = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    by_split = _split_folders(path, names)
+    if by_split:
+        chosen = {}
+        for name, folder in check_splits(by_split, f"'{path}'").items():
+            chosen[name] = [image for image in images if image.startswith(f"{folder}/")]
+            if not chosen[name]:
+                raise ValueError(f"no images in '{path / folder}'")
+    elif images:
+        try:
+            chosen = {k: [images[i] for i in v] for k, v in wanted.split(images).items()}
+        except ValueError as error:
+            raise ValueError(f"'{path}': {error}") from error
+    else:
+        return None
+    sources = {name: ImageFiles(container, files) for name, files in chosen.items()}
+    return Splits("image files", sources)
+
+
+def _split_archives(path: Path, names: Sequence[str]) -> dict[str, Path]:
+    if not path.is_dir():
+        return {}
+    archives = {}
+    for name in names:
+        file = PurePosixPath(name)
+        which = split_name(file.stem)
+        if which and file.suffix.lower() in (".zip", ".tar"):
+            archives[which] = path / name
+    return archives
+
+
+def _split_folders(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the folder of each split, at the top or below folders that hold all the rest."""
+    folders = {PurePosixPath(name).parent for name in names}
+    if path.is_dir():  # its empty folders count: an empty split is an error
+        folders |= {PurePosixPath(p.relative_to(path).as_posix()) for p in path.glob("*/")}
+    place = PurePosixPath()
+    while True:
+        depth = len(place.parts)
+        below = {folder.parts[depth] for folder in folders if len(folder.parts) > depth}
+        found = {which: str(place / name) for name in below if (which := split_name(name))}
+        only_one = len(below) == 1 and all(len(folder.parts) > depth for folder in folders)
+        if found or not only_one:
+            return found
+        place = place / below.pop()
+
+
+def _all_of(archive: Path) -> ImageFiles:
+    container = open_container(archive)
+    assert container is not None
+    names = container.names()
+    images = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    if not images:
+        raise ValueError(f"no images in '{archive}'")
+    return ImageFiles(container, images)

@@ -1,0 +1,137 @@
+"""Prepared images: per split one ``.npy`` of bytes, read by memory map, and a small JSON.
+
+A folder holds for each split, say train, ``train.npy`` (count, height, width, channel; uint8),
+``train.json`` (what `Prepared` lists) and ``train.txt`` (where each image came from, a line each).
+The JSON is written last: without it a split is not there.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from nvae_lightning.data.sources import SPLITS
+
+LAYOUT = "count height width channel, uint8"
+_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of a prepared split.
+
+    Args:
+        split: Its name.
+        splits: All splits that were prepared together.
+        shape: Of the array.
+        layout: Meaning and type of the array.
+        sha256: Checksum of the ``.npy``.
+        source: What it was made of.
+        format: What the source was recognised as.
+        settings: The settings that the images depend on.
+        num_converted: Images that had to be converted; ``report.csv`` names them.
+        num_skipped: Images that could not be read; ``report.csv`` names them.
+    """
+
+    split: str
+    splits: list[str]
+    shape: list[int]
+    layout: str
+    sha256: str
+    source: str
+    format: str
+    settings: dict[str, Any]
+    num_converted: int
+    num_skipped: int
+
+    def to_json(self) -> str:
+        """Return the text of the JSON file."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder holds prepared images, whole or not."""
+    return any(is_ours(path) for path in folder.glob("*.json"))
+
+
+def open_prepared(folder: Path) -> dict[str, Prepared]:
+    """Return what is known of each split.
+
+    Raises:
+        ValueError: If a split is missing or has not the size that was written.
+    """
+    found = {path.stem: _read(path) for path in folder.glob("*.json") if is_ours(path)}
+    for known in list(found.values()):
+        for split in known.splits:
+            if split not in found or not (folder / f"{split}.npy").is_file():
+                raise ValueError(
+                    f"the split '{split}' in '{folder}' is missing; give the command that "
+                    "prepared it again, which goes on where it was interrupted"
+                )
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def open_images(folder: Path, known: Prepared) -> UInt8[np.ndarray, "count height width channel"]:
+    """Return the images of a split as a read-only memory map.
+
+    Raises:
+        ValueError: If the file is not what was written.
+    """
+    path = folder / f"{known.split}.npy"
+    try:
+        images = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(_damaged(path, str(error))) from error
+    if list(images.shape) != known.shape or images.dtype != np.uint8:
+        raise ValueError(_damaged(path, f"shape {images.shape} instead of {tuple(known.shape)}"))
+    return images
+
+
+def verify(folder: Path, splits: Mapping[str, Prepared]) -> None:
+    """Compare every split with its checksum.
+
+    Raises:
+        ValueError: If one does not match.
+    """
+    for split, known in splits.items():
+        path = folder / f"{split}.npy"
+        if checksum(path, f"Verifying {split}") != known.sha256:
+            raise ValueError(_damaged(path, "its checksum is not the one that was written"))
+
+
+def checksum(path: Path, description: str) -> str:
+    """Return the SHA-256 of a file, with a progress bar where that takes long."""
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    options = {"unit": "B", "unit_scale": True, "leave": False, "disable": None, "delay": 1.0}
+    with path.open("rb") as file, tqdm(total=size, desc=description, **options) as bar:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
+
+
+def _damaged(path: Path, reason: str) -> str:
+    return f"'{path}' is damaged ({reason}); prepare it again with overwrite=true"
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is the description of a prepared split."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("layout") == LAYOUT
+
+
+def _read(path: Path) -> Prepared:
+    try:
+        return Prepared(**json.loads(path.read_text(encoding="utf-8")))
+    except TypeError as error:
+        raise ValueError(_damaged(path, str(error))) from error

@@ -1,0 +1,55 @@
+"""Look at a dataset as a model will see it: ``python -m nvae_lightning.inspect dataset=…``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, run
+from nvae_lightning.data.overview import draw_overview
+
+NUM_IMAGES = 1000  # per split, for the histogram
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="inspect")
+@one_line_errors()
+def main(config: DictConfig) -> None:
+    """Check a dataset, print its counts, and draw some images and a histogram."""
+    torch.manual_seed(config.seed)
+    datamodule = instantiate(config.dataset.datamodule)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    image = instantiate(config.dataset.image)
+    sets = {
+        "train": datamodule.train_set,
+        "validation": datamodule.validation_set,
+        "test": datamodule.test_set,
+    }
+    if datamodule.validation_set is datamodule.test_set:
+        del sets["validation"]
+    pictures = {}
+    for split, dataset in sets.items():
+        # From all over the split, which may be sorted by class.
+        indices = torch.linspace(0, len(dataset) - 1, min(NUM_IMAGES, len(dataset))).long()
+        indices = indices[torch.randperm(len(indices))]
+        batch = dataset.__getitems__(indices.tolist())
+        pictures[split] = image.pad(datamodule.to_input(batch, train=split == "train"))
+    counts = {split: f"{len(dataset):,}" for split, dataset in sets.items()}
+    _, channels, height, width = pictures["train"].shape
+    name = HydraConfig.get().runtime.choices["dataset"]
+    size = f"{height}x{width}x{channels}, {2**image.bits} levels {image.bits}-bit"
+    title = f"{name}: {size}\n" + ", ".join(f"{count} {split}" for split, count in counts.items())
+    output = Path(config.output)
+    draw_overview(pictures, title, num_levels=2**image.bits).savefig(output, dpi=100)
+    print(title)
+    print("prepared" if datamodule.is_prepared else "not prepared: decoded into memory", end=", ")
+    print(f"{'checksums verified, ' if datamodule.is_prepared else ''}picture in '{output}'")
+
+
+if __name__ == "__main__":
+    run(main)

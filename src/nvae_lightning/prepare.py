@@ -1,0 +1,38 @@
+"""Prepare a dataset: ``python -m nvae_lightning.prepare dataset=… source=…``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, run
+from nvae_lightning.data.prepare import REPORT
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="prepare")
+@one_line_errors()
+def main(config: DictConfig) -> None:
+    """Write one dataset as memory-mapped arrays and say what became of its images."""
+    if config.on_error not in ("stop", "skip"):
+        raise ValueError(f"on_error: got {config.on_error!r}, but it must be stop or skip")
+    datamodule = instantiate(config.dataset.datamodule)
+    splits, outcomes = datamodule.prepare(
+        config.source, skip_errors=config.on_error == "skip", overwrite=config.overwrite
+    )
+    for split, known in splits.items():
+        count, height, width, channels = known.shape
+        print(f"{split:10}  {count:,} images of {height}x{width}x{channels}")
+    print(f"from {next(iter(splits.values())).format}, in '{datamodule.folder}'")
+    for outcome in ("converted", "skipped"):
+        some = [o for o in outcomes if o.outcome == outcome]
+        if some:
+            print(f"{len(some):,} {outcome}, such as {some[0].image}: {some[0].reason}")
+    if outcomes:
+        print(f"each of them is in '{Path(datamodule.folder) / REPORT}'")
+
+
+if __name__ == "__main__":
+    run(main)
