@@ -1,8 +1,9 @@
-"""What the commands share: where the configs are, and errors of one line."""
+"""What the commands share: where the configs are, one-line errors, jobs of several processes."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, InstantiationException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
+
+from nvae_lightning.callbacks import DivergedError
 
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parents[1]
@@ -48,9 +54,22 @@ def _auto_epochs(max_steps: int, epochs: int) -> int:
     return -1 if max_steps > 0 else epochs
 
 
+def _run_name(now: str) -> str:
+    """Name a run's folder: all processes have to come to the same name."""
+    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
+    if job and step:  # started by srun, and so again if the job is put in the queue again
+        return f"slurm-{job}.{step}"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ValueError(
+            "hydra.run.dir: under torchrun every process would name a folder of its own; "
+            "set hydra.run.dir=FOLDER"
+        )
+    return now
+
+
 OmegaConf.register_new_resolver("auto_precision", _auto_precision, replace=True)
 OmegaConf.register_new_resolver("auto_epochs", _auto_epochs, replace=True)
-OmegaConf.register_new_resolver("has_gpu", torch.cuda.is_available, replace=True)
+OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 
 
 # As the user has set it: run() sets it, too.
@@ -67,6 +86,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (
         ValueError,
+        DivergedError,
         HydraException,
         MisconfigurationException,
         OmegaConfBaseException,
@@ -74,6 +94,40 @@ def one_line_errors() -> Iterator[None]:
         if _SHOW_TRACEBACKS:
             raise
         sys.exit(f"error: {_describe(error)}")
+
+
+#: Options of Hydra's that take a value and say where configs are.
+_CONFIG_OPTIONS = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+
+
+@contextmanager
+def as_single_run(run_dir: Path) -> Iterator[None]:
+    """Inside a sweep, let the other processes that Lightning starts run this job, not the sweep.
+
+    Lightning starts them by the command line, which would sweep anew (and draw other values, with
+    Optuna). It is replaced by that of the job alone until the job is over.
+    """
+    config: Any = HydraConfig.instance().cfg
+    if config.hydra.mode is not RunMode.MULTIRUN:
+        yield
+        return
+    arguments, environment = list(sys.argv), dict(os.environ)
+    kept = [a for a in arguments if a.startswith(_CONFIG_OPTIONS) and "=" in a]
+    kept += [x for pair in pairwise(arguments) if pair[0] in _CONFIG_OPTIONS for x in pair]
+    kept += [a for a in arguments if re.match(r"\+*hydra\.(job|hydra_logging|job_logging)", a)]
+    job = list(config.hydra.overrides.task)
+    with read_write(config.hydra):
+        config.hydra.run.dir = str(run_dir)  # where Lightning sends the others
+    sys.argv[1:] = [*kept, *job, "hydra.mode=RUN"]
+    try:
+        yield
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        sys.argv[:] = arguments
+        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            if name not in environment:
+                os.environ.pop(name, None)
 
 
 def run(command: Callable[[], Any]) -> None:

@@ -42,13 +42,22 @@ def main(config: DictConfig) -> None:
     counts = {split: f"{len(dataset):,}" for split, dataset in sets.items()}
     _, channels, height, width = pictures["train"].shape
     name = HydraConfig.get().runtime.choices["dataset"]
-    size = f"{height}x{width}x{channels}, {2**image.bits} levels {image.bits}-bit"
+    size = f"{height}x{width}x{channels}, {2**image.bits} levels ({image.bits} bits)"
     title = f"{name}: {size}\n" + ", ".join(f"{count} {split}" for split, count in counts.items())
     output = Path(config.output)
-    draw_overview(pictures, title, num_levels=2**image.bits).savefig(output, dpi=100)
+    figure = draw_overview(pictures, title, num_levels=2**image.bits)
+    try:
+        figure.savefig(output, dpi=100)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"output: cannot write '{output}' ({reason}); set output=FILE.png in a folder that "
+            "exists"
+        ) from error
+    verified = "checksums verified" if datamodule.verify else "checksums not verified"
     print(title)
-    print("prepared" if datamodule.is_prepared else "not prepared: decoded into memory", end=", ")
-    print(f"{'checksums verified, ' if datamodule.is_prepared else ''}picture in '{output}'")
+    print(f"prepared, {verified}" if datamodule.is_prepared else "decoded into memory", end=", ")
+    print(f"picture in '{output}'")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from nvae_lightning.model import NVAE, Inference
+from nvae_lightning.model.normalization import mean_over_ranks
 from nvae_lightning.objective import (
     ELBO,
     KL,
@@ -22,6 +24,7 @@ from nvae_lightning.objective import (
     balancing_factors,
     bits_per_dim,
     bn_scale_penalty,
+    channel_rates,
     elbo,
     warmup_cosine,
 )
@@ -54,6 +57,12 @@ class NVAEModule(LightningModule):
         warmup_epochs: epochs over which the learning rate rises; in trainings so short that this
             would be more than a tenth of their steps, a tenth.
         num_importance_samples: samples per image of the test log-likelihood.
+
+    Attributes:
+        penalty_factor: by which λ is multiplied, saved with a checkpoint.
+        learning_rate_factor: by which the learning rate is multiplied, saved with a checkpoint.
+        last_terms: of the last training batch.
+        loss_is_finite: whether the loss was, in all batches of the optimiser step.
 
     Raises:
         ValueError: if a number is out of range.
@@ -91,6 +100,12 @@ class NVAEModule(LightningModule):
         factors = None if kl.size_factor is None else kl.size_factor(model.hierarchy)
         self.register_buffer("size_factor", factors, persistent=False)
         self.total_steps = 0
+        self.penalty_factor = 1.0
+        self.learning_rate_factor = 1.0
+        self.last_terms: ELBO | None = None
+        self.loss_is_finite = torch.tensor(True)
+        self._channel_rates: list[Tensor] = []
+        self._num_evaluated = 0
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimiser, and the learning rate from the length of the training."""
@@ -118,13 +133,26 @@ class NVAEModule(LightningModule):
                 total_steps=self.total_steps,
             )
             # Which may be another one after a resume with another learning rate.
-            return rate / optimizer.param_groups[0]["initial_lr"]
+            return self.learning_rate_factor * rate / optimizer.param_groups[0]["initial_lr"]
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a rollback has changed."""
+        checkpoint["factors"] = {
+            "penalty": self.penalty_factor,
+            "learning_rate": self.learning_rate_factor,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what :meth:`on_save_checkpoint` added."""
+        factors = checkpoint.get("factors", {})
+        self.penalty_factor = factors.get("penalty", 1.0)
+        self.learning_rate_factor = factors.get("learning_rate", 1.0)
 
     def _as_input(self, x: Images) -> Images:
         # Of the model's number format, and laid out as convolutions are fastest.
@@ -139,7 +167,7 @@ class NVAEModule(LightningModule):
         x = self._as_input(x)
         inference, terms = self._infer(x)
         beta = self.kl.beta(self.global_step, self.total_steps)
-        weight = annealed_penalty_weight(
+        weight = self.penalty_factor * annealed_penalty_weight(
             beta, initial=self.penalty.initial_weight, final=self.penalty.weight
         )
         loss = (terms.distortion + balance_kl(terms.rate, self.size_factor, beta)).mean()
@@ -150,59 +178,104 @@ class NVAEModule(LightningModule):
             penalties["train/bn_scale"] = bn_scale_penalty(self.model)
         for value in penalties.values():
             loss = loss + weight * value
+        self.last_terms = ELBO(terms.distortion.detach(), terms.rate.detach())
+        is_finite = torch.isfinite(loss.detach())
+        is_first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        self.loss_is_finite = is_finite if is_first else self.loss_is_finite & is_finite
         if self._is_logging_step:
-            self._log_terms("train", inference, terms)
-            metrics = {"train/loss": loss, "train/beta": beta, "train/penalty_weight": weight}
-            self.log_dict({**metrics, **penalties}, batch_size=len(x))
+            balance = torch.ones(len(terms.rate))
             if self.size_factor is not None and beta < 1.0:
                 balance = balancing_factors(terms.rate, self.size_factor)
-            else:
-                balance = torch.ones(len(terms.rate))
-            self.log_dict(_by_group("train/kl_balance", balance), batch_size=len(x))
+            actives = [
+                active_channels(mean_over_ranks(channel_rates(latent).detach()))
+                for latent in inference.latents
+            ]
+            means = self._means("train", terms)
+            means["train/loss"] = loss.detach()
+            # All ranks' batches are of one size.
+            values = mean_over_ranks(torch.stack(list(means.values()))).unbind()
+            metrics = {
+                **dict(zip(means, values, strict=True)),
+                **_by_group("train/active_channels", torch.stack(actives).float()),
+                **_by_group("train/kl_balance", balance),
+                **{name: value.detach() for name, value in penalties.items()},
+                "train/beta": beta,
+                "train/penalty_weight": weight,
+            }
+            self.log("train/bpd", metrics.pop("train/bpd"), prog_bar=True, batch_size=len(x))
+            self.log_dict(metrics, batch_size=len(x))
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient that the optimiser is about to use."""
         if self._is_logging_step:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+            if gradients:  # the step is not skipped
+                self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an earlier evaluation has counted."""
+        self._channel_rates, self._num_evaluated = [], 0
+
+    on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, x: Images, batch_idx: int) -> None:
         """Log the bound of one batch."""
-        x = self._as_input(x)
-        inference, terms = self._infer(x)
-        self._log_terms("val", inference, terms)
+        self._evaluate("val", self._as_input(x))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the active channels of the split."""
+        self._log_active_channels("val")
 
     def test_step(self, x: Images, batch_idx: int) -> None:
         """Log the bound and the importance-weighted log-likelihood of one batch."""
         x = self._as_input(x)
-        inference, terms = self._infer(x)
-        self._log_terms("test", inference, terms)
+        self._evaluate("test", x)
         nll = -self.model.log_likelihood(x, self.num_importance_samples).mean()
         metrics = {"test/nll": nll, "test/nll_bpd": bits_per_dim(nll, self.model.image.num_dims)}
-        self.log_dict(metrics, batch_size=len(x), sync_dist=True)
+        self.log_dict(metrics, **self._average(x))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the active channels of the split, and the step, which loggers else count anew."""
+        self._log_active_channels("test")
+        self.log("step", float(self.global_step))
 
     @property
     def _is_logging_step(self) -> bool:
         # Numbers cost a wait for the device, so they are made only where a logger takes them.
         return is_logging_step(self.trainer, self.global_step + 1)
 
-    def _log_terms(self, stage: str, inference: Inference, terms: ELBO) -> None:
-        bound = terms.value.mean()
-        metrics = {
+    def _means(self, stage: str, terms: ELBO) -> dict[str, Tensor]:
+        bound = terms.value.detach().mean()
+        return {
             f"{stage}/elbo": bound,
-            f"{stage}/distortion": terms.distortion.mean(),
-            f"{stage}/rate": terms.rate.sum(0).mean(),
-            **_by_group(f"{stage}/kl_group", terms.rate.mean(1)),
-            **{
-                f"{stage}/active_channels/{index:02d}": active_channels(latent).float()
-                for index, latent in enumerate(inference.latents)
-            },
+            f"{stage}/bpd": torch.as_tensor(bits_per_dim(-bound, self.model.image.num_dims)),
+            f"{stage}/distortion": terms.distortion.detach().mean(),
+            f"{stage}/rate": terms.rate.detach().sum(0).mean(),
+            **_by_group(f"{stage}/kl_group", terms.rate.detach().mean(1)),
         }
-        average = {"batch_size": len(terms.distortion), "sync_dist": stage != "train"}
+
+    def _evaluate(self, stage: str, x: Images) -> None:
+        inference, terms = self._infer(x)
+        metrics = self._means(stage, terms)
+        average = self._average(x)
+        self.log(f"{stage}/bpd", metrics.pop(f"{stage}/bpd"), prog_bar=True, **average)
         self.log_dict(metrics, **average)
-        bpd = bits_per_dim(-bound, self.model.image.num_dims)
-        self.log(f"{stage}/bpd", bpd, prog_bar=True, **average)
+        rates = torch.stack([channel_rates(latent) for latent in inference.latents]) * len(x)
+        self._channel_rates.append(rates)
+        self._num_evaluated += len(x)
+
+    def _average(self, x: Images) -> dict[str, Any]:
+        # Times the ranks, as Lightning 2.6 rounds the mean of the ranks' sums of it down.
+        return {"batch_size": len(x) * self.trainer.world_size, "sync_dist": True}
+
+    def _log_active_channels(self, stage: str) -> None:
+        # Of the whole split: ranks may have batches of different sizes and numbers.
+        total = torch.stack(self._channel_rates).sum(0)
+        count = total.new_full((1,), self._num_evaluated)
+        rates = mean_over_ranks(total) / mean_over_ranks(count)
+        actives = torch.stack([active_channels(group).float() for group in rates])
+        self.log_dict(_by_group(f"{stage}/active_channels", actives), sync_dist=True)
 
 
 def _by_group(name: str, values: Float[Tensor, " group"]) -> dict[str, Tensor]:

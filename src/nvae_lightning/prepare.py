@@ -18,9 +18,11 @@ def main(config: DictConfig) -> None:
     """Write one dataset as memory-mapped arrays and say what became of its images."""
     if config.on_error not in ("stop", "skip"):
         raise ValueError(f"on_error: got {config.on_error!r}, but it must be stop or skip")
+    if not isinstance(config.overwrite, bool):
+        raise ValueError(f"overwrite: got {config.overwrite!r}, but it must be true or false")
     datamodule = instantiate(config.dataset.datamodule)
     splits, outcomes = datamodule.prepare(
-        config.source, skip_errors=config.on_error == "skip", overwrite=config.overwrite
+        str(config.source), skip_errors=config.on_error == "skip", overwrite=config.overwrite
     )
     for split, known in splits.items():
         count, height, width, channels = known.shape
@@ -29,7 +31,7 @@ def main(config: DictConfig) -> None:
     for outcome in ("converted", "skipped"):
         some = [o for o in outcomes if o.outcome == outcome]
         if some:
-            print(f"{len(some):,} {outcome}, such as {some[0].image}: {some[0].reason}")
+            print(f"{len(some):,} {outcome}, such as {some[0].image!r} ({some[0].reason})")
     if outcomes:
         print(f"each of them is in '{Path(datamodule.folder) / REPORT}'")
 

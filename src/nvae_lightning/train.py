@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
+import secrets
+import shutil
+import sys
 import warnings
 from pathlib import Path
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.pytorch import LightningDataModule, seed_everything
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, run
+from nvae_lightning.callbacks import Interrupted, Preemption, last_checkpoint, verify_checkpoint
+from nvae_lightning.cli import CONFIG_ROOT, as_single_run, one_line_errors, run
 
 
 @rank_zero_only
@@ -24,23 +30,73 @@ def load_data(datamodule: LightningDataModule) -> None:
     datamodule.setup("fit")
 
 
-def check_checkpoint(path: str | None, folder: Path) -> None:
-    """Raise ValueError if there is no checkpoint to go on from."""
-    if path == "last" and not any(folder.glob("*.ckpt")):
-        raise ValueError(
-            f"ckpt_path=last: no checkpoint in '{folder}'; "
-            "name the folder of the run to go on with as hydra.run.dir=FOLDER"
-        )
-    if path not in (None, "last") and not Path(path).is_file():
-        raise ValueError(f"ckpt_path: '{path}' does not exist; give a checkpoint file, or last")
+def find_checkpoint(path: str | None, folder: Path) -> Path | None:
+    """Return the whole checkpoint to go on from; None for a new training.
+
+    Raises:
+        ValueError: If it is asked for and not there, or damaged.
+    """
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+    if path == "last" or (path is None and requeued):
+        found = last_checkpoint(folder)
+        if found is None and path == "last":
+            raise ValueError(
+                f"ckpt_path=last: no whole checkpoint in '{folder}'; "
+                "name the folder of the run to go on with as hydra.run.dir=FOLDER"
+            )
+        return found
+    if path is None:
+        return None
+    verify_checkpoint(Path(path))
+    return Path(path).absolute()
 
 
 @rank_zero_only
-def set_aside(metrics: Path) -> None:
-    """Keep the metrics of the run that is gone on with, which the CSV logger would delete."""
+def set_aside(metrics: Path, *, move: bool) -> None:
+    """Keep the metrics of another run, or those that going on from a checkpoint may drop."""
     if metrics.exists():
         number = len(list(metrics.parent.glob("metrics.*.csv")))
-        metrics.rename(metrics.with_name(f"metrics.{number}.csv"))
+        copy = metrics.with_name(f"metrics.{number}.csv")
+        metrics.rename(copy) if move else shutil.copyfile(metrics, copy)
+
+
+def run_id(run_dir: Path, *, resumed: bool) -> str:
+    """Return the name of the W&B run: that of the run that is gone on with."""
+    config = run_dir / "config.yaml"
+    if resumed and config.exists():
+        earlier = OmegaConf.select(OmegaConf.load(config), "run_id")
+        if earlier:
+            return earlier
+    return secrets.token_hex(4)
+
+
+def build_trainer(config: DictConfig, run_dir: Path) -> Trainer:
+    """Build Lightning's trainer with its callbacks and loggers.
+
+    Raises:
+        ValueError: If a setting cannot be had on this machine.
+    """
+    half = config.trainer.precision in ("16-mixed", 16, "16")
+    if half and (config.trainer.accelerator == "cpu" or not torch.cuda.is_available()):
+        raise ValueError(
+            f"trainer.precision: got {config.trainer.precision}, which takes a GPU; "
+            "set trainer.precision=bf16-mixed or 32-true"
+        )
+    if 0 < config.trainer.max_steps < config.trainer.log_every_n_steps:
+        config.trainer.log_every_n_steps = config.trainer.max_steps
+    callbacks = list(instantiate(config.callbacks, _convert_="all").values())
+    # It ends the training after a step, when all the others have had their turn.
+    callbacks.sort(key=lambda callback: isinstance(callback, Preemption))
+    trainer = instantiate(
+        config.trainer,
+        default_root_dir=str(run_dir),
+        callbacks=callbacks,
+        logger=list(instantiate(config.logger, _convert_="all").values()),
+        _convert_="all",
+    )
+    if half:  # as published; Lightning's 2^16 costs a few steps more
+        trainer.precision_plugin.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
+    return trainer
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="train")
@@ -53,45 +109,48 @@ def main(config: DictConfig) -> float:
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")
     # Lightning 2.6's use of a class that torch deprecates: nothing a user could change.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
+    # DDP's advice on 1x1 kernels, whose two memory formats are one.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # Ours read ahead in a thread, which Lightning does not see.
+    warnings.filterwarnings("ignore", message="The .* does not have many workers")
     seed_everything(config.seed, workers=True, verbose=False)
 
     datamodule = instantiate(config.dataset.datamodule)
-    check_checkpoint(config.ckpt_path, run_dir / "checkpoints")
+    checkpoint = find_checkpoint(config.ckpt_path, run_dir / "checkpoints")
     load_data(datamodule)
-    set_aside(run_dir / "metrics.csv")
+    if checkpoint is None or config.ckpt_path not in (None, "last"):
+        set_aside(run_dir / "metrics.csv", move=checkpoint is None)
+    config.run_id = run_id(run_dir, resumed=checkpoint is not None)
     module = instantiate(config.module, _convert_="all")
     if config.compile:
         module.model.compile()
-    if 0 < config.trainer.max_steps < config.trainer.log_every_n_steps:
-        config.trainer.log_every_n_steps = config.trainer.max_steps
-    trainer = instantiate(
-        config.trainer,
-        default_root_dir=str(run_dir),
-        callbacks=list(instantiate(config.callbacks, _convert_="all").values()),
-        logger=list(instantiate(config.logger, _convert_="all").values()),
-        _convert_="all",
-    )
-    if trainer.world_size > 1 and HydraConfig.get().mode is RunMode.MULTIRUN:
-        raise ValueError(
-            f"trainer.devices: a sweep runs on one device, got {trainer.world_size}; start its "
-            "jobs one by one, or set trainer.devices=1"
-        )
+    trainer = build_trainer(config, run_dir)
+    if trainer.world_size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise ValueError("hydra.mode: a sweep is not started by torchrun; use trainer=ddp")
     resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
     rank_zero_only(OmegaConf.save)(OmegaConf.create(resolved), run_dir / "config.yaml")
     for logger in trainer.loggers:
-        logger.log_hyperparams(resolved)
+        logger.log_hyperparams({str(name): value for name, value in resolved.items()})
 
-    try:
-        trainer.fit(module, datamodule, ckpt_path=config.ckpt_path)
-    except RuntimeError as error:
-        if "loading state_dict" not in str(error):
-            raise
-        raise ValueError(
-            f"ckpt_path={config.ckpt_path}: the checkpoint is of another model; "
-            "repeat the settings in the config.yaml beside its folder"
-        ) from error
-    trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
-    metrics = trainer.test(module, datamodule, verbose=False)
+    with as_single_run(run_dir):
+        try:
+            trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+        except Interrupted as signal:
+            print(
+                f"ended by {signal}, everything is saved; the run goes on with "
+                f"ckpt_path=last hydra.run.dir={run_dir}"
+            )
+            sys.exit(128 + signal.signum)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            raise ValueError(
+                f"ckpt_path={config.ckpt_path}: the checkpoint is of another model; "
+                "repeat the settings in the config.yaml beside its folder"
+            ) from error
+        metrics = trainer.test(module, datamodule, verbose=False)
     return metrics[0]["test/bpd"] if metrics else math.nan
 
 

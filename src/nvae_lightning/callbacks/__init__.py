@@ -1,9 +1,39 @@
-"""What watches a training: pictures, rate per group, throughput, the closing summary."""
+"""What watches a training: checkpoints, guards, pictures, and what is printed and logged."""
 
+from nvae_lightning.callbacks.checkpoint import (
+    AtomicCheckpointIO,
+    Checkpoint,
+    last_checkpoint,
+    read_checkpoint,
+    verify_checkpoint,
+)
+from nvae_lightning.callbacks.csv_logger import ResumableCSVLogger
+from nvae_lightning.callbacks.ema import EMA
+from nvae_lightning.callbacks.guard import DivergedError, Guard
 from nvae_lightning.callbacks.kl_per_group import KLPerGroup
 from nvae_lightning.callbacks.pictures import Pictures
+from nvae_lightning.callbacks.preemption import Interrupted, Preemption
+from nvae_lightning.callbacks.resumption import Resumption
 from nvae_lightning.callbacks.summary import Summary
 from nvae_lightning.callbacks.throughput import Throughput
 from nvae_lightning.callbacks.wandb import FinishWandb
 
-__all__ = ["FinishWandb", "KLPerGroup", "Pictures", "Summary", "Throughput"]
+__all__ = [
+    "EMA",
+    "AtomicCheckpointIO",
+    "Checkpoint",
+    "DivergedError",
+    "FinishWandb",
+    "Guard",
+    "Interrupted",
+    "KLPerGroup",
+    "Pictures",
+    "Preemption",
+    "ResumableCSVLogger",
+    "Resumption",
+    "Summary",
+    "Throughput",
+    "last_checkpoint",
+    "read_checkpoint",
+    "verify_checkpoint",
+]

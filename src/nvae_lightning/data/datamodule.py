@@ -6,18 +6,19 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nvae_lightning.data.decode import Decoder
 from nvae_lightning.data.prepare import Outcome, decode_all, prepare
-from nvae_lightning.data.sampler import ResumableLoader, ShardedSampler
+from nvae_lightning.data.sampler import ReadingAhead, ResumableLoader, ShardedSampler
 from nvae_lightning.data.sources import HUB_PREFIX, SeededSplit, Splits, Wanted, open_source
 from nvae_lightning.data.storage import (
     Prepared,
@@ -55,6 +56,16 @@ class ImageDataset(Dataset[UInt8[Tensor, "channel height width"]]):
         """Return a batch by one index operation; `DataLoader` prefers this to `__getitem__`."""
         return torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave a memory map out, which would be copied whole: a worker opens the file itself."""
+        file = self.images.filename if isinstance(self.images, np.memmap) else None
+        return {"images": self.images if file is None else Path(file)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the file again, if there was one."""
+        images = state["images"]
+        self.images = np.load(images, mmap_mode="r") if isinstance(images, Path) else images
+
 
 class ImageDataModule(LightningDataModule):
     """Splits of images, as batches of float32 images in [0, 1].
@@ -73,9 +84,9 @@ class ImageDataModule(LightningDataModule):
         bits: Bits kept per pixel channel, 1 to 8; 1 if images are binarised.
         binarize: Draw binary pixels with the intensity as their probability, anew at every use.
         flip: Mirror training images left to right with probability 1/2.
-        num_workers: Processes that assemble batches; 0 does it in the training process. None
-            takes none for images in memory, and up to four for a memory map.
-        seed: Seed of the order of training images.
+        num_workers: Processes that assemble batches; 0 or None leaves it to a thread. Also
+            processes that decode, where None takes one per core.
+        seed: Seed of the order of training images, and of what is drawn for each batch.
         crop: See `Decoder`.
         interpolation: See `Decoder`.
         test_fraction: See `SeededSplit`.
@@ -146,6 +157,7 @@ class ImageDataModule(LightningDataModule):
         self.counts = counts
         self.verify = verify
         self.download_hint = download_hint
+        self._train_loader: ResumableLoader | None = None
 
     @property
     def folder(self) -> Path:
@@ -189,10 +201,8 @@ class ImageDataModule(LightningDataModule):
         if not source.startswith(HUB_PREFIX):
             source = str(Path(source).expanduser().absolute())
         decoder = self.decoder
-        try:
+        with _naming("source"):
             splits = self.sources(source)
-        except ValueError as error:
-            raise ValueError(f"source: {error}") from error
         return prepare(
             splits,
             decoder,
@@ -208,7 +218,7 @@ class ImageDataModule(LightningDataModule):
             },
             skip_errors=skip_errors,
             overwrite=overwrite,
-            num_workers=_num_cores() if self.num_workers is None else self.num_workers,
+            num_workers=self._num_decoders,
         )
 
     def prepare_data(self) -> None:
@@ -219,7 +229,7 @@ class ImageDataModule(LightningDataModule):
         """
         if self.is_prepared:
             if self.verify:
-                with _of_root():
+                with _naming("dataset.root"):
                     verify(self.folder, self.prepared)
         else:
             _ = self._sources
@@ -236,7 +246,7 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If they are not whole, or prepared for another size or number of channels.
         """
-        with _of_root():
+        with _naming("dataset.root"):
             splits = open_prepared(self.folder)
         wanted = {"dataset.image.size": self.image_size, "dataset.image.channels": self.channels}
         for known in splits.values():
@@ -255,7 +265,7 @@ class ImageDataModule(LightningDataModule):
         if not self.folder.exists():
             remedy = self.download_hint or "set dataset.root to a folder of images"
             raise ValueError(f"dataset.root: '{self.folder}' does not exist; {remedy}")
-        with _of_root():
+        with _naming("dataset.root"):
             splits = self.sources(self.folder)
         num_images = sum(len(source) for source in splits.sources.values())
         size = num_images * self.image_size**2 * self.channels
@@ -274,10 +284,14 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If an image cannot be read.
         """
-        with _of_root():
+        with _naming("dataset.root"):
             if self.is_prepared:
                 return open_images(self.folder, self.prepared[split])
-            return decode_all(self._sources.sources[split], self.decoder, _num_cores())
+            return decode_all(self._sources.sources[split], self.decoder, self._num_decoders)
+
+    @property
+    def _num_decoders(self) -> int:
+        return _num_cores() if self.num_workers is None else self.num_workers
 
     @property
     def splits(self) -> Sequence[str]:
@@ -328,6 +342,34 @@ class ImageDataModule(LightningDataModule):
         """Return the test split in its order."""
         return self._loader(self.test_set, train=False)
 
+    def on_before_batch_transfer(
+        self, batch: UInt8[Tensor, "batch channel height width"], dataloader_idx: int
+    ) -> UInt8[Tensor, "batch channel height width"]:
+        """Seed all that will be drawn for a batch: flips, binarisation and latents.
+
+        Its random numbers follow from the seed, its place in the training and the rank alone, so
+        that a resumed training draws those that it would have drawn.
+        """
+        trainer = self.trainer
+        if trainer is not None and self._train_loader is not None and trainer.training:
+            place = 0, *self._train_loader.state_dict().values()
+        elif trainer is not None:
+            place = 1, trainer.global_step, self._evaluation_loop.batch_progress.current.ready
+        else:
+            return batch
+        entropy = np.random.SeedSequence([self.seed, *place, trainer.global_rank])
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        return batch
+
+    @property
+    def _evaluation_loop(self) -> _EvaluationLoop:
+        trainer = self.trainer
+        assert trainer is not None
+        if trainer.testing:
+            return trainer.test_loop
+        in_training = trainer.state.fn == "fit"
+        return trainer.fit_loop.epoch_loop.val_loop if in_training else trainer.validate_loop
+
     def on_after_batch_transfer(
         self, batch: UInt8[Tensor, "batch channel height width"], dataloader_idx: int
     ) -> Float[Tensor, "batch channel height width"]:
@@ -364,11 +406,9 @@ class ImageDataModule(LightningDataModule):
             rank=0 if self.trainer is None else self.trainer.global_rank,
             num_ranks=num_ranks,
         )
-        num_workers = self.num_workers
-        if num_workers is None:
-            num_workers = min(4, _num_cores()) if isinstance(dataset.images, np.memmap) else 0
-        loader = ResumableLoader if train else DataLoader
-        return loader(
+        num_workers = self.num_workers or 0
+        loader_class = ResumableLoader if train else ReadingAhead
+        loader = loader_class(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
@@ -377,17 +417,24 @@ class ImageDataModule(LightningDataModule):
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_already_a_batch,
+            generator=torch.Generator(),  # leaves alone the random numbers that a resume restores
         )
+        if isinstance(loader, ResumableLoader) and self.trainer is not None:
+            limit = self.trainer.limit_train_batches
+            loader.limit = limit if isinstance(limit, int) else int(limit * len(loader))
+            self._train_loader = loader
+        return loader
 
 
 @contextmanager
-def _of_root() -> Iterator[None]:
+def _naming(setting: str) -> Iterator[None]:
+    """Say which setting an error is about, unless it does."""
     try:
         yield
     except ValueError as error:
-        message = str(error)
-        prefix = "" if message.startswith("dataset.") else "dataset.root: "
-        raise ValueError(f"{prefix}{message}") from error
+        if str(error).startswith("dataset."):
+            raise
+        raise ValueError(f"{setting}: {error}") from error
 
 
 def _num_cores() -> int:

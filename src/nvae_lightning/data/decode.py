@@ -13,6 +13,7 @@ INTERPOLATIONS = {name.lower(): Image.Resampling[name] for name in Image.Resampl
 
 _LEAST_KEPT = 0.25  # of an image's area; below, a report says so
 _ORIENTATION = 0x0112  # in EXIF
+_TURNED = range(2, 9)  # 1 is upright; some cameras write 0
 _PLAIN_MODES = ("1", "L", "RGB")
 
 
@@ -63,7 +64,7 @@ class Decoder:
         num_frames = getattr(image, "n_frames", 1)
         if num_frames > 1:
             notes.append(f"first of {num_frames} frames")
-        if image.getexif().get(_ORIENTATION, 1) != 1:
+        if image.getexif().get(_ORIENTATION) in _TURNED:
             image = ImageOps.exif_transpose(image)
             notes.append("turned upright")
         if image.size != (self.size, self.size):

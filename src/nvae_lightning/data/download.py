@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def download(name: str, files: str, folder: Path, hint: str, fetch: Callable[[], object]) -> None:
-    """Let torchvision download what is missing, and leave no empty folders if it cannot.
+    """Let torchvision download what is missing, and leave no new empty folders if it cannot.
 
     Args:
         name: The dataset's name.
@@ -17,15 +17,15 @@ def download(name: str, files: str, folder: Path, hint: str, fetch: Callable[[],
     Raises:
         ValueError: If the files are missing or damaged and were not downloaded.
     """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         fetch()
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        for path in (folder, *folder.parents):
-            if path.is_dir() and any(path.iterdir()):
-                break
-            if path.is_dir():
+    except Exception as error:  # it asserts what it expects of files, and unpickles them
+        for path in missing:
+            if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
-        reason = " ".join(str(error).split())  # torchvision's list of mirrors has many lines
+        # torchvision's list of mirrors has many lines, an assertion none.
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"dataset.root: no readable {name} in '{folder}' and no download ({reason}); "
             f"put {files} there" + (f", or {hint}" if hint else "")
@@ -34,4 +34,6 @@ def download(name: str, files: str, folder: Path, hint: str, fetch: Callable[[],
 
 def is_for_torchvision(root: Path, folder: Path) -> bool:
     """Whether a root is torchvision's business: nothing is there, or its folder is."""
-    return not root.exists() or folder.is_dir() or not any(root.iterdir())
+    if root.is_dir():
+        return folder.is_dir() or not any(root.iterdir())
+    return not root.exists()

@@ -9,17 +9,22 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from jaxtyping import UInt8
+from PIL import UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -29,6 +34,7 @@ from nvae_lightning.data.storage import (
     LAYOUT,
     Prepared,
     checksum,
+    damaged,
     is_ours,
     is_prepared,
     open_prepared,
@@ -40,6 +46,7 @@ REPORT = "report.csv"
 
 _CHUNK_BYTES = 1 << 22
 _HEADER_BYTES = 128  # of an .npy file; room for any count
+_SUFFIXES = (".npy", ".txt", ".json")  # of a split's files; the last says that they are there
 
 
 @dataclass(frozen=True)
@@ -99,8 +106,7 @@ class Chunks(Dataset[Chunk]):
                 with self.source.image(position) as image:
                     square, note = self.decoder(image)
             except Exception as error:  # Pillow's decoders raise nearly anything
-                reason = " ".join(str(error).split()) or type(error).__name__
-                outcomes.append((name, "skipped", reason))
+                outcomes.append((name, "skipped", _reason(error)))
                 continue
             pixels.append(square)
             if note:
@@ -124,7 +130,7 @@ def decode_all(
     chunks = Chunks(source, decoder)
     position = 0
     for chunk in tqdm(_decoded(chunks, 0, num_workers), "Reading", len(chunks), **_BAR):
-        _stop_at_skipped(chunk)
+        _stop_at(_skipped(chunk.outcomes))
         images[position : position + len(chunk.pixels)] = chunk.pixels
         position += len(chunk.pixels)
     return images
@@ -161,22 +167,36 @@ def prepare(
             prepared by another process, or it cannot be written to. Then nothing is left behind,
             except after an unreadable image or an interruption what the next call goes on with.
     """
-    settings = {**settings, "skip_errors": skip_errors}
-    plan = _plan(splits, decoder, source, settings)
     partial = folder / PARTIAL
-    if is_prepared(folder) and not overwrite and _begun(partial) != plan:
-        return _check_same(folder, source, settings), _read_report(folder)
-    with _cleaning_up(folder), _locked(partial):
-        _start(partial, plan)
-        if not (partial / "complete").exists():
-            _check_space(splits, decoder, folder)
-            outcomes = []
-            for name, images in splits.sources.items():
-                writer = _Writer(partial, name)
-                outcomes += writer.run(Chunks(images, decoder), skip_errors, num_workers)
-            _describe(partial, splits, outcomes, source, settings)
-        _publish(folder, partial)
-    return open_prepared(folder), _read_report(folder)
+    plan = _plan(splits, decoder, source, settings)
+    is_begun = _begun(partial) == plan
+    is_done = is_prepared(folder) and not overwrite and not is_begun
+    if is_done:
+        _check_same(folder, splits, source, settings)
+    elif not overwrite and not is_begun:
+        _check_vacant(folder, splits)
+    if not is_done or partial.exists():
+        with _cleaning_up(folder), _locked(partial):
+            if not is_done:
+                _start(partial, plan)
+                if not (partial / "complete").exists():
+                    _check_space(splits, decoder, partial)
+                    outcomes = []
+                    for name, images in splits.sources.items():
+                        writer = _Writer(partial, name)
+                        outcomes += writer.run(Chunks(images, decoder), skip_errors, num_workers)
+                    _describe(partial, splits, outcomes, source, settings)
+                _publish(folder, partial)
+            shutil.rmtree(partial, ignore_errors=True)
+    outcomes = _read_report(folder)
+    skipped = [(o.image, o.reason) for o in outcomes if o.outcome == "skipped"]
+    if skipped and not skip_errors:
+        raise ValueError(
+            f"dataset.root: '{folder}' was prepared without {len(skipped)} of the images, such as "
+            f"{_listed(skipped[:1])}; accept that with on_error=skip, or replace or remove them "
+            "and set overwrite=true"
+        )
+    return open_prepared(folder), outcomes
 
 
 class _Writer:
@@ -189,18 +209,18 @@ class _Writer:
         self.names = partial / f"{split}.txt"
 
     def run(self, chunks: Chunks, skip_errors: bool, num_workers: int) -> list[Outcome]:
-        notes = self._notes()
+        notes = self._notes(skip_errors)
         num_images = notes[-1]["num_images"] if notes else 0
         shape = (chunks.decoder.size, chunks.decoder.size, chunks.decoder.channels)
         self.data.touch()
         with self.data.open("r+b") as data, self.journal.open("a", encoding="utf-8") as journal:
-            data.truncate(_HEADER_BYTES + num_images * int(np.prod(shape)))
+            data.truncate(_HEADER_BYTES + num_images * math.prod(shape))
             data.seek(0, os.SEEK_END)
             remaining = _decoded(chunks, len(notes), num_workers)
             options = {"initial": len(notes), "unit": "chunk", **_BAR, "leave": True}
             for chunk in tqdm(remaining, f"Preparing {self.split}", len(chunks), **options):
                 if not skip_errors:
-                    _stop_at_skipped(chunk)
+                    _stop_at(_skipped(chunk.outcomes), "source: ")
                 data.write(chunk.pixels.tobytes())
                 _to_disk(data)
                 num_images += len(chunk.pixels)
@@ -208,27 +228,39 @@ class _Writer:
                 journal.write(json.dumps(note) + "\n")
                 _to_disk(journal)
                 notes.append(note)
-            if num_images == 0:
-                raise ValueError(f"no image of the split '{self.split}' could be read")
             data.seek(0)
             data.write(_header((num_images, *shape)))
             _to_disk(data)
-        outcomes = [
-            Outcome(self.split, *outcome) for note in notes for outcome in note["outcomes"]
-        ]
-        skipped = {outcome.image for outcome in outcomes if outcome.outcome == "skipped"}
+        outcomes = [outcome for note in notes for outcome in note["outcomes"]]
+        skipped = dict(_skipped(outcomes))
+        if num_images == 0:
+            self.journal.unlink()  # so that the next call looks again
+            raise ValueError(
+                f"source: no image of the split '{self.split}' can be read, beginning with "
+                f"{_listed([*skipped.items()][:1])}; replace them"
+            )
         kept = [name for name in chunks.source.names if name not in skipped]
         _write(self.names, "".join(f"{name}\n" for name in kept))
-        return outcomes
+        return [Outcome(self.split, *outcome) for outcome in outcomes]
 
-    def _notes(self) -> list[dict[str, Any]]:
-        """Read the journal, without a last line that was cut off, and cut that off for good."""
+    def _notes(self, skip_errors: bool) -> list[dict[str, Any]]:
+        """Read the journal, and cut off for good what cannot be gone on from.
+
+        That is a last line without an end and, unless errors are skipped, all from the first
+        skipped image on: it may have been replaced.
+        """
         if not self.journal.exists():
             return []
-        text = self.journal.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        os.truncate(self.journal, len(whole))
-        return [json.loads(line) for line in whole.splitlines()]
+        notes = []
+        size = 0
+        for line in self.journal.read_bytes().splitlines(keepends=True):
+            note = json.loads(line) if line.endswith(b"\n") else None
+            if note is None or (_skipped(note["outcomes"]) and not skip_errors):
+                break
+            notes.append(note)
+            size += len(line)
+        os.truncate(self.journal, size)
+        return notes
 
 
 _BAR: dict[str, Any] = {"leave": False, "disable": None}
@@ -238,22 +270,55 @@ def _decoded(chunks: Chunks, start: int, num_workers: int) -> Iterator[Chunk]:
     remaining = range(start, len(chunks))
     num_workers = min(num_workers, len(remaining) // 2)  # processes cost more than two chunks
     loader = DataLoader(
-        chunks, batch_size=None, sampler=remaining, num_workers=num_workers, collate_fn=_as_it_is
+        chunks,
+        batch_size=None,
+        sampler=remaining,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_end_with_parent,
+        generator=torch.Generator(),  # the global one is left alone
     )
     return iter(loader)
+
+
+def _end_with_parent(_: int) -> None:
+    """End this worker when its parent is killed; else it waits for good to hand over a chunk."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _as_it_is(chunk: Any) -> Chunk:  # noqa: ANN401 -- DataLoader thinks it a list
     return chunk
 
 
-def _stop_at_skipped(chunk: Chunk) -> None:
-    bad = [f"'{name}' ({why})" for name, outcome, why in chunk.outcomes if outcome == "skipped"]
-    if bad:
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its own text is another one in every run
+        return "not an image of a known format"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _skipped(outcomes: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
+    """Return name and reason of those that could not be read."""
+    return [(name, reason) for name, outcome, reason in outcomes if outcome == "skipped"]
+
+
+def _listed(skipped: list[tuple[str, str]]) -> str:
+    return ", ".join(f"'{name}' ({reason})" for name, reason in skipped)
+
+
+def _stop_at(skipped: list[tuple[str, str]], prefix: str = "") -> None:
+    if skipped:
+        images, them = ("image", "it") if len(skipped) == 1 else ("images", "them")
         raise ValueError(
-            f"cannot read the image{'s' if len(bad) > 1 else ''} {', '.join(bad[:5])}"
-            f"{' and more' if len(bad) > 5 else ''}; replace or remove it, or leave such images "
-            "out by preparing the source with on_error=skip"
+            f"{prefix}cannot read the {images} {_listed(skipped[:5])}"
+            f"{' and more' if len(skipped) > 5 else ''}; replace or remove {them}, or leave such "
+            "images out by preparing the source with on_error=skip"
         )
 
 
@@ -261,6 +326,7 @@ def _plan(splits: Splits, decoder: Decoder, source: str, settings: Mapping[str, 
     """Return all that the result depends on, in short."""
     digest = hashlib.sha256()
     digest.update(repr((source, splits.format, decoder, sorted(settings.items()))).encode())
+    digest.update(repr(_CHUNK_BYTES).encode())
     for name, images in splits.sources.items():
         digest.update(repr((name, len(images))).encode())
         for image in images.names:
@@ -268,32 +334,49 @@ def _plan(splits: Splits, decoder: Decoder, source: str, settings: Mapping[str, 
     return digest.hexdigest()
 
 
-def _check_same(folder: Path, source: str, settings: Mapping[str, Any]) -> dict[str, Prepared]:
-    """Return what is there if it was made the same way and is whole."""
-    splits = open_prepared(folder)
-    known = next(iter(splits.values()))
+def _check_same(folder: Path, splits: Splits, source: str, settings: Mapping[str, Any]) -> None:
+    """Check that what is there was made the same way and is whole."""
+    prepared = open_prepared(folder)
+    known = next(iter(prepared.values()))
+    found = {"source": known.source, **known.settings}
     wanted = {"source": source, **settings}
-    for name, value in {"source": known.source, **known.settings}.items():
-        if wanted.get(name) != value:
+    for split in SPLITS:
+        if split in prepared:
+            found[f"{split} images"] = prepared[split].num_images + prepared[split].num_skipped
+        if split in splits.sources:
+            wanted[f"{split} images"] = len(splits.sources[split])
+    for name in found | wanted:
+        if wanted.get(name) != found.get(name):
             raise ValueError(
-                f"dataset.root: '{folder}' holds images that were prepared with {name}={value}, "
-                f"not {wanted.get(name)}; set another dataset.root=FOLDER, or overwrite=true"
+                f"dataset.root: '{folder}' holds images that were prepared with {name}="
+                f"{found.get(name)}, not {wanted.get(name)}; set another dataset.root=FOLDER, or "
+                "overwrite=true"
             )
-    verify(folder, splits)
-    return splits
+    verify(folder, prepared)
+
+
+def _check_vacant(folder: Path, splits: Splits) -> None:
+    """Check that no file is there that somebody else may have written."""
+    names = [f"{split}{suffix}" for split in splits.sources for suffix in _SUFFIXES]
+    taken = [name for name in (*names, REPORT) if os.path.lexists(folder / name)]
+    if taken:
+        raise ValueError(
+            f"dataset.root: '{folder}' holds {', '.join(taken)} already, not as a whole "
+            "preparation; set another dataset.root=FOLDER, or overwrite=true to replace them"
+        )
 
 
 @contextmanager
 def _cleaning_up(folder: Path) -> Iterator[None]:
     """Explain what the system refuses, and take away what was begun."""
-    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         yield
     except OSError as error:
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-        for new in made:
-            if new.is_dir() and not any(new.iterdir()):
-                new.rmdir()
+        for path in made:
+            with suppress(OSError):  # one that is not empty stays
+                path.rmdir()
         raise ValueError(
             f"dataset.root: cannot write to '{folder}' ({error.strerror or error}); "
             "make room or give another dataset.root=FOLDER"
@@ -305,7 +388,7 @@ def _locked(partial: Path) -> Iterator[None]:
     partial.mkdir(parents=True, exist_ok=True)
     lock = FileLock(partial / "lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # the workers of a killed process may hold it for a moment
     except Timeout as error:
         raise ValueError(
             f"dataset.root: '{partial.parent}' is being prepared by another process; "
@@ -319,30 +402,37 @@ def _locked(partial: Path) -> Iterator[None]:
 
 def _begun(partial: Path) -> str | None:
     """Return the plan of an interrupted preparation."""
-    note = partial / "plan"
-    return note.read_text(encoding="utf-8") if note.exists() else None
+    try:
+        return (partial / "plan").read_text(encoding="utf-8")
+    except OSError:
+        return None
 
 
 def _start(partial: Path, plan: str) -> None:
     """Keep what an interrupted preparation by the same plan has left, and nothing else."""
     if _begun(partial) != plan:
+        (partial / "plan").unlink(missing_ok=True)  # first: half of the rest is worth nothing
         for path in partial.iterdir():
             if path.name != "lock":
                 path.unlink()
         _write(partial / "plan", plan)
 
 
-def _check_space(splits: Splits, decoder: Decoder, folder: Path) -> None:
+def _check_space(splits: Splits, decoder: Decoder, partial: Path) -> None:
     num_images = sum(len(images) for images in splits.sources.values())
     needed = num_images * decoder.size**2 * decoder.channels
-    there = sum(path.stat().st_size for path in (folder / PARTIAL).glob("*.npy"))
-    free = shutil.disk_usage(folder).free
+    there = sum(path.stat().st_size for path in partial.glob("*.npy"))
+    free = shutil.disk_usage(partial).free
     if needed - there > free:
         raise OSError(f"{(needed - there) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
 
 
 def _describe(
-    partial: Path, splits: Splits, outcomes: list[Outcome], source: str, settings: dict[str, Any]
+    partial: Path,
+    splits: Splits,
+    outcomes: list[Outcome],
+    source: str,
+    settings: Mapping[str, Any],
 ) -> None:
     for name in splits.sources:
         data = partial / f"{name}.npy"
@@ -350,15 +440,17 @@ def _describe(
             outcome: sum(o.split == name and o.outcome == outcome for o in outcomes)
             for outcome in ("converted", "skipped")
         }
+        shape = list(np.load(data, mmap_mode="r").shape)
         known = Prepared(
             split=name,
             splits=list(splits.sources),
-            shape=list(np.load(data, mmap_mode="r").shape),
+            num_images=shape[0],
+            shape=shape,
             layout=LAYOUT,
             sha256=checksum(data, f"Verifying {name}"),
             source=source,
             format=splits.format,
-            settings=settings,
+            settings=dict(settings),
             num_converted=counts["converted"],
             num_skipped=counts["skipped"],
         )
@@ -376,18 +468,21 @@ def _publish(folder: Path, partial: Path) -> None:
     new = (partial / "complete").read_text(encoding="utf-8").split("\n")
     for split in set(SPLITS) - set(new):
         if is_ours(folder / f"{split}.json"):
-            for suffix in (".json", ".npy", ".txt"):
+            for suffix in _SUFFIXES:
                 (folder / f"{split}{suffix}").unlink(missing_ok=True)
     for path in partial.glob("*.json"):
         (folder / path.name).unlink(missing_ok=True)
     for pattern in ("*.npy", "*.txt", "*.csv", "*.json"):
         for path in partial.glob(pattern):
             path.replace(folder / path.name)
-    shutil.rmtree(partial)
+    (partial / "plan").unlink()
 
 
 def _read_report(folder: Path) -> list[Outcome]:
-    with (folder / REPORT).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+    path = folder / REPORT
+    if not path.exists():
+        raise ValueError(damaged(path, "it is missing"))
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return [Outcome(**row) for row in csv.DictReader(file)]
 
 

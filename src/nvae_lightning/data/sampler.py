@@ -1,12 +1,17 @@
-"""Which image comes when: the same on any number of processes, and again after a resume."""
+"""Which image comes when: the same on any number of processes, and after a resume."""
 
+import math
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 from torch.utils.data import DataLoader, DistributedSampler
 
 Batch = TypeVar("Batch", covariant=True)
+
+_NUM_AHEAD = 2  # batches
 
 
 class ShardedSampler(DistributedSampler[int]):
@@ -62,11 +67,10 @@ class ShardedSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Return the indices of this epoch, the first `start` of all processes left out."""
-        start, self.start = self.start, 0
         order: Any = range(self.num_images)
         if self.train:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_images)
-        return map(int, order[start + self.rank : self._num_used : self.num_replicas])
+        return map(int, order[self.start + self.rank : self._num_used : self.num_replicas])
 
     @property
     def _num_used(self) -> int:
@@ -75,44 +79,74 @@ class ShardedSampler(DistributedSampler[int]):
         return self.num_images // self.global_batch_size * self.global_batch_size
 
 
-class ResumableLoader(DataLoader[Batch]):
-    """A DataLoader whose position in the epoch Lightning saves and restores.
+class ReadingAhead(DataLoader[Batch]):
+    """A DataLoader that reads ahead also without worker processes: in a thread.
 
-    The position is counted in images of all processes, so that a resumed training may have
-    another number of them.
+    Copying out of an array or a memory map holds no lock, and takes less time than a batch takes
+    to come from another process (experiments/results/loader-2-cores.json).
     """
 
-    _num_given = 0
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Yield the batches of an epoch."""
+        batches = super().__iter__()
+        return _read_ahead(batches) if self.num_workers == 0 else batches
+
+
+def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    thread = ThreadPoolExecutor(1, "loader")
+    try:
+        coming = deque(thread.submit(next, batches, None) for _ in range(_NUM_AHEAD))
+        while (batch := coming.popleft().result()) is not None:
+            coming.append(thread.submit(next, batches, None))
+            yield batch
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+class ResumableLoader(ReadingAhead[Batch]):
+    """A loader that goes on where it stopped, also in another training.
+
+    An iteration yields what is left of the epoch. The position is counted in images of all
+    processes, of which a resumed training may have another number. If its batches do not end
+    there, it begins with the last that does, and so gives some images twice in that epoch.
+
+    Lightning says which epoch is the first, but not which are the next: resumed from the end of
+    an epoch its count may be one ahead, or one batch behind.
+
+    Attributes:
+        limit: Batches to give of each epoch; infinity stands for all.
+    """
+
+    limit: float = math.inf
+    _epoch: int | None = None  # None before the first batch
+    _num_images = 0
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Yield the batches that are left of this epoch."""
         sampler = self.sampler
-        if isinstance(sampler, ShardedSampler):
-            self._num_given = sampler.start // sampler.global_batch_size
-        batches = super().__iter__()
-        return self._counted(batches)
-
-    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            self._num_given += 1
+        if not isinstance(sampler, ShardedSampler):  # Lightning's own, with overfit_batches
+            yield from super().__iter__()
+            return
+        state = self.state_dict()
+        sampler.epoch, sampler.start = state["epoch"], state["num_images"]
+        for batch in super().__iter__():
+            state = {**state, "num_images": state["num_images"] + sampler.global_batch_size}
+            self.load_state_dict(state)
             yield batch
+            if self._epoch != state["epoch"]:
+                return
 
     def state_dict(self) -> dict[str, int]:
         """Return where the epoch stands."""
-        sampler = self.sampler
-        if not isinstance(sampler, ShardedSampler):  # Lightning's own, with overfit_batches
-            return {}
-        if self._num_given >= len(self):
-            return {"epoch": sampler.epoch + 1, "num_images": 0}
-        return {
-            "epoch": sampler.epoch,
-            "num_images": self._num_given * sampler.global_batch_size,
-        }
+        epoch = getattr(self.sampler, "epoch", 0) if self._epoch is None else self._epoch
+        return {"epoch": epoch, "num_images": self._num_images}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there at the next iteration."""
-        sampler = self.sampler
-        if isinstance(sampler, ShardedSampler) and state:
-            sampler.set_epoch(state["epoch"])
-            batch = sampler.global_batch_size  # of now, which need not be that of the state
-            sampler.start = state["num_images"] // batch * batch
+        """Go on from there; with the next epoch, where no batch is left of that one."""
+        epoch, num_images = state["epoch"], state["num_images"]
+        if isinstance(self.sampler, ShardedSampler):
+            num_batches = num_images // self.sampler.global_batch_size
+            num_images = num_batches * self.sampler.global_batch_size
+            if num_batches >= min(len(self), self.limit):
+                epoch, num_images = epoch + 1, 0
+        self._epoch, self._num_images = epoch, num_images

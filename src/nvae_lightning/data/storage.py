@@ -29,6 +29,7 @@ class Prepared:
     Args:
         split: Its name.
         splits: All splits that were prepared together.
+        num_images: Their number.
         shape: Of the array.
         layout: Meaning and type of the array.
         sha256: Checksum of the ``.npy``.
@@ -41,6 +42,7 @@ class Prepared:
 
     split: str
     splits: list[str]
+    num_images: int
     shape: list[int]
     layout: str
     sha256: str
@@ -55,6 +57,11 @@ class Prepared:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
+def damaged(path: Path, reason: str) -> str:
+    """Return the error for a file that is not what was written."""
+    return f"dataset.root: '{path}' is damaged ({reason}); prepare it again with overwrite=true"
+
+
 def is_prepared(folder: Path) -> bool:
     """Whether a folder holds prepared images, whole or not."""
     return any(is_ours(path) for path in folder.glob("*.json"))
@@ -64,16 +71,14 @@ def open_prepared(folder: Path) -> dict[str, Prepared]:
     """Return what is known of each split.
 
     Raises:
-        ValueError: If a split is missing or has not the size that was written.
+        ValueError: If a split is missing.
     """
     found = {path.stem: _read(path) for path in folder.glob("*.json") if is_ours(path)}
     for known in list(found.values()):
         for split in known.splits:
-            if split not in found or not (folder / f"{split}.npy").is_file():
-                raise ValueError(
-                    f"the split '{split}' in '{folder}' is missing; give the command that "
-                    "prepared it again, which goes on where it was interrupted"
-                )
+            path = folder / f"{split}.npy"
+            if split not in found or not path.is_file():
+                raise ValueError(damaged(path, "it is missing, or was not completed"))
     return {split: found[split] for split in SPLITS if split in found}
 
 
@@ -85,11 +90,12 @@ def open_images(folder: Path, known: Prepared) -> UInt8[np.ndarray, "count heigh
     """
     path = folder / f"{known.split}.npy"
     try:
-        images = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(_damaged(path, str(error))) from error
+        images = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError) as error:
+        raise ValueError(damaged(path, str(error))) from error
     if list(images.shape) != known.shape or images.dtype != np.uint8:
-        raise ValueError(_damaged(path, f"shape {images.shape} instead of {tuple(known.shape)}"))
+        found = f"{images.dtype} {images.shape} instead of uint8 {tuple(known.shape)}"
+        raise ValueError(damaged(path, found))
     return images
 
 
@@ -102,7 +108,7 @@ def verify(folder: Path, splits: Mapping[str, Prepared]) -> None:
     for split, known in splits.items():
         path = folder / f"{split}.npy"
         if checksum(path, f"Verifying {split}") != known.sha256:
-            raise ValueError(_damaged(path, "its checksum is not the one that was written"))
+            raise ValueError(damaged(path, "its checksum is not the one that was written"))
 
 
 def checksum(path: Path, description: str) -> str:
@@ -115,10 +121,6 @@ def checksum(path: Path, description: str) -> str:
             digest.update(block)
             bar.update(len(block))
     return digest.hexdigest()
-
-
-def _damaged(path: Path, reason: str) -> str:
-    return f"'{path}' is damaged ({reason}); prepare it again with overwrite=true"
 
 
 def is_ours(path: Path) -> bool:
@@ -134,4 +136,4 @@ def _read(path: Path) -> Prepared:
     try:
         return Prepared(**json.loads(path.read_text(encoding="utf-8")))
     except TypeError as error:
-        raise ValueError(_damaged(path, str(error))) from error
+        raise ValueError(damaged(path, str(error))) from error

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from nvae_lightning.model.normalization import BatchNorm, mean_over_ranks
 
 #: Only the batch is held: what channels and resolution a layer gives differs from what it takes.
 FeatureMap = Float[Tensor, "batch _channel _height _width"]
@@ -20,9 +21,9 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Batch normalisation whose running statistics move by 5 % a step (paper, Sec. 3.1.1)."""
-    return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.05)
+def batch_norm(channels: int) -> BatchNorm:
+    """Batch normalisation without an activation."""
+    return BatchNorm(channels)
 
 
 class BatchNormSwish(nn.Module):
@@ -30,10 +31,10 @@ class BatchNormSwish(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = batch_norm(channels)
+        self.norm = BatchNorm(channels, swish=True)
 
     def forward(self, x: FeatureMap) -> FeatureMap:
-        return F.silu(self.norm(x))
+        return self.norm(x)
 
 
 class BatchNormELU(nn.Module):
@@ -41,7 +42,7 @@ class BatchNormELU(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = batch_norm(channels)
+        self.norm = BatchNorm(channels)
 
     def forward(self, x: FeatureMap) -> FeatureMap:
         return F.elu(self.norm(x))
@@ -91,14 +92,6 @@ class WeightNormConv2d(nn.Conv2d):
         return self._conv_forward(input, weight, self.bias)
 
 
-def _mean_over_ranks(value: Tensor) -> Tensor:
-    # Parameters are not synchronised after the start: all ranks must set them to one value.
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(value)
-        value = value / torch.distributed.get_world_size()
-    return value
-
-
 class DataDependentConv2d(WeightNormConv2d):
     """Weight-normalised convolution that sets its gain and bias from the first training batch.
 
@@ -128,9 +121,9 @@ class DataDependentConv2d(WeightNormConv2d):
         self.log_gain.zero_()
         self.bias.zero_()
         output = full_precision(super().forward(input))
-        mean = _mean_over_ranks(output.mean((0, 2, 3)))
+        mean = mean_over_ranks(output.mean((0, 2, 3)))
         centred = output - mean[:, None, None]
-        std = _mean_over_ranks(centred.square().mean((0, 2, 3))).clamp_min(1e-8).sqrt()
+        std = mean_over_ranks(centred.square().mean((0, 2, 3))).clamp_min(1e-8).sqrt()
         self.log_gain.copy_(-std.log().view_as(self.log_gain))
         self.bias.copy_(-mean / std)
         self.initialized = True

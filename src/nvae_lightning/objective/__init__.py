@@ -6,6 +6,7 @@ from nvae_lightning.objective.kl import (
     active_channels,
     balance_kl,
     balancing_factors,
+    channel_rates,
     size_factor,
 )
 from nvae_lightning.objective.penalties import Penalty, SpectralPenalty, bn_scale_penalty
@@ -27,6 +28,7 @@ __all__ = [
     "balancing_factors",
     "bits_per_dim",
     "bn_scale_penalty",
+    "channel_rates",
     "constant",
     "elbo",
     "importance_weighted_bound",

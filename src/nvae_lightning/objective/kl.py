@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nvae_lightning.model import Hierarchy, Latent
+from nvae_lightning.model.normalization import mean_over_ranks
 
 
 def size_factor(hierarchy: Hierarchy, growth: float = 4.0) -> Float[Tensor, " group"]:
@@ -29,13 +30,13 @@ def balancing_factors(
 ) -> Float[Tensor, " group"]:
     r"""Balancing factors :math:`\gamma_l \propto (E|KL_l| + 0.01) / a_l`, their mean 1.
 
-    No gradient flows through them. A group that is used little is paid little for, so that none
-    is turned off early in training.
+    No gradient flows through them, and the mean is over the batches of all ranks. A group that is
+    used little is paid little for, so that none is turned off early in training.
 
     Source: Vahdat & Kautz 2020, Sec. A, which says "proportional" to the size where the authors
     meant, and used, the inverse.
     """
-    raw = (rate.detach().abs().mean(1) + 0.01) / size_factor
+    raw = (mean_over_ranks(rate.detach().abs().mean(1)) + 0.01) / size_factor
     return raw / raw.mean()
 
 
@@ -58,12 +59,19 @@ def balance_kl(
     return beta * rate.sum(0)
 
 
-def active_channels(latent: Latent, threshold: float = 0.1) -> Int[Tensor, ""]:
+def channel_rates(latent: Latent) -> Float[Tensor, " channel"]:
+    """KL of each channel, averaged over batch and space, nats."""
+    return latent.kl_map.mean((0, 2, 3))
+
+
+def active_channels(
+    rates: Float[Tensor, " channel"], threshold: int | float = 0.1
+) -> Int[Tensor, ""]:
     """Count the channels whose KL, averaged over batch and space, is above ``threshold`` nats.
 
     Source: Vahdat & Kautz 2020, footnote 5.
     """
-    return (latent.kl_map.mean((0, 2, 3)) > threshold).sum()
+    return (rates > threshold).sum()
 
 
 @dataclass(frozen=True)

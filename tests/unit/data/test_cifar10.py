@@ -6,7 +6,6 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
-import torch
 import torchvision
 
 from nvae_lightning.data import CIFAR10
@@ -41,6 +40,14 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarra
     return written
 
 
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", fail)
+
+
 def test_the_published_files_are_read_channel_first(
     rows: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
@@ -48,18 +55,22 @@ def test_the_published_files_are_read_channel_first(
     data.prepare_data()
     data.setup("fit")
     train = np.concatenate([rows["data_batch_1"], rows["data_batch_2"]]).reshape(6, 3, 32, 32)
-    assert torch.equal(data.train_set.images, torch.from_numpy(train))
+    assert np.array_equal(data.train_set.__getitems__(range(6)), train)
     test = rows["test_batch"].reshape(2, 3, 32, 32)
-    assert torch.equal(data.test_set.images, torch.from_numpy(test))
+    assert np.array_equal(data.test_set.__getitems__(range(2)), test)
 
 
-def test_a_failed_download_says_where_to_put_which_files(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise URLError("no network")
+def test_a_prepared_folder_is_a_root(rows: dict[str, np.ndarray], tmp_path: Path) -> None:
+    CIFAR10(root=tmp_path / "prepared", num_workers=0, **SETTINGS).prepare(str(tmp_path))
+    data = CIFAR10(root=tmp_path / "prepared", **SETTINGS)
+    data.prepare_data()
+    data.setup("test")
+    assert isinstance(data.test_set.images, np.memmap)
+    test = rows["test_batch"].reshape(2, 3, 32, 32)
+    assert np.array_equal(data.test_set.__getitems__(range(2)), test)
 
-    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", fail)
+
+def test_a_failed_download_says_where_to_put_which_files(no_network: None, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^dataset\.root: no readable CIFAR-10 in ") as caught:
         CIFAR10(root=tmp_path, **SETTINGS).prepare_data()
     message = str(caught.value)
@@ -67,9 +78,13 @@ def test_a_failed_download_says_where_to_put_which_files(
     assert "no network" in message
     assert "data_batch_1" in message
     assert "\n" not in message
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_file_is_reported(rows: dict[str, np.ndarray], tmp_path: Path) -> None:
-    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(b"")
+@pytest.mark.parametrize("content", [b"", b"other"])
+def test_a_damaged_file_is_reported(
+    rows: dict[str, np.ndarray], no_network: None, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(content)
     with pytest.raises(ValueError, match=r"^dataset\.root: no readable CIFAR-10 in "):
-        CIFAR10(root=tmp_path, **SETTINGS).load(train=False)
+        CIFAR10(root=tmp_path, **SETTINGS).prepare_data()

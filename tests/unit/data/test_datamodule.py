@@ -1,49 +1,85 @@
+import os
+import pickle
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
-from nvae_lightning.data import ImageDataModule
+from nvae_lightning.data import ImageDataModule, datamodule
 from nvae_lightning.data.datamodule import ImageDataset
+from nvae_lightning.data.sampler import ReadingAhead
+from nvae_lightning.data.sources import ArraySource, Splits
 
-SETTINGS = {"batch_size": 4, "image_size": 8, "channels": 3, "bits": 8}
-NUM_TRAIN, NUM_TEST = 22, 10
+SETTINGS: dict[str, Any] = {"batch_size": 4, "image_size": 8, "channels": 3, "bits": 8}
+NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 22, 5, 10
 
 
 class Made(ImageDataModule):
     """Every pixel of image i is i; the test images count on after the training images."""
 
-    loaded: list[bool]
-
-    def load(self, train: bool) -> UInt8[Tensor, "count channel height width"]:
-        self.loaded = [*getattr(self, "loaded", []), train]
-        numbers = torch.arange(NUM_TRAIN + NUM_TEST, dtype=torch.uint8)
-        numbers = numbers[:NUM_TRAIN] if train else numbers[NUM_TRAIN:]
-        return numbers[:, None, None, None].repeat(1, 3, 8, 8)
+    @cached_property
+    def _sources(self) -> Splits:
+        images = np.arange(NUM_TRAIN + NUM_TEST, dtype=np.uint8).repeat(192).reshape(-1, 8, 8, 3)
+        parts = {"train": images[:NUM_TRAIN], "test": images[NUM_TRAIN:]}
+        return Splits("numbers", {name: ArraySource(part) for name, part in parts.items()})
 
 
 def made(**settings: Any) -> Made:
     return Made(**{**SETTINGS, **settings})
 
 
+def from_root(root: Path | None, **settings: Any) -> ImageDataModule:
+    return ImageDataModule(root=root, **{**SETTINGS, **settings})
+
+
 def numbers(batches: list[Tensor]) -> list[int]:
     return torch.cat(batches)[:, 0, 0, 0].tolist()
 
 
+def write_images(root: Path, **counts: int) -> None:
+    """Write 8x8 PNGs, each of its own grey, into one folder per split."""
+    grey = 0
+    for split, count in counts.items():
+        (root / split).mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", (8, 8), (grey,) * 3).save(root / split / f"{index:02d}.png")
+            grey += 1
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Folder of images in three splits."""
+    root = tmp_path / "source"
+    write_images(root, train=NUM_TRAIN, val=NUM_VALIDATION, test=NUM_TEST)
+    return root
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, source: Path) -> Path:
+    """Folder of the same images, prepared."""
+    root = tmp_path / "prepared"
+    from_root(root, num_workers=0).prepare(str(source))
+    return root
+
+
 def test_getting_many_items_equals_getting_each() -> None:
-    dataset = ImageDataset(torch.randint(256, (6, 3, 4, 4), dtype=torch.uint8))
+    images = np.random.default_rng(0).integers(256, size=(6, 4, 4, 3), dtype=np.uint8)
+    dataset = ImageDataset(images)
     indices = [4, 0, 5]
     assert len(dataset) == 6
-    assert torch.equal(
-        dataset.__getitems__(indices), torch.stack([dataset[index] for index in indices])
-    )
+    batch = dataset.__getitems__(indices)
+    assert torch.equal(batch, torch.stack([dataset[index] for index in indices]))
+    assert np.array_equal(batch.numpy(), images[indices].transpose(0, 3, 1, 2))
 
 
 def test_training_batches_are_full_and_shuffled_anew_in_every_epoch() -> None:
-    torch.manual_seed(0)
     loader = made().train_dataloader()
     first, second = list(loader), list(loader)
     assert [batch.shape for batch in first] == [(4, 3, 8, 8)] * (NUM_TRAIN // 4)
@@ -52,31 +88,122 @@ def test_training_batches_are_full_and_shuffled_anew_in_every_epoch() -> None:
     assert numbers(first) != numbers(second)
 
 
+def test_the_seed_alone_decides_on_the_order_of_training_images() -> None:
+    orders = [numbers(list(made(seed=seed).train_dataloader())) for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+
+
 @pytest.mark.parametrize("name", ["val_dataloader", "test_dataloader"])
-def test_evaluation_sees_every_test_image_once_and_in_order(name: str) -> None:
+def test_without_a_validation_split_both_evaluations_see_every_test_image_in_order(
+    name: str,
+) -> None:
     batches = list(getattr(made(), name)())
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert numbers(batches) == list(range(NUM_TRAIN, NUM_TRAIN + NUM_TEST))
 
 
-def test_two_workers_give_the_same_batches_as_none() -> None:
-    epochs = []
-    for num_workers in (0, 2):
-        torch.manual_seed(0)
-        epochs.append(numbers(list(made(num_workers=num_workers).train_dataloader())))
-    assert epochs[0] == epochs[1]
+@pytest.mark.parametrize("place", ["source", "prepared"])
+def test_a_validation_split_is_used_where_there_is_one(
+    place: str, request: pytest.FixtureRequest
+) -> None:
+    data = from_root(request.getfixturevalue(place))
+    data.setup("fit")
+    start = NUM_TRAIN + NUM_VALIDATION
+    assert numbers(list(data.val_dataloader())) == list(range(NUM_TRAIN, start))
+    assert numbers(list(data.test_dataloader())) == list(range(start, start + NUM_TEST))
+    assert data.num_train_images == NUM_TRAIN
+    assert data.num_test_images == NUM_TEST
 
 
-def test_setup_loads_what_the_stage_needs_and_only_once() -> None:
-    data = made()
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_prepared_images_give_the_batches_of_their_source(
+    prepared: Path, source: Path, num_workers: int
+) -> None:
+    for name in ("train", "val", "test"):
+        ours, theirs = (
+            list(getattr(data, f"{name}_dataloader")())
+            for data in (from_root(prepared, num_workers=num_workers), from_root(source))
+        )
+        assert len(ours) == len(theirs) > 0
+        assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True)), name
+
+
+def test_prepared_images_are_memory_mapped_and_others_are_not(
+    prepared: Path, source: Path
+) -> None:
+    assert isinstance(from_root(prepared).train_set.images, np.memmap)
+    assert not isinstance(from_root(source).train_set.images, np.memmap)
+
+
+def test_a_worker_gets_the_name_of_a_memory_map_instead_of_its_images(prepared: Path) -> None:
+    dataset = from_root(prepared).train_set
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert isinstance(copy.images, np.memmap)
+    assert copy.images.filename == dataset.images.filename  # pyright: ignore
+    assert np.array_equal(copy.images, dataset.images)
+
+
+def test_images_in_memory_survive_a_copy_to_a_worker() -> None:
+    dataset = made().train_set
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert np.array_equal(copy.images, dataset.images)
+
+
+def test_batches_are_read_ahead_by_a_thread_unless_processes_are_asked_for(prepared: Path) -> None:
+    for name in ("train", "val", "test"):
+        for settings, num_processes in (({}, 0), ({"num_workers": 0}, 0), ({"num_workers": 2}, 2)):
+            loader = getattr(from_root(prepared, **settings), f"{name}_dataloader")()
+            assert isinstance(loader, ReadingAhead)
+            assert loader.num_workers == num_processes
+
+
+@pytest.mark.parametrize("num_workers", [None, 2])
+def test_loading_leaves_the_random_numbers_alone_that_a_resume_restores(
+    num_workers: int | None,
+) -> None:
+    state = torch.get_rng_state()
+    list(made(num_workers=num_workers).train_dataloader())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_batches_are_pinned_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for available in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert made().train_dataloader().pin_memory is available
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_batches_are_channels_last_in_memory_on_the_way_to_the_model(
+    prepared: Path, flip: bool
+) -> None:
+    data = from_root(prepared, flip=flip, num_workers=0)
+    batch = next(iter(data.train_dataloader()))
+    for images in (batch, data.to_input(batch, train=True)):
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert not images.is_contiguous()
+
+
+def test_setup_decodes_what_the_stage_needs_and_only_once(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+    decode_all: Callable[..., np.ndarray] = datamodule.decode_all
+
+    def note(*arguments: Any) -> np.ndarray:
+        decoded.append(len(arguments[0]))
+        return decode_all(*arguments)
+
+    monkeypatch.setattr(datamodule, "decode_all", note)
+    data = from_root(source)
+    data.prepare_data()
+    assert decoded == []
     data.setup("test")
-    assert data.loaded == [False]
+    assert decoded == [NUM_TEST]
     assert data.num_test_images == NUM_TEST
     data.setup("fit")
     data.setup("fit")
     list(data.train_dataloader())
-    assert data.loaded == [False, True]
-    assert data.num_train_images == NUM_TRAIN
+    assert sorted(decoded) == sorted([NUM_TEST, NUM_TRAIN, NUM_VALIDATION])
 
 
 def test_a_batch_becomes_float_levels_on_its_way_to_the_model() -> None:
@@ -104,7 +231,6 @@ def test_binarised_images_of_several_bits_are_refused() -> None:
 def test_images_are_flipped_only_in_training_and_if_asked(
     flip: bool, training: bool, flips: bool
 ) -> None:
-    torch.manual_seed(0)
     data = made(flip=flip)
     data.trainer = SimpleNamespace(training=training)  # pyright: ignore[reportAttributeAccessIssue]
     batch = torch.arange(8, dtype=torch.uint8).expand(400, 3, 8, 8)
@@ -123,29 +249,152 @@ def test_images_are_flipped_only_in_training_and_if_asked(
         ("bits", 0, r"dataset\.image\.bits: got 0, .* from 1 to 8"),
         ("bits", 9, r"dataset\.image\.bits: got 9, .* from 1 to 8"),
         ("bits", True, r"dataset\.image\.bits: got True"),
-        ("num_workers", -1, r"dataset\.num_workers: got -1, .* at least 0"),
+        ("num_workers", -1, r"dataset\.num_workers: got -1, .* at least 0, or null"),
+        ("test_fraction", 1.0, r"dataset\.test_fraction: got 1\.0, .* between 0 and 1"),
+        ("crop", [8, 0, 4, 4], r"dataset\.crop: got \[8, 0, 4, 4\], .* left < right"),
+        ("interpolation", "best", r"dataset\.interpolation: got 'best', .* one of .*lanczos"),
     ],
 )
-def test_a_number_out_of_its_range_is_refused(argument: str, value: int, message: str) -> None:
+def test_a_setting_out_of_its_range_is_refused(argument: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         made(**{argument: value})
 
 
-def test_a_batch_larger_than_the_training_split_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"dataset\.batch_size: got 23, .* only 22 .*=22 or less"):
-        made(batch_size=23).train_dataloader()
+def as_one_of(num_ranks: int, data: ImageDataModule) -> ImageDataModule:
+    trainer = SimpleNamespace(world_size=num_ranks, global_rank=0, limit_train_batches=1.0)
+    data.trainer = trainer  # pyright: ignore[reportAttributeAccessIssue]
+    return data
 
 
-def test_another_image_size_than_the_data_have_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"dataset\.image\.size: got 9, .* 8x8; .*size=8"):
-        made(image_size=9).setup("fit")
+@pytest.mark.parametrize(("num_ranks", "batch_size", "most"), [(1, 23, 22), (4, 6, 5)])
+def test_more_images_a_step_than_the_training_split_has_are_refused(
+    num_ranks: int, batch_size: int, most: int
+) -> None:
+    as_one_of(num_ranks, made(batch_size=most)).train_dataloader()
+    message = rf"dataset\.batch_size: got {batch_size} on each of {num_ranks} .* 22 .*={most} or"
+    with pytest.raises(ValueError, match=message):
+        as_one_of(num_ranks, made(batch_size=batch_size)).train_dataloader()
 
 
-def test_another_number_of_channels_than_the_data_have_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"dataset\.image\.channels: got 1, .*channels=3"):
-        made(channels=1).setup("fit")
+def test_more_ranks_than_images_to_evaluate_are_refused() -> None:
+    as_one_of(NUM_TEST, made()).test_dataloader()
+    with pytest.raises(ValueError, match=r"trainer\.devices: got 11, .* only 10 .*devices=10 or"):
+        as_one_of(NUM_TEST + 1, made()).test_dataloader()
 
 
-def test_a_root_that_is_needed_but_not_given_is_asked_for() -> None:
-    with pytest.raises(ValueError, match=r"dataset\.root: got None, .*; set dataset\.root=FOLDER"):
-        _ = made().folder
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        (
+            "image_size",
+            16,
+            r"^dataset\.image\.size: got 16, .* with 8; .*image\.size=8, or",
+        ),
+        ("channels", 1, r"^dataset\.image\.channels: got 1, .* with 3; .*image\.channels=3, or"),
+    ],
+)
+def test_images_that_were_prepared_otherwise_are_refused(
+    prepared: Path, source: Path, setting: str, value: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        from_root(prepared, **{setting: value}).prepare_data()
+    assert str(prepared) in str(caught.value)
+    assert str(source) in str(caught.value)
+
+
+def test_images_of_another_size_are_resized_where_they_are_not_prepared(source: Path) -> None:
+    data = from_root(source, image_size=4, channels=1)
+    data.setup("fit")
+    assert data.train_set.images.shape == (NUM_TRAIN, 4, 4, 1)
+
+
+def test_a_flipped_bit_is_found_before_a_training_unless_that_is_not_wanted(
+    prepared: Path,
+) -> None:
+    from_root(prepared).prepare_data()
+    path = prepared / "train.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^dataset\.root: .*train\.npy' is damaged .*checksum"):
+        from_root(prepared).prepare_data()
+    from_root(prepared, verify=False).prepare_data()
+
+
+def test_a_file_that_is_cut_off_is_found_even_without_a_checksum(prepared: Path) -> None:
+    os.truncate(prepared / "test.npy", 1000)
+    with pytest.raises(ValueError, match=r"^dataset\.root: .*test\.npy' is damaged"):
+        from_root(prepared, verify=False).setup("test")
+
+
+def test_a_source_with_another_number_of_images_is_refused(source: Path) -> None:
+    counts = {"train": NUM_TRAIN, "test": 1_000}
+    message = (
+        r"^dataset\.counts: 1,000 images are expected in the split 'test', but '.*' has 10; "
+        r".*set dataset\.counts=null"
+    )
+    with pytest.raises(ValueError, match=message):
+        from_root(source, counts=counts).prepare_data()
+    with pytest.raises(ValueError, match=message):
+        from_root(source.parent / "new", counts=counts).prepare(str(source))
+    from_root(source, counts={"train": NUM_TRAIN, "test": NUM_TEST}).prepare_data()
+
+
+def test_a_source_too_large_for_memory_is_to_be_prepared(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (NUM_TRAIN + NUM_VALIDATION + NUM_TEST) * 8 * 8 * 3
+    monkeypatch.setattr(datamodule, "_MOST_MEMORY", size)
+    from_root(source).prepare_data()
+    monkeypatch.setattr(datamodule, "_MOST_MEMORY", size - 1)
+    message = r"^dataset\.root: the 37 images in .* nvae_lightning\.prepare .*source=.*/source "
+    with pytest.raises(ValueError, match=message):
+        from_root(source).prepare_data()
+
+
+def test_a_missing_folder_is_reported_with_the_way_to_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = from_root(Path("data/here"), download_hint="ask a colleague")
+    monkeypatch.chdir("/")
+    with pytest.raises(ValueError, match=r"^dataset\.root: ") as caught:
+        data.prepare_data()
+    message = f"dataset.root: '{tmp_path}/data/here' does not exist; ask a colleague"
+    assert str(caught.value) == message
+
+
+def test_a_missing_folder_without_a_hint_is_to_be_set(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"does not exist; set dataset\.root to a folder"):
+        from_root(tmp_path / "none").prepare_data()
+
+
+def test_a_folder_in_the_home_is_found(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(source.parent))
+    assert from_root(Path("~/source")).root == source
+
+
+def test_an_image_that_cannot_be_read_is_named(source: Path) -> None:
+    (source / "train" / "05.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"^dataset\.root: .*train/05\.png"):
+        from_root(source, num_workers=0).setup("fit")
+
+
+def test_a_source_that_is_not_there_is_the_source_setting(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^source: '.*nowhere' does not exist"):
+        from_root(tmp_path / "new").prepare(str(tmp_path / "nowhere"))
+
+
+def test_what_a_preparation_depends_on_is_written_down(prepared: Path, source: Path) -> None:
+    known = from_root(prepared).prepared["train"]
+    assert known.source == str(source)
+    expected = {"image_size": 8, "channels": 3, "crop": None, "interpolation": "lanczos"}
+    assert expected.items() <= known.settings.items()
+
+
+def test_a_root_that_is_needed_but_not_given_is_asked_for(source: Path) -> None:
+    message = r"dataset\.root: got None, .*; set dataset\.root=FOLDER"
+    with pytest.raises(ValueError, match=message):
+        from_root(None).prepare_data()
+    with pytest.raises(ValueError, match=message):
+        from_root(None).prepare(str(source))

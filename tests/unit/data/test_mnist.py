@@ -2,10 +2,13 @@ import struct
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from zipfile import ZipFile
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 from nvae_lightning.data import MNIST, MNIST5k
 
@@ -51,7 +54,7 @@ def test_the_packaged_digits_are_split_without_overlap_and_balanced_by_class() -
 
     data = MNIST5k(**SETTINGS)
     train, test = (
-        {image.numpy().tobytes() for image in data.load(flag)} for flag in (True, False)
+        {image.tobytes() for image in data.images(split)} for split in ("train", "test")
     )
     assert not train & test
     for split, per_class in ((train, 400), (test, 100)):
@@ -74,24 +77,67 @@ def test_digits_in_the_raw_layout_are_read_as_they_are(
     data = MNIST(root=tmp_path / below, **SETTINGS)
     data.prepare_data()
     data.setup("fit")
-    assert torch.equal(data.train_set.images, images["train"].unsqueeze(1))
-    assert torch.equal(data.test_set.images, images["t10k"].unsqueeze(1))
+    assert np.array_equal(data.train_set.images, images["train"].unsqueeze(-1))
+    assert np.array_equal(data.test_set.images, images["t10k"].unsqueeze(-1))
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_prepared_folder_is_a_root(
+    images: dict[str, torch.Tensor], no_network: None, tmp_path: Path
+) -> None:
+    MNIST(root=tmp_path / "prepared", num_workers=0, **SETTINGS).prepare(str(tmp_path))
+    data = MNIST(root=tmp_path / "prepared", **SETTINGS)
+    data.prepare_data()
+    data.setup("fit")
+    assert isinstance(data.train_set.images, np.memmap)
+    assert np.array_equal(data.train_set.images, images["train"].unsqueeze(-1))
+
+
+def test_a_folder_of_digits_as_images_is_a_root(no_network: None, tmp_path: Path) -> None:
+    for index in range(10):
+        Image.new("L", (28, 28), index).save(tmp_path / f"{index}.png")
+    data = MNIST(root=tmp_path, **SETTINGS)
+    data.prepare_data()
+    data.setup("fit")
+    assert (data.num_train_images, data.num_test_images) == (9, 1)
+
+
+def test_an_archive_of_digits_is_a_root(no_network: None, tmp_path: Path) -> None:
+    image = tmp_path / "digit.png"
+    Image.new("L", (28, 28), 7).save(image)
+    with ZipFile(tmp_path / "digits.zip", "w") as archive:
+        for name in ("train/0.png", "test/0.png"):
+            archive.write(image, name)
+    data = MNIST(root=tmp_path / "digits.zip", **SETTINGS)
+    data.prepare_data()
+    data.setup("test")
+    assert data.num_test_images == 1
+
+
 def test_a_failed_download_says_where_to_put_which_files(no_network: None, tmp_path: Path) -> None:
-    data = MNIST(root=tmp_path, download_hint="ask a colleague", **SETTINGS)
+    data = MNIST(root=tmp_path / "new" / "mnist", download_hint="ask a colleague", **SETTINGS)
     with pytest.raises(ValueError, match=r"^dataset\.root: no readable MNIST in ") as caught:
         data.prepare_data()
     message = str(caught.value)
-    assert str(tmp_path / "MNIST" / "raw") in message
+    assert str(tmp_path / "new" / "mnist" / "MNIST" / "raw") in message
     assert "no network" in message
     assert "train-images-idx3-ubyte" in message
     assert message.endswith("or ask a colleague")
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("size", [0, 100])
+def test_a_failed_download_leaves_what_was_there_and_no_more(
+    no_network: None, tmp_path: Path
+) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    for root in (given, tmp_path / "new" / "mnist"):
+        with pytest.raises(ValueError, match="no readable MNIST"):
+            MNIST(root=root, **SETTINGS).prepare_data()
+    assert list(tmp_path.rglob("*")) == [given]
+
+
+@pytest.mark.parametrize("size", [0, 100, 1000])
 def test_a_damaged_file_is_reported(
     images: dict[str, torch.Tensor], tmp_path: Path, size: int
 ) -> None:
@@ -101,12 +147,10 @@ def test_a_damaged_file_is_reported(
         MNIST(root=tmp_path, **SETTINGS).prepare_data()
 
 
-def test_an_image_size_that_the_digits_do_not_have_is_refused(
-    images: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
-    data = MNIST(root=tmp_path, **{**SETTINGS, "image_size": 32})
-    with pytest.raises(ValueError, match=r"dataset\.image\.size: got 32, .* 28x28"):
-        data.setup("test")
+def test_digits_are_resized_if_asked(images: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    data = MNIST(root=tmp_path, **{**SETTINGS, "image_size": 32, "channels": 3})
+    data.setup("test")
+    assert data.test_set.images.shape == (3, 32, 32, 3)
 
 
 def test_a_root_is_asked_for() -> None:
@@ -119,4 +163,4 @@ def test_the_real_files_hold_ten_thousand_test_digits() -> None:
     data = MNIST(root=SHARED, **SETTINGS)
     data.setup("test")
     assert data.num_test_images == 10_000
-    assert data.test_set.images.float().mean().item() / 255 == pytest.approx(0.1325, abs=1e-4)
+    assert data.test_set.images.mean() / 255 == pytest.approx(0.1325, abs=1e-4)

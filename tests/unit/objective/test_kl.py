@@ -5,7 +5,13 @@ import torch
 from torch import Tensor
 
 from nvae_lightning.model import Hierarchy, Latent, Normal
-from nvae_lightning.objective import active_channels, balance_kl, balancing_factors, size_factor
+from nvae_lightning.objective import (
+    active_channels,
+    balance_kl,
+    balancing_factors,
+    channel_rates,
+    size_factor,
+)
 
 
 def _hierarchy(*num_groups: int) -> Hierarchy:
@@ -94,16 +100,16 @@ def _latent_of_kl(kl: Tensor) -> Latent:
 
 def test_channels_are_active_above_a_tenth_of_a_nat() -> None:
     kl = torch.tensor([0.0, 0.09, 0.11, 5.0])[None, :, None, None].expand(2, 4, 3, 3)
-    assert active_channels(_latent_of_kl(kl)).item() == 2
-    assert active_channels(_latent_of_kl(kl), threshold=1.0).item() == 1
-    assert active_channels(_latent_of_kl(kl), threshold=0.05).item() == 3
+    assert active_channels(channel_rates(_latent_of_kl(kl))).item() == 2
+    assert active_channels(channel_rates(_latent_of_kl(kl)), threshold=1.0).item() == 1
+    assert active_channels(channel_rates(_latent_of_kl(kl)), threshold=0.05).item() == 3
 
 
 def test_activity_is_averaged_over_batch_and_space() -> None:
     kl = torch.zeros(2, 3, 4, 4)
     kl[0, 0, 1, 1] = 32 * 0.11  # one of 32 elements makes the channel
     kl[0, 1, 1, 1] = 32 * 0.09
-    assert active_channels(_latent_of_kl(kl)).item() == 1
+    assert active_channels(channel_rates(_latent_of_kl(kl))).item() == 1
 
 
 def test_activity_under_flows_is_of_the_one_sample_estimate() -> None:
@@ -111,5 +117,5 @@ def test_activity_under_flows_is_of_the_one_sample_estimate() -> None:
     z = torch.tensor([0.0, 1.0])[None, :, None, None].expand(1, 2, 2, 2)
     latent = Latent(Normal(zeros, zeros), Normal(zeros, zeros), z=z, base=zeros)
     assert latent.kl.item() == pytest.approx(4 * 0.5)
-    assert active_channels(latent).item() == 1
+    assert active_channels(channel_rates(latent)).item() == 1
     assert math.isclose(latent.kl_map[:, 0].sum().item(), 0.0, abs_tol=1e-6)

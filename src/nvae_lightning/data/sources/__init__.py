@@ -51,14 +51,14 @@ def open_source(source: str | Path, wanted: Wanted) -> Splits:
         ValueError: If there is nothing, nothing known, or half a split.
     """
     if str(source).startswith(HUB_PREFIX):
-        return from_hub(str(source), wanted)
+        return _not_empty(from_hub(str(source), wanted), str(source))
     path = Path(source).expanduser().absolute()
     if not path.exists():
         raise ValueError(f"'{path}' does not exist")
     for find in FORMATS:
         splits = find(path, wanted)
         if splits is not None:
-            return splits
+            return _not_empty(splits, str(path))
     found = [path.name] if path.is_file() else sorted(entry.name for entry in path.iterdir())
     raise ValueError(
         f"no images in '{path}' (which holds {', '.join(found[:5]) or 'nothing'}"
@@ -66,3 +66,10 @@ def open_source(source: str | Path, wanted: Wanted) -> Splits:
         f"{', '.join(sorted(image_files.SUFFIXES))}, also in a zip or tar; torchvision's MNIST, "
         "CIFAR-10 and CelebA; TFRecords, parquet and LMDB"
     )
+
+
+def _not_empty(splits: Splits, where: str) -> Splits:
+    for name, source in splits.sources.items():
+        if len(source) == 0:
+            raise ValueError(f"no images in the split '{name}' of '{where}'; fetch it again")
+    return splits

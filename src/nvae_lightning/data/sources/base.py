@@ -3,7 +3,7 @@
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TypeVar
@@ -102,12 +102,17 @@ class SeededSplit:
             ValueError: If there are fewer than two images.
         """
         if len(names) < 2:
-            raise ValueError("it holds one image only, but a split takes two; add images")
+            number = "one image only" if names else "no images"
+            raise ValueError(f"it holds {number}, but a split takes two; add images")
         paths = [PurePosixPath(name).with_suffix("") for name in names]
         stems = [path.name for path in paths]
         keys = stems if len(set(stems)) == len(stems) else [path.as_posix() for path in paths]
-        digests = [hashlib.sha256(f"{self.seed}/{key}".encode()).digest() for key in keys]
-        order = sorted(range(len(names)), key=digests.__getitem__)
+        drawn = [
+            hashlib.sha256(f"{self.seed}/{key}".encode(errors="surrogateescape")).digest()
+            for key in keys
+        ]
+        # One path twice, with two suffixes, is drawn twice alike: then the suffix decides.
+        order = sorted(range(len(names)), key=lambda index: (drawn[index], names[index]))
         num_test = min(max(1, round(self.test_fraction * len(names))), len(names) - 1)
         return {"train": sorted(order[num_test:]), "test": sorted(order[:num_test])}
 
@@ -137,21 +142,44 @@ def split_name(name: str) -> str | None:
     return "validation" if match[1].lower() == "val" else match[1].lower()
 
 
-def check_splits(splits: Mapping[str, Item], where: str) -> dict[str, Item]:
-    """Return them in order of `SPLITS`; a validation split without a test split is the latter.
+def by_split(places: Iterable[tuple[str, Item]], where: str) -> dict[str, Item]:
+    """Return those of some named places whose names say which split they hold, by split.
 
     Raises:
-        ValueError: If there is a training split alone, or none.
+        ValueError: If two hold the same split.
+    """
+    found: dict[str, Item] = {}
+    for name, place in places:
+        which = split_name(name)
+        if which in found:
+            raise ValueError(
+                f"{where} has the split '{which}' twice, '{found[which]}' and '{place}'; "
+                "take one of them away"
+            )
+        if which is not None:
+            found[which] = place
+    return found
+
+
+def check_splits(splits: Mapping[str, Item], where: str, alternative: str = "") -> dict[str, Item]:
+    """Return them in order of `SPLITS`; a validation split without a test split is the latter.
+
+    Args:
+        splits: Splits by name, at least one.
+        where: What has them.
+        alternative: What else, beside adding the other half, helps against half a split.
+
+    Raises:
+        ValueError: If there is nothing to train with, or to test with.
     """
     found = {name: splits[name] for name in SPLITS if name in splits}
-    if "test" not in found and "validation" in found:
+    if "train" not in found or len(found) == 1:
+        present, absent = next(iter(found)), "test" if "train" in found else "train"
+        raise ValueError(
+            f"{where} has a split '{present}' but no split '{absent}'; add '{absent}'{alternative}"
+        )
+    if "test" not in found:
         found["test"] = found.pop("validation")
-    for present, absent in (("train", "test"), ("test", "train")):
-        if present in found and absent not in found:
-            raise ValueError(
-                f"{where} has a split '{present}' but no split '{absent}'; "
-                f"add '{absent}', or rename '{present}' for a random split"
-            )
     return found
 
 

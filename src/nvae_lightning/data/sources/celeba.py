@@ -26,7 +26,8 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
     container, by_name = _images(path, files)
     sources: dict[str, list[str]] = {name: [] for name in SPLITS}
     missing = []
-    for line in (path / lists[0]).read_text(encoding="utf-8").splitlines():
+    text = (path / lists[0]).read_text(encoding="utf-8", errors="replace")
+    for line in text.splitlines():
         name, _, number = line.partition(" ")
         if number.strip() not in ("0", "1", "2"):
             raise ValueError(
@@ -40,10 +41,10 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
     if missing:
         raise ValueError(
             f"{len(missing):,} images that '{path / lists[0]}' names are not in "
-            f"'{container.path}', the first being {missing[0]}; unpack {IMAGES}.zip there again"
+            f"'{container.path}', the first being {missing[0]}; fetch {IMAGES}.zip again"
         )
     return Splits(
-        "CelebA", {name: ImageFiles(container, files) for name, files in sources.items()}
+        "CelebA", {name: ImageFiles(container, images) for name, images in sources.items()}
     )
 
 
@@ -53,7 +54,9 @@ def _images(path: Path, files: Sequence[str]) -> tuple[Container, dict[str, str]
     if not names:
         archives = [name for name in files if PurePosixPath(name).name == f"{IMAGES}.zip"]
         if not archives:
-            raise ValueError(f"'{path}' has {PARTITION}, but no {IMAGES}.zip or folder {IMAGES}")
+            raise ValueError(
+                f"'{path}' has {PARTITION}, but no {IMAGES}.zip or folder {IMAGES}; add either"
+            )
         container = Zip(path / archives[0])
         names = list(container.names())
     return container, {PurePosixPath(name).name: name for name in names}

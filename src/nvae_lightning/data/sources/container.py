@@ -1,14 +1,20 @@
 """Files in a folder, a zip or a tar archive, read alike."""
 
 import os
+import posixpath
 import tarfile
+import weakref
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Generic, TypeVar
+from typing import Generic, TypeVar
 
-Handle = TypeVar("Handle")
+Archive = TypeVar("Archive", zipfile.ZipFile, tarfile.TarFile)
+Member = TypeVar("Member")
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
 
 class Container(ABC):
@@ -26,7 +32,7 @@ class Container(ABC):
         """Return the paths of all files, relative and with ``/``; hidden ones are left out."""
 
     @abstractmethod
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> BufferedIOBase:
         """Open a file for reading."""
 
     def read(self, name: str) -> bytes:
@@ -44,70 +50,84 @@ class Folder(Container):
         for folder, _, files in os.walk(self.path, followlinks=True):
             place = Path(folder).relative_to(self.path)
             found += [(place / file).as_posix() for file in files]
-        return _visible(found)
+        return list(_visible(dict.fromkeys(found)))
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> BufferedIOBase:
         """Open a file for reading."""
         return (self.path / name).open("rb")
 
 
-class _Archive(Container, Generic[Handle]):
+class _Archive(Container, Generic[Archive, Member]):
     """An archive, opened once by each process that reads it: a handle has one position."""
 
-    _handle: tuple[int, Handle] | None = None
+    _opened: tuple[int, Archive, dict[str, Member]] | None = None
 
     @abstractmethod
-    def _open_archive(self) -> Handle: ...
+    def _open_archive(self) -> tuple[Archive, dict[str, Member]]:
+        """Return the archive and its files, by whatever names."""
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path}
 
     @property
-    def archive(self) -> Handle:
-        """The archive, open.
+    def archive(self) -> tuple[Archive, dict[str, Member]]:
+        """The archive, open, and its files by their names.
 
         Raises:
             ValueError: If it is damaged.
         """
-        if self._handle is None or self._handle[0] != os.getpid():
+        if self._opened is None or self._opened[0] != os.getpid():
             try:
-                self._handle = os.getpid(), self._open_archive()
+                archive, members = self._open_archive()
             except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
                 raise ValueError(
                     f"'{self.path}' is no whole archive ({error}); fetch it again"
                 ) from error
-        return self._handle[1]
+            weakref.finalize(self, archive.close)
+            self._opened = os.getpid(), archive, _visible(members)
+        return self._opened[1:]
+
+    def names(self) -> Sequence[str]:
+        """Return the paths of all files."""
+        return list(self.archive[1])
 
 
-class Zip(_Archive[zipfile.ZipFile]):
+class Zip(_Archive[zipfile.ZipFile, zipfile.ZipInfo]):
     """A zip archive."""
 
-    def _open_archive(self) -> zipfile.ZipFile:
-        return zipfile.ZipFile(self.path)
+    def _open_archive(self) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+        archive = zipfile.ZipFile(self.path)
+        return archive, {info.filename: info for info in archive.infolist() if not info.is_dir()}
 
-    def names(self) -> Sequence[str]:
-        """Return the paths of all files."""
-        return _visible([info.filename for info in self.archive.infolist() if not info.is_dir()])
-
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> BufferedIOBase:
         """Open a file for reading."""
-        return self.archive.open(name)
+        archive, members = self.archive
+        file = archive.open(members[name])
+        assert isinstance(file, BufferedIOBase)  # a ZipExtFile, which the type does not say
+        return file
 
 
-class Tar(_Archive[tarfile.TarFile]):
+class Tar(_Archive[tarfile.TarFile, tarfile.TarInfo]):
     """A tar archive that is not compressed: only such can be read at any place."""
 
-    def _open_archive(self) -> tarfile.TarFile:
-        return tarfile.open(self.path, "r:")
+    def _open_archive(self) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
+        archive = tarfile.open(self.path, "r:")
+        try:
+            members = {info.name: info for info in archive if info.isfile() or info.islnk()}
+            with self.path.open("rb") as file:  # tarfile takes a damaged header for the end
+                file.seek(archive.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError(f"damaged at byte {archive.offset}")
+        except tarfile.TarError:
+            archive.close()
+            raise
+        return archive, members
 
-    def names(self) -> Sequence[str]:
-        """Return the paths of all files."""
-        return _visible([info.name for info in self.archive.getmembers() if info.isfile()])
-
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> BufferedIOBase:
         """Open a file for reading."""
-        file = self.archive.extractfile(name)
-        assert file is not None  # `names` has regular files only
+        archive, members = self.archive
+        file = archive.extractfile(members[name])
+        assert isinstance(file, BufferedIOBase)  # None only for folders
         return file
 
 
@@ -120,16 +140,22 @@ def open_container(path: Path) -> Container | None:
     if path.is_dir():
         return Folder(path)
     suffixes = "".join(path.suffixes[-2:]).lower()
-    if suffixes.endswith((".tar.gz", ".tar.bz2", ".tar.xz", ".tgz")):
+    if suffixes.endswith(_COMPRESSED):
         raise ValueError(f"'{path}' is compressed; uncompress it, or unpack it into a folder")
     if suffixes.endswith(".zip"):
         return Zip(path)
     return Tar(path) if suffixes.endswith(".tar") else None
 
 
-def _visible(names: list[str]) -> list[str]:
-    """Leave out what systems put beside people's files: ``.DS_Store``, ``__MACOSX/`` and such."""
+def _visible(files: Mapping[str, Member]) -> dict[str, Member]:
+    """Return files by name, in order and without a leading ``./``.
+
+    What systems put beside people's files is left out: ``.DS_Store``, ``__MACOSX/`` and such.
+    """
     hidden = (".", "__MACOSX")
-    return sorted(
-        name for name in names if not any(part.startswith(hidden) for part in name.split("/"))
-    )
+    paths = {posixpath.normpath(name): file for name, file in files.items()}
+    return {
+        path: paths[path]
+        for path in sorted(paths)
+        if not any(part.startswith(hidden) for part in path.split("/"))
+    }

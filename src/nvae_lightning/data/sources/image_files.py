@@ -10,6 +10,7 @@ from nvae_lightning.data.sources.base import (
     Source,
     Splits,
     Wanted,
+    by_split,
     check_splits,
     split_name,
 )
@@ -44,24 +45,23 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
     or else archives of these names. Otherwise a seeded part of all images is the test split.
 
     Raises:
-        ValueError: If there is half a split, or an empty one.
+        ValueError: If there is half a split, an empty one, or one twice.
     """
     container = open_container(path)
     if container is None:
         return None
     names = container.names()
-    archives = _split_archives(path, names)
-    if archives:
-        sources = {name: _all_of(archive) for name, archive in archives.items()}
-        return Splits("archives of images", check_splits(sources, f"'{path}'"))
-    images = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
-    by_split = _split_folders(path, names)
-    if by_split:
+    images = _images(names)
+    if folders := _split_folders(path, images):
         chosen = {}
-        for name, folder in check_splits(by_split, f"'{path}'").items():
+        alternative = ", or rename what there is for a random split"
+        for name, folder in check_splits(folders, f"'{path}'", alternative).items():
             chosen[name] = [image for image in images if image.startswith(f"{folder}/")]
             if not chosen[name]:
-                raise ValueError(f"no images in '{path / folder}'")
+                raise ValueError(f"no images in '{path / folder}'; add some")
+    elif archives := _split_archives(path, names):
+        sources = {name: _all_of(archive) for name, archive in archives.items()}
+        return Splits("archives of images", check_splits(sources, f"'{path}'"))
     elif images:
         try:
             chosen = {k: [images[i] for i in v] for k, v in wanted.split(images).items()}
@@ -76,25 +76,22 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
 def _split_archives(path: Path, names: Sequence[str]) -> dict[str, Path]:
     if not path.is_dir():
         return {}
-    archives = {}
-    for name in names:
-        file = PurePosixPath(name)
-        which = split_name(file.stem)
-        if which and file.suffix.lower() in (".zip", ".tar"):
-            archives[which] = path / name
-    return archives
+    archives = [path / name for name in names if name.lower().endswith((".zip", ".tar"))]
+    return by_split([(archive.stem, archive) for archive in archives], f"'{path}'")
 
 
-def _split_folders(path: Path, names: Sequence[str]) -> dict[str, str]:
+def _split_folders(path: Path, images: Sequence[str]) -> dict[str, str]:
     """Return the folder of each split, at the top or below folders that hold all the rest."""
-    folders = {PurePosixPath(name).parent for name in names}
-    if path.is_dir():  # its empty folders count: an empty split is an error
-        folders |= {PurePosixPath(p.relative_to(path).as_posix()) for p in path.glob("*/")}
+    folders = {PurePosixPath(image).parent for image in images}
+    if path.is_dir():  # an empty split is an error
+        folders |= {
+            PurePosixPath(p.name) for p in path.iterdir() if p.is_dir() and split_name(p.name)
+        }
     place = PurePosixPath()
     while True:
         depth = len(place.parts)
         below = {folder.parts[depth] for folder in folders if len(folder.parts) > depth}
-        found = {which: str(place / name) for name in below if (which := split_name(name))}
+        found = by_split([(name, str(place / name)) for name in sorted(below)], f"'{path}'")
         only_one = len(below) == 1 and all(len(folder.parts) > depth for folder in folders)
         if found or not only_one:
             return found
@@ -104,8 +101,11 @@ def _split_folders(path: Path, names: Sequence[str]) -> dict[str, str]:
 def _all_of(archive: Path) -> ImageFiles:
     container = open_container(archive)
     assert container is not None
-    names = container.names()
-    images = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    images = _images(container.names())
     if not images:
-        raise ValueError(f"no images in '{archive}'")
+        raise ValueError(f"no images in '{archive}'; add some")
     return ImageFiles(container, images)
+
+
+def _images(names: Sequence[str]) -> list[str]:
+    return [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]

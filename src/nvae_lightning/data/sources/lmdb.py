@@ -6,7 +6,8 @@ It is how users of the published code keep CelebA, CelebA HQ, ImageNet 32 and FF
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from nvae_lightning.data.sources.base import (
     Source,
     Splits,
     Wanted,
+    by_split,
     check_splits,
     from_pixels,
-    split_name,
 )
 from nvae_lightning.data.sources.optional import require
 
@@ -36,58 +37,64 @@ class Database(Source):
         ValueError: If it is empty or cannot be read.
     """
 
-    _environment: tuple[int, Any] | None = None
-
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._begin() as transaction:
-            keys = [bytes(key).decode() for key in transaction.cursor().iternext(values=False)]
+        with _reading(path) as transaction:
+            # A key need not be text; what is not comes back the same.
+            keys = [os.fsdecode(bytes(key)) for key in transaction.cursor().iternext(values=False)]
             if not keys:
-                raise ValueError(f"no images in '{path}'")
+                raise ValueError(f"no images in '{path}'; fetch it again")
             if all(key.isdecimal() for key in keys):
                 keys.sort(key=int)
             super().__init__(keys)
-            self.shape = _pixel_shape([transaction.get(key.encode()) for key in keys[:16]])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_environment"}
+            self.shape = _pixel_shape([transaction.get(os.fsencode(key)) for key in keys[:16]])
 
     def image(self, index: int) -> Image.Image:
         """Return an image."""
-        with self._begin() as transaction:
-            value = transaction.get(self.names[index].encode())
+        with _reading(self.path) as transaction:
+            value = transaction.get(os.fsencode(self.names[index]))
         if self.shape is None:
             return Image.open(io.BytesIO(value))
         return from_pixels(np.frombuffer(value, np.uint8).reshape(self.shape))
 
-    def _begin(self) -> Any:  # noqa: ANN401 -- the package has no types
-        if self._environment is None or self._environment[0] != os.getpid():
-            lmdb = require("lmdb", "lmdb")
-            try:
-                environment = lmdb.open(str(self.path), readonly=True, lock=False, readahead=False)
-            except lmdb.Error as error:
-                raise ValueError(f"'{self.path}' is no LMDB database ({error})") from error
-            self._environment = os.getpid(), environment
-        return self._environment[1].begin()
-
 
 def find(path: Path, wanted: Wanted) -> Splits | None:
-    """Find one database per split (``train.lmdb``, ``validation.lmdb`` or such)."""
+    """Find one database per split (``train.lmdb``, ``validation.lmdb`` or such).
+
+    Raises:
+        ValueError: If there is half a split, one twice, or a damaged database.
+    """
     if not path.is_dir():
         return None
     folders = [folder for folder in (path, *sorted(path.iterdir())) if (folder / _FILE).is_file()]
     if not folders:
         return None
-    by_split = {split_name(folder.stem): folder for folder in folders}
-    by_split.pop(None, None)
-    if not by_split:
+    databases = by_split([(folder.stem, folder) for folder in folders], f"'{path}'")
+    if not databases:
         raise ValueError(
             f"'{folders[0]}' does not say which split it holds; name the databases "
             "train.lmdb and test.lmdb, and give the folder that they are in"
         )
-    named = {name: folder for name, folder in by_split.items() if name is not None}
-    splits = check_splits(named, f"'{path}'")
+    splits = check_splits(databases, f"'{path}'")
     return Splits("LMDB", {name: Database(folder) for name, folder in splits.items()})
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """Open a database for one read: a process must not open it twice, nor keep it over a fork."""
+    lmdb = require("lmdb", "lmdb")
+    try:
+        with lmdb.open(str(path), readonly=True, lock=False, readahead=False) as environment:
+            # LMDB maps the file into memory, where to read beyond its end kills the process.
+            size = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+            if (path / _FILE).stat().st_size < size:
+                raise lmdb.CorruptedError(f"it is shorter than its {size:,} bytes")
+            with environment.begin() as transaction:
+                yield transaction
+    except lmdb.Error as error:
+        raise ValueError(
+            f"'{path}' is no whole LMDB database ({error}); fetch it again"
+        ) from error
 
 
 def _pixel_shape(values: Sequence[bytes]) -> tuple[int, int, int] | None:

@@ -1,5 +1,6 @@
 """Parquet shards as the Hugging Face hub publishes images, local or by name."""
 
+import glob
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from nvae_lightning.data.sources.base import (
     check_splits,
     split_name,
 )
+from nvae_lightning.data.sources.container import Folder
 from nvae_lightning.data.sources.optional import require
 
 HUB_PREFIX = "hf://"
@@ -41,8 +43,8 @@ class Table(Source):
             ValueError: If the row has none.
         """
         value = self.table[self.rows[index]][self.column]
-        if isinstance(value, dict):
-            value = value["bytes"]
+        if isinstance(value, dict):  # the hub's folders of images have a path only
+            value = value["bytes"] or (value.get("path") and Path(value["path"]).read_bytes())
         if not value:
             raise ValueError(f"row {self.rows[index]} has no image in its column '{self.column}'")
         return Image.open(io.BytesIO(value))
@@ -54,15 +56,15 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
     Raises:
         ValueError: If they cannot be read, hold no images, or half a split.
     """
-    shards = [path] if path.is_file() else sorted(path.rglob("*"))
-    shards = [shard for shard in shards if shard.suffix.lower() == ".parquet"]
+    files = [path] if path.is_file() else [path / name for name in Folder(path).names()]
+    shards = [file for file in files if file.suffix.lower() == ".parquet"]
     if not shards:
         return None
     by_split: dict[str, list[str]] = {}
     for shard in shards:
         file = shard.name.partition("-")[0].partition(".")[0]
         name = split_name(file) or split_name(shard.parent.name) or "train"
-        by_split.setdefault(name, []).append(str(shard))
+        by_split.setdefault(name, []).append(glob.escape(str(shard)))
     return _load(str(path), wanted, "parquet", data_files=by_split)
 
 
@@ -80,12 +82,21 @@ def _load(where: str, wanted: Wanted, *arguments: str, **options: object) -> Spl
     try:
         tables = datasets.load_dataset(*arguments, **options)
     except Exception as error:  # the package's own errors, pyarrow's, and those of three networks
-        reason = " ".join(str(error).split())
-        raise ValueError(f"'{where}' cannot be read as a dataset ({reason})") from error
+        reasons = ": ".join(str(e) for e in (error, error.__cause__) if e is not None)
+        reason = " ".join(reasons.split())
+        remedy = (
+            "check its name and the network" if where.startswith(HUB_PREFIX) else "fetch it again"
+        )
+        raise ValueError(f"'{where}' cannot be read as a dataset ({reason}); {remedy}") from error
     by_split = {name: table for key, table in tables.items() if (name := split_name(key))}
+    if not by_split:
+        raise ValueError(f"'{where}' has no split 'train', but {', '.join(tables)}; name another")
     if set(by_split) == {"train"}:  # nothing is held out
         table, column = _with_images(by_split["train"], where)
-        rows = wanted.split([f"{row:08d}" for row in range(len(table))])
+        try:
+            rows = wanted.split([f"{row:08d}" for row in range(len(table))])
+        except ValueError as error:
+            raise ValueError(f"'{where}': {error}") from error
         sources = {name: Table(table, column, chosen) for name, chosen in rows.items()}
         return Splits("parquet", sources)
     sources = {}
@@ -101,8 +112,9 @@ def _with_images(table: Any, where: str) -> tuple[Any, str]:  # noqa: ANN401
     for column, feature in table.features.items():
         is_image = isinstance(feature, datasets.Image)
         is_struct = isinstance(feature, dict) and "bytes" in feature
-        if is_image or is_struct or getattr(feature, "dtype", "") == "binary":
+        if is_image or is_struct or getattr(feature, "dtype", "") in ("binary", "large_binary"):
             table = table.select_columns([column])
             decoded = datasets.Image(decode=False)
             return (table.cast_column(column, decoded) if is_image else table), column
-    raise ValueError(f"'{where}' has no column of images, but {', '.join(table.features)}")
+    columns = ", ".join(table.features)
+    raise ValueError(f"'{where}' has no column of images, but {columns}; name another source")

@@ -96,7 +96,9 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
         if which is not None and 2 ** _resolution(shard) == side:
             by_split.setdefault(which, []).append(shard)
     if not by_split:
-        raise ValueError(f"'{path}' has TFRecords, but none in a folder train or validation")
+        raise ValueError(
+            f"'{path}' has TFRecords, but none in a folder train or validation; move them there"
+        )
     splits = check_splits(by_split, f"'{path}'")
     return Splits("TFRecords", {name: TFRecords(container, s) for name, s in splits.items()})
 

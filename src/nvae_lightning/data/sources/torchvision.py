@@ -7,6 +7,8 @@ from torchvision import datasets
 
 from nvae_lightning.data.sources.base import ArraySource, Splits, Wanted
 
+_CIFAR10 = "cifar-10-batches-py"
+
 
 def find(path: Path, wanted: Wanted) -> Splits | None:
     """Find either dataset.
@@ -19,12 +21,12 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
         if (root / "MNIST" / "raw").is_dir():
             splits = [datasets.MNIST(root, train=train).data.numpy() for train in (True, False)]
             return _splits("MNIST", [pixels[..., None] for pixels in splits])
-        if (path / "cifar-10-batches-py").is_dir():
-            return _splits(
-                "CIFAR-10", [datasets.CIFAR10(path, train=train).data for train in (True, False)]
-            )
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
+        root = path.parent if path.name == _CIFAR10 else path
+        if (root / _CIFAR10).is_dir():
+            splits = [datasets.CIFAR10(root, train=train).data for train in (True, False)]
+            return _splits("CIFAR-10", splits)
+    except Exception as error:  # torchvision asserts what it expects, and unpickles
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"'{path}' is not whole ({reason}); fetch it again") from error
     return None
 

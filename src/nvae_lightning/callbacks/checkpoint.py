@@ -1,0 +1,197 @@
+"""Checkpoints that are there whole or not at all, and are looked at before they are used."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+LAST = "last.ckpt"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write beside the target and rename; read only what is whole, and plain values only.
+
+    The format is `torch.save`'s, a zip archive with a checksum per tensor.
+    """
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: object | None = None,
+    ) -> None:
+        """Save a checkpoint; an interruption or a full disk leaves what was there before.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Callable[..., Any] | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Load a checkpoint to the CPU, however it was saved.
+
+        Raises:
+            ValueError: If it is missing, damaged, or holds anything but tensors and plain values.
+        """
+        return read_checkpoint(Path(path))
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Compare a checkpoint with its checksums.
+
+    Raises:
+        ValueError: If it is missing, cut off or changed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except FileNotFoundError as error:
+        raise ValueError(f"ckpt_path: '{path}' does not exist; give a checkpoint file") from error
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(_damaged(path, error)) from error
+    if damaged is not None:
+        raise ValueError(_damaged(path, f"wrong checksum of {damaged}"))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Verify and load a checkpoint.
+
+    Raises:
+        ValueError: If it is missing, damaged, or holds anything but tensors and plain values.
+    """
+    verify_checkpoint(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle's own errors are of many kinds
+        raise ValueError(_damaged(path, str(error).splitlines()[0])) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"ckpt_path: '{path}' is no checkpoint of a training; give one that is")
+    return checkpoint
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint of a folder, and warn of newer ones that are not."""
+    paths = {path.resolve() for path in folder.glob("*.ckpt") if path.exists()}
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            verify_checkpoint(path)
+        except ValueError as error:
+            rank_zero_warn(f"{error}; an older one is used")
+            continue
+        return path
+    return None
+
+
+class Checkpoint(ModelCheckpoint):
+    """Save every so many steps and at the end; keep a few, the newest of them as last.ckpt, too.
+
+    Args:
+        dirpath: where.
+        every_n_train_steps: optimiser steps between two checkpoints.
+        keep: how many to keep: more than one, or a damaged one could not be replaced.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    def __init__(self, dirpath: str, *, every_n_train_steps: int = 1000, keep: int = 2) -> None:
+        for name, value in (("every_n_train_steps", every_n_train_steps), ("keep", keep)):
+            if type(value) is not int or value < 1:
+                raise ValueError(
+                    f"callbacks.checkpoint.{name} must be a whole number, at least 1, "
+                    f"got {value!r}"
+                )
+        super().__init__(
+            dirpath=dirpath,
+            filename="step{step:07d}",
+            auto_insert_metric_name=False,
+            every_n_train_steps=every_n_train_steps,
+            save_top_k=-1,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+        self.keep = keep
+        self._num_kept_steps = -1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take away what an interrupted write has left."""
+        super().setup(trainer, pl_module, stage)
+        if trainer.is_global_zero:
+            for path in Path(str(self.dirpath)).glob(".*.partial"):
+                path.unlink()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        """Save, but not yet in an epoch's last step."""
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was due in the last step: after the validation, which a resume leaves out."""
+        is_due = trainer.global_step - self._last_global_step_saved >= self._every_n_train_steps
+        if is_due or trainer.global_step == getattr(pl_module, "total_steps", None):
+            self.save_now(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if the end came earlier than expected."""
+        self.save_now(trainer)
+
+    def save_now(self, trainer: Trainer) -> None:
+        """Save unless this step's checkpoint is there."""
+        if self._last_global_step_saved != trainer.global_step:
+            name = self.format_checkpoint_name(self._monitor_candidates(trainer))
+            self._save_checkpoint(trainer, name)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        # What has been logged until now must not be lost with the process.
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.save()
+        super()._save_checkpoint(trainer, filepath)
+        self._link_and_prune(Path(filepath))
+
+    @rank_zero_only
+    def _link_and_prune(self, newest: Path) -> None:
+        link = newest.with_name(LAST)
+        temporary = link.with_name(f".{LAST}.partial")
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.symlink_to(newest.name)
+        except OSError:  # a file system without links
+            shutil.copyfile(newest, temporary)
+        temporary.replace(link)
+        saved = sorted(newest.parent.glob("step*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+        for path in saved[: -self.keep]:
+            path.unlink()
+
+
+def _damaged(path: Path, reason: object) -> str:
+    return f"ckpt_path: '{path}' is damaged or no checkpoint ({reason}); give another one, or last"

@@ -1,0 +1,82 @@
+"""One metrics.csv over all interruptions of a run."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+
+class ResumableCSVLogger(CSVLogger):
+    """Lightning's CSVLogger, which deletes the metrics of the run that is gone on with.
+
+    This one keeps the rows before `first_step` and drops the others, which the run will log again.
+    The step is known only when a checkpoint has been read: :meth:`resume` is called then.
+
+    Args:
+        save_dir: the run's folder.
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=1)
+        self._earlier: list[dict[str, str]] = []
+
+    def resume(self, first_step: int, last_row: dict[str, float]) -> None:
+        """Go on with the metrics in the folder.
+
+        Args:
+            first_step: step that the run goes on with, counted from 0.
+            last_row: metrics of the step before, if any were logged at it: they are written after
+                the checkpoint, so that a kill may come between.
+        """
+        path = Path(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
+        rows = _whole_rows(path) if path.exists() else []
+        self._earlier = [row for row in rows if int(row["step"]) < first_step]
+        step = str(first_step - 1)
+        name = next(iter(last_row), None)
+        if name and not any(row["step"] == step and row.get(name) for row in self._earlier):
+            self._earlier.append({**{k: str(v) for k, v in last_row.items()}, "step": step})
+        writer = self.experiment
+        keys = sorted({key for row in self._earlier for key in row})
+        if keys:
+            writer.metrics_keys = keys
+            _write(path, keys, self._earlier)
+
+    @property
+    def experiment(self) -> ExperimentWriter:
+        """The writer; made without the deletion of metrics that its class begins with."""
+        if self._experiment is None:
+            self._experiment = _Writer(self.log_dir)
+        return self._experiment  # pyright: ignore[reportReturnType] -- of fabric's class there
+
+
+class _Writer(ExperimentWriter):
+    """Rewrites the file, which a new column takes, in one step."""
+
+    def _check_log_dir_exists(self) -> None:
+        """Nothing is deleted: the folder is the run's, which others write to."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path = Path(self.metrics_file_path)
+        _write(path, fieldnames, _whole_rows(path))
+
+
+def _whole_rows(path: Path) -> list[dict[str, str]]:
+    """Read all rows but a last one that was cut off."""
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [row for row in csv.DictReader(lines) if (row.get("step") or "").isdecimal()]
+
+
+def _write(path: Path, keys: list[str], rows: list[dict[str, str]]) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, keys)
+        writer.writeheader()
+        writer.writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,253 @@
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+
+from nvae_lightning.data.decode import Decoder
+
+COLOURS = np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)
+GREYS = COLOURS[..., 0].copy()
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(256, size=shape, dtype=np.uint8)
+
+
+def decoded(image: Image.Image, **settings: Any) -> tuple[np.ndarray, str]:
+    return Decoder(**{"size": 8, "channels": 3, **settings})(image)
+
+
+def reopened(image: Image.Image, file_format: str, **options: Any) -> Image.Image:
+    """Write an image in some format and open that file."""
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize("crop", [None, (0, 0, 4, 4), (0, 0, 100, 100)])
+def test_an_image_of_the_right_size_is_not_changed(crop: tuple[int, ...] | None) -> None:
+    pixels, notes = decoded(Image.fromarray(COLOURS), crop=crop)
+    assert np.array_equal(pixels, COLOURS)
+    assert notes == ""
+
+
+def test_grey_images_become_colour_images_by_repetition() -> None:
+    pixels, notes = decoded(Image.fromarray(GREYS))
+    assert np.array_equal(pixels, np.dstack([GREYS] * 3))
+    assert notes == ""
+
+
+def test_colour_images_become_grey_by_their_luma() -> None:
+    pixels, notes = decoded(Image.fromarray(COLOURS), channels=1)
+    luma = COLOURS @ np.array([0.299, 0.587, 0.114])
+    assert pixels.shape == (8, 8, 1)
+    np.testing.assert_allclose(pixels[..., 0], luma, rtol=0, atol=1)
+    assert notes == ""
+
+
+def test_images_of_one_bit_become_black_and_white() -> None:
+    pixels, notes = decoded(Image.fromarray(GREYS > 127))
+    assert np.array_equal(pixels, np.dstack([255 * (GREYS > 127)] * 3))
+    assert notes == ""
+
+
+@pytest.mark.parametrize(("alpha", "notes"), [(100, "transparency dropped"), (255, "")])
+def test_the_colours_below_transparency_are_read(alpha: int, notes: str) -> None:
+    rgba = np.dstack([COLOURS, np.full((8, 8), alpha, dtype=np.uint8)])
+    pixels, got = decoded(Image.fromarray(rgba))
+    assert np.array_equal(pixels, COLOURS)
+    assert got == notes
+
+
+def test_the_greys_below_transparency_are_read() -> None:
+    image = Image.fromarray(np.dstack([GREYS, 255 - GREYS]))  # LA
+    pixels, notes = decoded(image, channels=1)
+    assert np.array_equal(pixels[..., 0], GREYS)
+    assert notes == "transparency dropped"
+
+
+def test_a_transparent_colour_of_a_png_is_noted() -> None:
+    image = reopened(Image.fromarray(COLOURS), "PNG", transparency=tuple(COLOURS[0, 0].tolist()))
+    pixels, notes = decoded(image)
+    assert np.array_equal(pixels, COLOURS)
+    assert notes == "transparency dropped"
+
+
+@pytest.mark.parametrize(
+    ("transparency", "notes"),
+    [
+        (None, "converted from a palette"),
+        (GREYS[0, 0].item(), "converted from a palette, transparency dropped"),
+        (bytes(range(256)), "converted from a palette, transparency dropped"),
+        (bytes([255] * 256), "converted from a palette"),
+    ],
+)
+def test_palettes_are_looked_up(transparency: int | bytes | None, notes: str) -> None:
+    image = Image.fromarray(GREYS).convert("P")
+    image.putpalette([value for index in range(256) for value in (index, 255 - index, 7)])
+    options = {} if transparency is None else {"transparency": transparency}
+    pixels, got = decoded(reopened(image, "PNG", **options))
+    assert np.array_equal(pixels, np.dstack([GREYS, 255 - GREYS, np.full_like(GREYS, 7)]))
+    assert got == notes
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "PPM"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bit_images_are_scaled_to_eight_bits(channels: int, file_format: str) -> None:
+    image = Image.fromarray(GREYS.astype(np.uint16) * 256 + 17)
+    pixels, notes = decoded(reopened(image, file_format), channels=channels)
+    assert np.array_equal(pixels, np.dstack([GREYS] * channels))
+    assert notes == "converted from 16 bits"
+
+
+@pytest.mark.parametrize("value", [-1, 1 << 16])
+def test_values_of_thirty_two_bits_are_refused(value: int) -> None:
+    image = Image.fromarray(np.full((8, 8), value, dtype=np.int32))
+    with pytest.raises(ValueError, match=r"32-bit values have no known range; save it with 8 or"):
+        decoded(image)
+
+
+def test_floating_point_values_are_refused() -> None:
+    image = reopened(Image.fromarray(GREYS.astype(np.float32)), "TIFF")
+    with pytest.raises(ValueError, match=r"floating-point values have no known range; save it"):
+        decoded(image)
+
+
+def test_printing_colours_become_light() -> None:
+    cmyk = np.dstack([255 - COLOURS, np.zeros_like(GREYS)])
+    image = reopened(Image.frombytes("CMYK", (8, 8), cmyk.tobytes()), "TIFF")
+    pixels, notes = decoded(image)
+    assert np.array_equal(pixels, COLOURS)
+    assert notes == "converted from CMYK"
+
+
+def test_the_first_frame_of_an_animation_is_read() -> None:
+    first, second = (Image.fromarray(greys).convert("P") for greys in (GREYS, 255 - GREYS))
+    image = reopened(first, "GIF", save_all=True, append_images=[second])
+    pixels, notes = decoded(image)
+    assert np.array_equal(pixels, np.dstack([GREYS] * 3))
+    assert notes.startswith("first of 2 frames")
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [(3, lambda pixels: pixels[::-1, ::-1]), (6, lambda pixels: np.rot90(pixels, -1))],
+)
+def test_images_are_turned_upright(orientation: int, turn: Any) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels, notes = decoded(reopened(Image.fromarray(noise(8, 8, 3)), "PNG", exif=exif))
+    assert np.array_equal(pixels, turn(noise(8, 8, 3)))
+    assert notes == "turned upright"
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 9])
+def test_images_that_are_upright_or_of_unknown_orientation_stay(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels, notes = decoded(reopened(Image.fromarray(COLOURS), "PNG", exif=exif))
+    assert np.array_equal(pixels, COLOURS)
+    assert notes == ""
+
+
+def test_images_are_turned_before_they_are_cropped() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera held upright: 8 wide and 12 high when turned
+    image = reopened(Image.fromarray(noise(8, 12, 3)), "PNG", exif=exif)
+    pixels, _ = decoded(image, crop=(0, 4, 8, 12))
+    assert np.array_equal(pixels, np.rot90(noise(8, 12, 3), -1)[4:12])
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "centre"),
+    [(16, 8, np.s_[:, 4:12]), (8, 16, np.s_[4:12, :])],
+)
+def test_the_centre_square_is_kept_of_images_that_are_not_square(
+    width: int, height: int, centre: tuple[slice, slice]
+) -> None:
+    pixels, notes = decoded(Image.fromarray(noise(height, width)), channels=1)
+    assert np.array_equal(pixels[..., 0], noise(height, width)[centre])
+    assert notes == ""
+
+
+def test_the_shorter_side_is_resized_to_the_image_size() -> None:
+    steps = np.repeat(np.arange(6, dtype=np.uint8) * 40, 8)  # six grey bars, each 8 pixels wide
+    pixels, _ = decoded(Image.fromarray(np.tile(steps, (32, 1))), channels=1)
+    # 48x32 becomes 12x8, whose central eight columns are the inner four bars, two columns each.
+    expected = np.tile(np.repeat([40, 80, 120, 160], 2), (8, 1))
+    np.testing.assert_allclose(pixels[..., 0], expected, rtol=0, atol=8)
+
+
+@pytest.mark.parametrize("interpolation", ["box", "bilinear", "hamming", "bicubic", "lanczos"])
+def test_shrinking_averages_instead_of_skipping_pixels(interpolation: str) -> None:
+    checkerboard = np.indices((64, 64)).sum(0) % 2 * 255
+    image = Image.fromarray(checkerboard.astype(np.uint8))
+    pixels, _ = decoded(image, interpolation=interpolation)
+    np.testing.assert_allclose(pixels, 127.5, rtol=0, atol=5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 32), (32, 48)])
+def test_an_uncropped_image_comes_out_as_from_torchvision(height: int, width: int) -> None:
+    image = Image.fromarray(noise(height, width, 3))
+    expected = CenterCrop(8)(Resize(8, InterpolationMode.BILINEAR, antialias=True)(image))
+    pixels, _ = decoded(image, interpolation="bilinear")
+    np.testing.assert_allclose(pixels.astype(int), np.asarray(expected), rtol=0, atol=1)
+
+
+def test_the_crop_box_is_cut_out_before_resizing() -> None:
+    pixels, _ = decoded(Image.fromarray(noise(20, 30, 3)), crop=(3, 5, 11, 13))
+    assert np.array_equal(pixels, noise(20, 30, 3)[5:13, 3:11])
+
+
+def test_the_box_of_celeba_is_cropped_and_resized_as_pillow_does() -> None:
+    image = Image.fromarray(noise(218, 178, 3))
+    box = (15, 40, 163, 188)
+    expected = image.crop(box).resize((64, 64), Image.Resampling.BILINEAR)
+    pixels, notes = decoded(image, size=64, crop=box, interpolation="bilinear")
+    assert np.array_equal(pixels, np.asarray(expected))
+    assert notes == ""
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 5000), (5000, 1)])
+def test_a_line_of_pixels_is_noted_and_takes_no_room(width: int, height: int) -> None:
+    image = Image.new("RGB", (width, height), "red")
+    before = Image.core.get_stats()["allocated_blocks"]  # of 16 MiB at most
+    pixels, notes = decoded(image, size=256)
+    blocks = Image.core.get_stats()["allocated_blocks"] - before
+    assert np.array_equal(pixels, np.full((256, 256, 3), (255, 0, 0)))
+    assert notes == f"{width}x{height}: 0.02% of it kept"
+    assert blocks < 10
+
+
+def test_everything_that_was_done_is_noted() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = reopened(Image.new("P", (64, 8)), "PNG", exif=exif, transparency=0)
+    expected = "turned upright, 8x64: 12.50% of it kept, converted from a palette"
+    assert decoded(image)[1] == f"{expected}, transparency dropped"
+
+
+def test_a_crop_beyond_an_image_says_how_large_it_is() -> None:
+    with pytest.raises(
+        ValueError, match=r"it is 9 wide and 9 high, which dataset\.crop=\[0, 0, 1"
+    ):
+        decoded(Image.new("L", (9, 9)), crop=(0, 0, 10, 9))
+
+
+@pytest.mark.parametrize(
+    "crop", [(0, 0, 8), (8, 0, 8, 8), (0, 8, 8, 4), (-1, 0, 8, 8), (0, -1, 8, 8)]
+)
+def test_a_crop_that_is_no_box_is_refused(crop: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^dataset\.crop: got \[.* left < right .*crop=null"):
+        Decoder(size=8, channels=3, crop=crop)
+
+
+def test_an_unknown_filter_is_refused_with_those_that_are_known() -> None:
+    message = (
+        r"^dataset\.interpolation: got 'cubic', .* bicubic, .* dataset\.interpolation=lanczos$"
+    )
+    with pytest.raises(ValueError, match=message):
+        Decoder(size=8, channels=3, interpolation="cubic")

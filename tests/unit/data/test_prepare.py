@@ -1,0 +1,665 @@
+import csv
+import errno
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nvae_lightning.data import prepare as module
+from nvae_lightning.data.decode import Decoder
+from nvae_lightning.data.prepare import Outcome, decode_all, prepare
+from nvae_lightning.data.sources import ArraySource, Source, Splits
+from nvae_lightning.data.storage import (
+    LAYOUT,
+    Prepared,
+    checksum,
+    is_prepared,
+    open_images,
+    open_prepared,
+)
+
+NUM_TRAIN, NUM_TEST = 7, 3
+ALL_SPLITS = {"train": NUM_TRAIN, "validation": 2, "test": NUM_TEST}
+
+
+@pytest.fixture(autouse=True)
+def _two_images_per_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 2 * 4 * 4 * 3)
+
+
+class Pictures(ArraySource):
+    """Random images, some of which cannot be read, and one that somebody interrupts."""
+
+    def __init__(
+        self,
+        count: int,
+        broken: Collection[int] = (),
+        interrupt_at: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        generator = np.random.default_rng([seed, count])
+        super().__init__(generator.integers(256, size=(count, 4, 4, 3), dtype=np.uint8))
+        self.broken = set(broken)
+        self.interrupt_at = interrupt_at
+        self.asked: list[int] = []
+
+    def image(self, index: int) -> Image.Image:
+        self.asked.append(index)
+        if index == self.interrupt_at:
+            raise KeyboardInterrupt
+        if index in self.broken:
+            raise OSError(f"image {index} is\ntruncated")
+        return super().image(index)
+
+
+class Encoded(Source):
+    """Images as the bytes of files."""
+
+    def __init__(self, contents: dict[str, bytes]) -> None:
+        super().__init__(list(contents))
+        self.contents = contents
+
+    def image(self, index: int) -> Image.Image:
+        return Image.open(io.BytesIO(self.contents[self.names[index]]))
+
+
+def pictures(broken: Collection[int] = (), interrupt_at: int | None = None) -> Splits:
+    train = Pictures(NUM_TRAIN, broken, interrupt_at)
+    return Splits("made", {"train": train, "test": Pictures(NUM_TEST)})
+
+
+def made(
+    folder: Path, splits: Splits, *, source: str = "here", seed: int = 0, **options: Any
+) -> tuple[dict[str, Prepared], list[Outcome]]:
+    settings = {"seed": seed, "crop": None}
+    return prepare(splits, Decoder(4, 3), folder, source=source, settings=settings, **options)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def pixels(splits: Splits, split: str) -> np.ndarray:
+    source = splits.sources[split]
+    assert isinstance(source, ArraySource)
+    return source.pixels
+
+
+def undisturbed(tmp_path: Path, splits: Splits, **options: Any) -> dict[str, bytes]:
+    made(tmp_path / "undisturbed", splits, **options)
+    return files(tmp_path / "undisturbed")
+
+
+# What is written.
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_images_and_names_come_back_in_order(tmp_path: Path, num_workers: int) -> None:
+    splits = pictures()
+    prepared, outcomes = made(tmp_path / "a" / "b", splits, num_workers=num_workers)
+    assert outcomes == []
+    assert list(prepared) == ["train", "test"]
+    for split, known in prepared.items():
+        images = open_images(tmp_path / "a" / "b", known)
+        assert isinstance(images, np.memmap)
+        assert np.array_equal(images, pixels(splits, split))
+        names = (tmp_path / "a" / "b" / f"{split}.txt").read_text().splitlines()
+        assert names == splits.sources[split].names
+    written = [f"{split}.{suffix}" for split in prepared for suffix in ("json", "npy", "txt")]
+    assert sorted(files(tmp_path)) == sorted(f"a/b/{n}" for n in (*written, "report.csv"))
+
+
+def test_worker_processes_write_the_same_bytes_as_none(tmp_path: Path) -> None:
+    made(tmp_path / "0", pictures({1, 4}), skip_errors=True, num_workers=0)
+    made(tmp_path / "2", pictures({1, 4}), skip_errors=True, num_workers=2)
+    assert files(tmp_path / "0") == files(tmp_path / "2")
+
+
+def test_the_json_says_what_was_made_of_what(tmp_path: Path) -> None:
+    made(tmp_path, pictures({0, 5}), skip_errors=True)
+    assert json.loads((tmp_path / "train.json").read_text()) == {
+        "split": "train",
+        "splits": ["train", "test"],
+        "num_images": NUM_TRAIN - 2,
+        "shape": [NUM_TRAIN - 2, 4, 4, 3],
+        "layout": LAYOUT,
+        "sha256": checksum(tmp_path / "train.npy", "train"),
+        "source": "here",
+        "format": "made",
+        "settings": {"seed": 0, "crop": None},
+        "num_converted": 0,
+        "num_skipped": 2,
+    }
+
+
+def test_images_are_decoded_and_what_was_done_to_them_is_reported(tmp_path: Path) -> None:
+    contents = {}
+    for name, mode, size in (("a", "RGB", (4, 4)), ("b", "CMYK", (9, 8)), ("c", "L", (1, 50))):
+        buffer = io.BytesIO()
+        Image.new(mode, size, 0 if mode != "L" else 99).save(buffer, "TIFF")
+        contents[f'{name}, "of" größe.tif'] = buffer.getvalue()
+    contents["empty.tif"] = b""
+    contents["short.tif"] = contents['b, "of" größe.tif'][:50]
+    splits = Splits("made", {"train": Encoded(contents), "test": Pictures(2)})
+    prepared, outcomes = made(tmp_path, splits, skip_errors=True)
+    assert [(o.image, o.outcome) for o in outcomes] == [
+        ('b, "of" größe.tif', "converted"),
+        ('c, "of" größe.tif', "converted"),
+        ("empty.tif", "skipped"),
+        ("short.tif", "skipped"),
+    ]
+    assert outcomes[0].reason == "converted from CMYK"
+    assert outcomes[2].reason == "not an image of a known format"
+    assert all(o.split == "train" and o.reason for o in outcomes)
+    with (tmp_path / "report.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [vars(outcome) for outcome in outcomes]
+    known = prepared["train"]
+    assert (known.num_images, known.num_converted, known.num_skipped) == (3, 2, 2)
+    assert open_images(tmp_path, known)[:, 0, 0, 0].tolist() == [0, 255, 99]
+
+
+def test_names_that_are_no_unicode_are_kept(tmp_path: Path) -> None:
+    splits = pictures({1})
+    splits.sources["train"].names = [os.fsdecode(b"\xff%d" % i) for i in range(NUM_TRAIN)]
+    _, outcomes = made(tmp_path, splits, skip_errors=True)
+    assert [outcome.image for outcome in outcomes] == [os.fsdecode(b"\xff1")]
+    assert (tmp_path / "train.txt").read_bytes().startswith(b"\xff0\n\xff2\n")
+
+
+def test_preparing_again_changes_nothing_and_decodes_nothing(tmp_path: Path) -> None:
+    first = made(tmp_path / "p", pictures({2}), skip_errors=True)
+    before = files(tmp_path / "p")
+    splits = pictures({2}, interrupt_at=0)
+    assert made(tmp_path / "p", splits, skip_errors=True) == first
+    assert files(tmp_path / "p") == before
+
+
+# Images that cannot be read.
+
+
+def test_skipping_leaves_out_exactly_the_rows_and_names_of_unreadable_images(
+    tmp_path: Path,
+) -> None:
+    broken = {0, 2, 3, 6}  # a whole chunk among them
+    splits = pictures(broken)
+    prepared, outcomes = made(tmp_path, splits, skip_errors=True)
+    kept = [index for index in range(NUM_TRAIN) if index not in broken]
+    images = open_images(tmp_path, prepared["train"])
+    assert np.array_equal(images, pixels(splits, "train")[kept])
+    names = (tmp_path / "train.txt").read_text().splitlines()
+    assert names == [f"{index:08d}" for index in kept]
+    reasons = {f"{index:08d}": f"image {index} is truncated" for index in broken}
+    assert {outcome.image: outcome.reason for outcome in outcomes} == reasons
+    assert {(outcome.split, outcome.outcome) for outcome in outcomes} == {("train", "skipped")}
+
+
+def test_stopping_names_the_images_in_one_line_and_prepares_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot read") as error:
+        made(tmp_path, pictures({4, 5}))
+    message = str(error.value)
+    assert message.startswith("source: cannot read the images '00000004' (image 4 is truncated), ")
+    assert "'00000005'" in message
+    assert "replace or remove them" in message
+    assert "on_error=skip" in message
+    assert "\n" not in message
+    assert not is_prepared(tmp_path)
+
+
+def test_after_stopping_skipping_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'00000005'"):
+        made(tmp_path / "p", pictures({5}))
+    splits = pictures({5})
+    made(tmp_path / "p", splits, skip_errors=True)
+    train = splits.sources["train"]
+    assert isinstance(train, Pictures)
+    assert train.asked == [4, 5, 6]
+    assert files(tmp_path / "p") == undisturbed(tmp_path, pictures({5}), skip_errors=True)
+
+
+def test_after_stopping_a_repaired_image_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'00000005'"):
+        made(tmp_path / "p", pictures({5}))
+    made(tmp_path / "p", pictures())
+    assert files(tmp_path / "p") == undisturbed(tmp_path, pictures())
+
+
+def test_what_was_skipped_before_an_interruption_does_not_slip_through_a_stop(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "p", pictures({1}, interrupt_at=6), skip_errors=True)
+    with pytest.raises(ValueError, match=r"^source: cannot read the image '00000001'"):
+        made(tmp_path / "p", pictures({1}))
+    made(tmp_path / "p", pictures())
+    assert files(tmp_path / "p") == undisturbed(tmp_path, pictures())
+
+
+def test_images_prepared_by_skipping_are_refused_without(tmp_path: Path) -> None:
+    made(tmp_path, pictures({1, 2}), skip_errors=True)
+    message = r"^dataset\.root: .* without 2 of the images, such as '00000001' .* on_error=skip"
+    with pytest.raises(ValueError, match=message):
+        made(tmp_path, pictures({1, 2}))
+
+
+def test_skipping_is_no_other_preparation_where_all_images_can_be_read(tmp_path: Path) -> None:
+    made(tmp_path / "p", pictures(), skip_errors=True)
+    assert files(tmp_path / "p") == undisturbed(tmp_path, pictures())
+    assert made(tmp_path / "p", pictures())[1] == []
+
+
+def test_a_split_without_any_readable_image_is_an_error_until_it_is_repaired(
+    tmp_path: Path,
+) -> None:
+    message = r"^source: no image of the split 'train' .* '00000000' \(image 0 is truncated\)"
+    with pytest.raises(ValueError, match=message):
+        made(tmp_path / "p", pictures(set(range(NUM_TRAIN))), skip_errors=True)
+    assert not is_prepared(tmp_path / "p")
+    made(tmp_path / "p", pictures({3}), skip_errors=True)
+    assert files(tmp_path / "p") == undisturbed(tmp_path, pictures({3}), skip_errors=True)
+
+
+# Interruptions.
+
+
+class Crash:
+    """Interrupt before the n-th step that reaches the disk.
+
+    Folders are deleted in the order of names, which depends on the file system otherwise.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps_left: int | None = None
+        for name in ("fsync", "replace", "unlink", "truncate", "rmdir"):
+            monkeypatch.setattr(os, name, self._counted(getattr(os, name)))
+        monkeypatch.setattr(shutil, "rmtree", self._rmtree)
+
+    @staticmethod
+    def _rmtree(folder: Path, ignore_errors: bool) -> None:
+        assert ignore_errors
+        for path in sorted(folder.glob("*")):
+            path.unlink()
+        with suppress(FileNotFoundError):
+            folder.rmdir()
+
+    def _counted(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if self.steps_left is not None:
+                if self.steps_left == 0:
+                    self.steps_left = None
+                    raise KeyboardInterrupt
+                self.steps_left -= 1
+            return step(*args, **kwargs)
+
+        return counted
+
+
+def images_in(folder: Path) -> dict[str, np.ndarray]:
+    return {k: np.array(open_images(folder, v)) for k, v in open_prepared(folder).items()}
+
+
+def handed_out(folder: Path, **known: dict[str, np.ndarray]) -> str:
+    """Which of the known images a training would get to see, if not nothing or an error."""
+    if not is_prepared(folder):
+        return "nothing"
+    try:
+        found = images_in(folder)
+    except ValueError:
+        return "error"
+    for name, images in known.items():
+        same = [np.array_equal(found[split], images[split]) for split in found if split in images]
+        if found.keys() == images.keys() and all(same):
+            return name
+    return "something else"
+
+
+def test_an_interruption_before_any_step_hands_out_nothing_and_is_resumed_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = undisturbed(tmp_path, pictures({3}), skip_errors=True)
+    new = images_in(tmp_path / "undisturbed")
+    crash = Crash(monkeypatch)
+    seen = []
+    for step in range(1000):
+        folder = tmp_path / str(step)
+        crash.steps_left = step
+        try:
+            made(folder, pictures({3}), skip_errors=True)
+        except KeyboardInterrupt:
+            seen.append(handed_out(folder, new=new))
+            made(folder, pictures({3}), skip_errors=True)
+            assert files(folder) == expected, step
+            assert not (folder / module.PARTIAL).exists(), step
+        else:
+            break
+    crash.steps_left = None
+    assert len(seen) > 30
+    assert set(seen) == {"nothing", "error", "new"}
+
+
+def test_an_interrupted_replacement_leaves_the_old_or_nothing_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From three splits to two: the old files must not outlive the new."""
+    sources = {split: Pictures(count, seed=1) for split, count in ALL_SPLITS.items()}
+    made(tmp_path / "old", Splits("made", sources), source="there")
+    old = images_in(tmp_path / "old")
+    expected = undisturbed(tmp_path, pictures())
+    new = images_in(tmp_path / "undisturbed")
+    crash = Crash(monkeypatch)
+    seen = []
+    for step in range(1000):
+        folder = tmp_path / str(step)
+        shutil.copytree(tmp_path / "old", folder)
+        crash.steps_left = step
+        try:
+            made(folder, pictures(), overwrite=True)
+        except KeyboardInterrupt:
+            seen.append(handed_out(folder, old=old, new=new))
+            made(folder, pictures(), overwrite=True)
+            assert files(folder) == expected, step
+            assert not (folder / module.PARTIAL).exists(), step
+        else:
+            break
+    crash.steps_left = None
+    assert len(seen) > 30
+    assert set(seen) == {"old", "nothing", "error", "new"}
+
+
+@pytest.mark.parametrize("interrupt_at", range(NUM_TRAIN))
+def test_an_interruption_in_any_chunk_costs_that_chunk_only(
+    tmp_path: Path, interrupt_at: int
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "p", pictures(interrupt_at=interrupt_at))
+    splits = pictures()
+    made(tmp_path / "p", splits)
+    train = splits.sources["train"]
+    assert isinstance(train, Pictures)
+    assert train.asked == list(range(interrupt_at // 2 * 2, NUM_TRAIN))
+    assert files(tmp_path / "p") == undisturbed(tmp_path, pictures())
+
+
+@pytest.mark.parametrize("tail", [b'{"num_im', b'{"num_images": 6, "outcomes": []}'])
+def test_what_follows_the_last_whole_note_is_written_anew(tmp_path: Path, tail: bytes) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "p", pictures(interrupt_at=4))
+    partial = tmp_path / "p" / module.PARTIAL
+    with (partial / "train.npy").open("ab") as data, (partial / "train.journal").open("ab") as log:
+        data.write(b"half a chunk")
+        log.write(tail)
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "p", pictures(interrupt_at=6))
+    made(tmp_path / "p", pictures())
+    assert files(tmp_path / "p") == undisturbed(tmp_path, pictures())
+
+
+def test_what_is_not_complete_cannot_be_opened_as_an_array(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path, pictures(interrupt_at=6))
+    half_written = tmp_path / module.PARTIAL / "train.npy"
+    assert half_written.stat().st_size == 128 + 6 * 4 * 4 * 3
+    with pytest.raises(ValueError, match="magic"):
+        np.lib.format.open_memmap(half_written, mode="r")
+
+
+@pytest.mark.parametrize("other", [{"source": "there"}, {"seed": 1}])
+def test_an_interrupted_preparation_of_something_else_is_started_over(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "p", pictures(interrupt_at=6), **other)
+    splits = pictures()
+    made(tmp_path / "p", splits)
+    train = splits.sources["train"]
+    assert isinstance(train, Pictures)
+    assert train.asked == list(range(NUM_TRAIN))
+    assert files(tmp_path / "p") == undisturbed(tmp_path, pictures())
+
+
+def test_dropping_another_preparation_half_way_does_not_pass_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = undisturbed(tmp_path, pictures())
+    crash = Crash(monkeypatch)
+    for step in range(6):
+        folder = tmp_path / str(step)
+        with pytest.raises(KeyboardInterrupt):
+            made(folder, pictures(interrupt_at=6))
+        crash.steps_left = step
+        with pytest.raises(KeyboardInterrupt):
+            made(folder, pictures(), seed=1)
+        made(folder, pictures())
+        assert files(folder) == expected, step
+
+
+# A folder that holds something already.
+
+
+def test_another_preparation_is_refused_and_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    made(folder, pictures())
+    before = files(folder)
+    more = Splits("made", {"train": Pictures(NUM_TRAIN + 1), "test": Pictures(NUM_TEST)})
+    third = Splits("made", {split: Pictures(count) for split, count in ALL_SPLITS.items()})
+    cases: list[tuple[Splits, dict[str, Any], str]] = [
+        (pictures(), {"source": "there"}, "source=here, not there"),
+        (pictures(), {"seed": 1}, "seed=0, not 1"),
+        (more, {}, "train images=7, not 8"),
+        (third, {}, "validation images=None, not 2"),
+    ]
+    for splits, options, difference in cases:
+        message = rf"^dataset\.root: '.*' holds .* with {difference}; set .*overwrite=true$"
+        with pytest.raises(ValueError, match=message):
+            made(folder, splits, **options)
+        assert files(folder) == before
+
+
+@pytest.mark.parametrize("old", [{"train": 3, "test": 2}, ALL_SPLITS])
+def test_overwriting_leaves_nothing_of_what_was_there(tmp_path: Path, old: dict[str, int]) -> None:
+    sources = {split: Pictures(count, seed=1) for split, count in old.items()}
+    made(tmp_path / "p", Splits("made", sources), source="there")
+    made(tmp_path / "p", pictures(), overwrite=True)
+    assert files(tmp_path / "p") == undisturbed(tmp_path, pictures())
+
+
+@pytest.mark.parametrize("name", ["train.txt", "test.npy", "train.json", "report.csv"])
+def test_files_that_somebody_else_wrote_are_not_replaced(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    with pytest.raises(ValueError, match=rf"^dataset\.root: '.*' holds {name} already.*overwrite"):
+        made(folder, pictures())
+    assert files(folder) == {name: b"mine"}
+    assert list(folder.iterdir()) == [folder / name]
+    made(folder, pictures(), overwrite=True)
+    assert files(folder) == undisturbed(tmp_path, pictures())
+
+
+def test_other_files_in_the_folder_stay(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "photo.png").write_text("mine")
+    made(tmp_path / "p", pictures())
+    made(tmp_path / "p", pictures(), overwrite=True, seed=1)
+    assert files(tmp_path / "p")["photo.png"] == b"mine"
+
+
+def test_a_second_process_is_locked_out(tmp_path: Path) -> None:
+    errors = []
+
+    class Nested(Pictures):
+        def image(self, index: int) -> Image.Image:
+            if not errors:
+                with pytest.raises(ValueError, match="another process") as error:
+                    made(tmp_path / "p", pictures())
+                errors.append(str(error.value))
+            return super().image(index)
+
+    first = Splits("made", {"train": Nested(NUM_TRAIN), "test": Pictures(NUM_TEST)})
+    made(tmp_path / "p", first)
+    assert errors[0].startswith("dataset.root: ")
+    assert files(tmp_path / "p") == undisturbed(tmp_path, pictures())
+
+
+def damage_bit(folder: Path) -> None:
+    content = bytearray((folder / "train.npy").read_bytes())
+    content[200] ^= 1
+    (folder / "train.npy").write_bytes(content)
+
+
+def truncate(folder: Path) -> None:
+    os.truncate(folder / "test.npy", 150)
+
+
+def lose(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_bit, truncate, lose("test.npy"), lose("test.json"), lose("report.csv")]
+)
+def test_damage_is_found_and_repaired_by_overwriting(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "p"
+    made(folder, pictures())
+    expected = files(folder)
+    damage(folder)
+    message = r"^dataset\.root: '.*' is damaged \(.+\); prepare it again with overwrite=true$"
+    with pytest.raises(ValueError, match=message):
+        made(folder, pictures())
+    made(folder, pictures(), overwrite=True)
+    assert files(folder) == expected
+
+
+# Disks that are full or cannot be written to.
+
+
+def test_too_little_space_is_told_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = (NUM_TRAIN + NUM_TEST) * 4 * 4 * 3
+    usage = SimpleNamespace(free=needed - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    message = r"^dataset\.root: cannot write to '.*' \(0\.00 GB are needed, .* free\); make room"
+    with pytest.raises(ValueError, match=message):
+        made(tmp_path / "a" / "b", pictures(interrupt_at=0))
+    assert list(tmp_path.iterdir()) == []
+    usage.free = needed
+    made(tmp_path / "a" / "b", pictures())
+
+
+class FullDisk(Crash):
+    def _counted(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        counted = super()._counted(step)
+
+        def full(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return counted(*args, **kwargs)
+            except KeyboardInterrupt:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+
+        return full
+
+
+@pytest.mark.parametrize("step", range(0, 24, 3))
+def test_a_disk_that_fills_up_is_told_and_nothing_half_done_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    disk = FullDisk(monkeypatch)
+    disk.steps_left = step
+    message = r"^dataset\.root: cannot write to '.*' \(No space left on device\); make room or"
+    with pytest.raises(ValueError, match=message) as error:
+        made(tmp_path / "a" / "b", pictures())
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_leaves_what_was_to_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path, pictures())
+    before = files(tmp_path)
+    disk = FullDisk(monkeypatch)
+    disk.steps_left = 9
+    with pytest.raises(ValueError, match="No space left"):
+        made(tmp_path, pictures(), seed=1, overwrite=True)
+    assert files(tmp_path) == before
+    assert not (tmp_path / module.PARTIAL).exists()
+
+
+def test_a_target_below_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "p"):
+        message = r"^dataset\.root: cannot write to '.*' \(.+\); make room or give another .*$"
+        with pytest.raises(ValueError, match=message):
+            made(folder, pictures())
+    assert files(tmp_path) == {"file": b"mine"}
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_a_target_that_cannot_be_written_to_is_refused_and_no_folder_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, allowed: int
+) -> None:
+    mkdir = os.mkdir
+    made_folders = []
+
+    def refuse(path: Any, *args: Any, **kwargs: Any) -> None:
+        if not Path(path).parent.exists():
+            raise FileNotFoundError(path)
+        if len(made_folders) == allowed:
+            raise OSError(code, os.strerror(code))
+        made_folders.append(path)
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(ValueError, match=rf"^dataset\.root: .* \({os.strerror(code)}\); "):
+        made(tmp_path / "a" / "b", pictures())
+    assert len(made_folders) == allowed
+    assert list(tmp_path.iterdir()) == []
+
+
+# Without preparation.
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_decoding_all_into_memory_gives_the_prepared_images(
+    tmp_path: Path, num_workers: int
+) -> None:
+    buffer = io.BytesIO()
+    contents = {}
+    for index in range(9):
+        Image.new("RGB", (5, 6), (index, 10 * index, 255)).save(buffer, "PNG")
+        contents[f"{index}.png"] = buffer.getvalue()
+        buffer = io.BytesIO()
+    source = Encoded(contents)
+    splits = Splits("made", {"train": source, "test": Pictures(2)})
+    prepared, _ = made(tmp_path, splits)
+    before = torch.get_rng_state()
+    images = decode_all(source, Decoder(4, 3), num_workers)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert images[:, 0, 0, 1].tolist() == [10 * index for index in range(9)]
+    assert np.array_equal(images, open_images(tmp_path, prepared["train"]))
+
+
+def test_arrays_of_the_right_size_are_not_copied() -> None:
+    source = ArraySource(np.zeros((2, 4, 4, 3), np.uint8))
+    assert decode_all(source, Decoder(4, 3), 0) is source.pixels
+    assert decode_all(source, Decoder(2, 1), 0).shape == (2, 2, 2, 1)
+
+
+def test_an_unreadable_image_in_memory_is_named_with_the_way_around_it() -> None:
+    with pytest.raises(ValueError, match=r"^cannot read the image 'bad' .*on_error=skip$"):
+        decode_all(Encoded({"bad": b"\x89PNG, but no more"}), Decoder(4, 3), 0)
