@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from nvae_lightning.model import (
     NVAE,
@@ -17,6 +16,7 @@ from nvae_lightning.model import (
     Image,
     RegularCell,
 )
+from nvae_lightning.model.normalization import BatchNorm
 
 BuildNVAE = Callable[..., NVAE]
 
@@ -61,7 +61,7 @@ def _in_use(model: NVAE) -> NVAE:
     """Give batch normalisations statistics other than their first ones; evaluation mode."""
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, BatchNorm):
                 assert module.running_mean is not None
                 assert module.running_var is not None
                 module.running_mean.normal_(0.0, 0.1)

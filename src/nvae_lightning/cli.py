@@ -51,7 +51,8 @@ def _auto_precision() -> str:
 
 
 def _auto_epochs(max_steps: int, epochs: int) -> int:
-    return -1 if max_steps > 0 else epochs
+    # Of another type, it is refused with all the others of another type.
+    return -1 if isinstance(max_steps, int) and max_steps > 0 else epochs
 
 
 def _run_name(now: str) -> str:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, run
 from nvae_lightning.data.overview import draw_overview
+from nvae_lightning.settings import check_types
 
 NUM_IMAGES = 1000  # per split, for the histogram
 
@@ -21,6 +22,7 @@ NUM_IMAGES = 1000  # per split, for the histogram
 def main(config: DictConfig) -> None:
     """Check a dataset, print its counts, and draw some images and a histogram."""
     torch.manual_seed(config.seed)
+    check_types(config)
     datamodule = instantiate(config.dataset.datamodule)
     datamodule.prepare_data()
     datamodule.setup("fit")

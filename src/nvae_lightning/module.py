@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -87,8 +88,11 @@ class NVAEModule(LightningModule):
             ("warmup_epochs", warmup_epochs, 0),
             ("num_importance_samples", num_importance_samples, 1),
         ):
-            if value < minimum:
-                raise ValueError(f"module.{name} must be at least {minimum}, got {value}")
+            if not minimum <= value < math.inf:
+                raise ValueError(
+                    f"module.{name} must be at least {minimum} and finite, got {value}"
+                )
+        _check_optimizer(optimizer)
         self.model = model.to(memory_format=torch.channels_last)
         self.kl = kl
         self.penalty = penalty
@@ -118,8 +122,6 @@ class NVAEModule(LightningModule):
         self.total_steps = int(total_steps)
         optimizer = self.optimizer(self.model.parameters())
         peak = optimizer.param_groups[0]["lr"]
-        if peak <= 0.0:
-            raise ValueError(f"optimizer.lr must be positive, got {peak}")
         self.trainer.fit_loop.setup_data()  # or the number of batches may not be known yet
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         warmup_steps = min(round(self.warmup_epochs * steps_per_epoch), self.total_steps // 10)
@@ -280,3 +282,26 @@ class NVAEModule(LightningModule):
 
 def _by_group(name: str, values: Float[Tensor, " group"]) -> dict[str, Tensor]:
     return {f"{name}/{index:02d}": value for index, value in enumerate(values.unbind())}
+
+
+def _check_optimizer(
+    constructor: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
+) -> None:
+    """Build it once, as the training would do too late.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+    settings: dict[str, object] = getattr(constructor, "keywords", {})
+    try:
+        defaults = constructor([torch.nn.Parameter(torch.zeros(1))]).defaults
+    except (ValueError, TypeError, RuntimeError) as error:
+        given = ", ".join(f"optimizer.{name}={value}" for name, value in settings.items())
+        raise ValueError(f"{given}: {error}") from error
+    for name, value in defaults.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if not 0.0 <= value < math.inf or (name == "lr" and value == 0.0):
+                raise ValueError(
+                    f"optimizer.{name} must be "
+                    f"{'positive' if name == 'lr' else 'at least 0'} and finite, got {value}"
+                )

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, run
 from nvae_lightning.data.prepare import REPORT
+from nvae_lightning.settings import check_types
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="prepare")
@@ -20,6 +21,7 @@ def main(config: DictConfig) -> None:
         raise ValueError(f"on_error: got {config.on_error!r}, but it must be stop or skip")
     if not isinstance(config.overwrite, bool):
         raise ValueError(f"overwrite: got {config.overwrite!r}, but it must be true or false")
+    check_types(config)
     datamodule = instantiate(config.dataset.datamodule)
     splits, outcomes = datamodule.prepare(
         str(config.source), skip_errors=config.on_error == "skip", overwrite=config.overwrite

@@ -21,13 +21,52 @@ from omegaconf import DictConfig, OmegaConf
 
 from nvae_lightning.callbacks import Interrupted, Preemption, last_checkpoint, verify_checkpoint
 from nvae_lightning.cli import CONFIG_ROOT, as_single_run, one_line_errors, run
+from nvae_lightning.settings import check_type, check_types
 
 
 @rank_zero_only
-def load_data(datamodule: LightningDataModule) -> None:
+def load_data(datamodule: LightningDataModule, trainer: Trainer) -> None:
     """Load the data, which Lightning does too late: after loggers have begun to write."""
     datamodule.prepare_data()
     datamodule.setup("fit")
+    datamodule.trainer = trainer
+    for loader in (datamodule.train_dataloader, datamodule.val_dataloader):
+        loader()  # which looks whether the images are enough
+
+
+def check_settings(config: DictConfig) -> None:
+    """Check the settings that are not a class of this package's.
+
+    Raises:
+        ValueError: If one is of another type than it should be, or out of range.
+    """
+    check_types(config)
+    check_type("compile", config.compile, bool)
+    check_type("ckpt_path", config.ckpt_path, str | None)
+    trainer = config.trainer
+    for name, value, minimum in (
+        ("seed", config.seed, 0),
+        ("trainer.num_nodes", trainer.num_nodes, 1),
+        ("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1),
+        ("trainer.log_every_n_steps", trainer.log_every_n_steps, 0),
+        ("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, 1),
+        ("trainer.num_sanity_val_steps", trainer.num_sanity_val_steps, -1),
+        ("trainer.max_steps", trainer.max_steps, -1),
+        ("trainer.max_epochs", trainer.max_epochs, -1),
+    ):
+        if value is not None and value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if config.seed >= 2**32:
+        raise ValueError(f"seed must be below 2^32, got {config.seed}")
+    for name in ("max_steps", "max_epochs"):
+        if trainer[name] == 0:
+            raise ValueError(f"trainer.{name} must be positive, got 0; -1 is for no such end")
+    if trainer.max_steps == -1 and trainer.max_epochs in (-1, None):
+        raise ValueError(
+            f"trainer.max_steps and trainer.max_epochs, got {trainer.max_steps} and "
+            f"{trainer.max_epochs}, leave the training without an end, which its schedules need: "
+            "set one of them"
+        )
 
 
 def find_checkpoint(path: str | None, folder: Path) -> Path | None:
@@ -113,18 +152,19 @@ def main(config: DictConfig) -> float:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # Ours read ahead in a thread, which Lightning does not see.
     warnings.filterwarnings("ignore", message="The .* does not have many workers")
+    check_settings(config)
     seed_everything(config.seed, workers=True, verbose=False)
 
     datamodule = instantiate(config.dataset.datamodule)
     checkpoint = find_checkpoint(config.ckpt_path, run_dir / "checkpoints")
-    load_data(datamodule)
-    if checkpoint is None or config.ckpt_path not in (None, "last"):
-        set_aside(run_dir / "metrics.csv", move=checkpoint is None)
     config.run_id = run_id(run_dir, resumed=checkpoint is not None)
     module = instantiate(config.module, _convert_="all")
     if config.compile:
         module.model.compile()
     trainer = build_trainer(config, run_dir)
+    load_data(datamodule, trainer)
+    if checkpoint is None or config.ckpt_path not in (None, "last"):
+        set_aside(run_dir / "metrics.csv", move=checkpoint is None)
     if trainer.world_size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise ValueError("hydra.mode: a sweep is not started by torchrun; use trainer=ddp")

@@ -1,10 +1,7 @@
 """The training command as a user runs it."""
 
 import csv
-import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -177,82 +174,6 @@ def test_the_printed_config_is_resolved(run_train: Run) -> None:
     assert (config.optimizer.lr, config.optimizer.eps) == (1e-2, 1e-3)
     assert (config.penalty.weight, config.penalty.initial_weight) == (0.01, 1.0)
     assert config.trainer.max_epochs == 300
-
-
-BAD_SETTINGS = [
-    (["dataset=celeba_hq", "model=large"], ["dataset.root", "celeba_hq", "CelebA HQ"]),
-    (
-        ["dataset=image_folder", "dataset.root=good", "dataset.image.size=27"],
-        ["image.size 27"],
-    ),
-    (["dataset/likelihood=gauss"], ["likelihood/gauss", "discretized_logistic_mixture"]),
-    (["dataset.likelihood=gauss"], ["dataset.likelihood", "'gauss'"]),
-    (["model.hierarchy.num_groups=[0,1]"], ["num_groups", "at least 1", "got 0"]),
-    (["model.hierarchy.num_groups=[]"], ["num_groups", "empty"]),
-    (["dataset.image.bits=9"], ["dataset.image.bits", "9", "from 1 to 8"]),
-    (
-        ["dataset.image.bits=2", "dataset.datamodule.binarize=false"],
-        ["Bernoulli", "image.bits=1", "got 2"],
-    ),
-    (["dataset=image_folder", "dataset.root=nowhere"], ["dataset.root", "nowhere"]),
-    (["dataset=image_folder", "dataset.root=bad"], ["cannot read", "bad.png"]),
-    (["model.num_flows=-1"], ["num_flows", "-1"]),
-    (["dataset.batch_size=4001"], ["dataset.batch_size", "4001", "4000"]),
-    (["dataset=mnist5000"], ["dataset/mnist5000", "mnist_5k"]),
-    (["dataset.rot=data"], ["dataset.rot"]),
-    (["dataset.image.bits=8"], ["dataset.image.bits", "8", "binarize=false"]),
-    (["optimizer.lr=0"], ["optimizer.lr", "0"]),
-    (["model.hierarchy.num_groups=5"], ["num_groups", "[5]"]),
-    (["callbacks.pictures.num_images=1"], ["callbacks.pictures.num_images", "1"]),
-    (["ckpt_path=nowhere.ckpt"], ["ckpt_path", "nowhere.ckpt"]),
-    (["ckpt_path=last"], ["ckpt_path=last", "hydra.run.dir"]),
-    (["penalty.weight=-1"], ["penalty.weight", "-1"]),
-    (["num_importance_samples=0"], ["num_importance_samples", "0"]),
-]
-
-# One process for all of them: starting Python and importing torch takes longer than any.
-DRIVER = """
-import contextlib, io, json, sys
-from nvae_lightning.cli import run
-from nvae_lightning.train import main
-found = []
-for overrides in json.loads(sys.argv[1]):
-    sys.argv = ["train", *overrides]
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            run(main)
-        status = 0
-    except SystemExit as exit:
-        status = exit.code
-    except BaseException as error:
-        status = repr(error)
-    found.append((status, errors.getvalue()))
-print("FOUND" + json.dumps(found))
-"""
-
-
-def test_bad_settings_give_one_line_each(tmp_path: Path) -> None:
-    for folder in ("good", "bad"):
-        (tmp_path / folder).mkdir()
-        for index in range(2):
-            Image.new("L", (16, 16)).save(tmp_path / folder / f"{index}.png")
-    (tmp_path / "bad" / "bad.png").write_bytes(b"\x89PNG, but no more")
-    overrides = [["logger=csv", "trainer=cpu", *settings] for settings, _ in BAD_SETTINGS]
-    result = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(overrides)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout.partition("FOUND")[2])
-    for (settings, words), (status, errors) in zip(BAD_SETTINGS, found, strict=True):
-        assert isinstance(status, str), settings
-        assert status.startswith("error: "), (settings, status)
-        assert "\n" not in status
-        assert "Traceback" not in errors
-        for word in words:
-            assert word in status, (settings, status)
-    assert not list(tmp_path.glob("outputs/**/metrics.csv"))
 
 
 def test_an_error_is_one_line_and_exit_status_1(run_train: Run) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from nvae_lightning.model import NVAE
 from nvae_lightning.model.flows import causal_mask
 from nvae_lightning.model.layers import MaskedConv2d, WeightNormConv2d, stack_weights
+from nvae_lightning.model.normalization import BatchNorm
 from nvae_lightning.objective import SpectralPenalty, bn_scale_penalty
 
 
@@ -190,7 +191,7 @@ def test_bn_scale_penalty_of_a_model_agrees_with_a_loop(colour_nvae: NVAE) -> No
     total = 0.0
     for name, parameter in colour_nvae.named_parameters():
         owner = colour_nvae.get_submodule(name.rpartition(".")[0])
-        if isinstance(owner, nn.BatchNorm2d) and name.endswith("weight"):
+        if isinstance(owner, BatchNorm) and name.endswith("weight"):
             parameter.data.normal_()
             total += max(abs(v) for v in parameter.tolist())
     assert total > 1.0

@@ -24,6 +24,7 @@ from nvae_lightning.model import (
     Image,
     NormalLikelihood,
 )
+from nvae_lightning.model.normalization import BatchNorm
 from nvae_lightning.module import NVAEModule
 from nvae_lightning.objective import KL, Penalty, constant
 from nvae_lightning.published import (
@@ -99,7 +100,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def _in_use(model: NVAE) -> NVAE:
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, BatchNorm):
                 for tensor in (module.weight, module.bias, module.running_var):
                     assert tensor is not None
                     tensor.uniform_(0.5, 1.5)

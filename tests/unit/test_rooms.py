@@ -62,7 +62,8 @@ def test_data_does_not_know_the_model() -> None:
 
 
 def test_only_the_commands_know_the_configuration() -> None:
-    commands = {ROOT / f"{n}.py" for n in ("cli", "convert", "inspect", "prepare", "train")}
+    names = ("cli", "convert", "inspect", "prepare", "settings", "train")
+    commands = {ROOT / f"{name}.py" for name in names}
     users = {p for p in FILES if any(_is_within(n, CONFIGURATION) for n in _imports(p))}
     assert users <= commands
 

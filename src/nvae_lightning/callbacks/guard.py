@@ -54,9 +54,18 @@ class Guard(Callback):
         learning_rate_factor: int | float = 0.5,
     ) -> None:
         for name, value, rule, holds in (
-            ("max_grad_norm", max_grad_norm, "positive or null", (max_grad_norm or 0.1) > 0),
-            ("patience", patience, "a whole number, at least 1", patience >= 1),
-            ("max_rollbacks", max_rollbacks, "a whole number, at least 0", max_rollbacks >= 0),
+            (
+                "max_grad_norm", max_grad_norm, "positive or null",
+                max_grad_norm is None or max_grad_norm > 0,
+            ),
+            (
+                "patience", patience, "a whole number, at least 1",
+                type(patience) is int and patience >= 1,
+            ),
+            (
+                "max_rollbacks", max_rollbacks, "a whole number, at least 0",
+                type(max_rollbacks) is int and max_rollbacks >= 0,
+            ),
             ("penalty_factor", penalty_factor, "at least 1", penalty_factor >= 1),
             (
                 "learning_rate_factor", learning_rate_factor, "above 0 and at most 1",
@@ -64,7 +73,10 @@ class Guard(Callback):
             ),
         ):  # fmt: skip
             if not holds:
-                raise ValueError(f"callbacks.guard.{name} must be {rule}, got {value}")
+                raise ValueError(
+                    f"callbacks.guard.{name}: got {value!r}, but it must be {rule}; "
+                    f"set callbacks.guard.{name} accordingly"
+                )
         self.max_grad_norm = max_grad_norm
         self.patience = patience
         self.max_rollbacks = max_rollbacks
@@ -72,20 +84,24 @@ class Guard(Callback):
         self.learning_rate_factor = learning_rate_factor
         self.num_skipped = 0
         self.num_rollbacks = 0
-        self._in_a_row = {_TOO_LARGE: 0, _NOT_FINITE: 0}
-        self._first_bad_step = 0
+        self._in_a_row = {_TOO_LARGE: 0, _NOT_FINITE: 0}  # since the last step that was made
         self._seen = ""
         self._statistics: list[Tensor] = []
         self._kept: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, as plain numbers."""
-        return {"num_skipped": self.num_skipped, "num_rollbacks": self.num_rollbacks}
+        return {
+            "num_skipped": self.num_skipped,
+            "num_rollbacks": self.num_rollbacks,
+            "in_a_row": self._in_a_row.copy(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self.num_skipped = state_dict["num_skipped"]
         self.num_rollbacks = state_dict["num_rollbacks"]
+        self._in_a_row = state_dict["in_a_row"].copy()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the running statistics, which a forward pass changes before anything is known."""
@@ -101,16 +117,15 @@ class Guard(Callback):
         parameters = [p for p in pl_module.parameters() if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         verdict = self._verdict(trainer, pl_module, norm)
-        for kind in self._in_a_row:
-            self._in_a_row[kind] = self._in_a_row[kind] + 1 if verdict == kind else 0
-        if verdict == _TOO_LARGE and self._in_a_row[_TOO_LARGE] > self.patience:
+        if verdict == _TOO_LARGE and self._in_a_row[_TOO_LARGE] >= self.patience:
             assert self.max_grad_norm is not None
             clip_grads_with_norm_(parameters, float(self.max_grad_norm), norm)
             verdict = _FINE
-            self._in_a_row[_TOO_LARGE] = 0
         if verdict == _FINE:
+            self._in_a_row = dict.fromkeys(self._in_a_row, 0)
             _copy(self._kept, self._statistics)
         else:
+            self._in_a_row[verdict] += 1
             self._skip(trainer, pl_module, verdict, norm)
         if is_logging_step(trainer, trainer.global_step + 1):
             pl_module.log("train/skipped_steps", float(self.num_skipped))
@@ -123,15 +138,14 @@ class Guard(Callback):
             finite = finite & torch.isfinite(norm)
         verdict = torch.where(finite, _FINE, _NOT_FINITE)
         if self.max_grad_norm is not None:
-            verdict = torch.where(finite & (norm > self.max_grad_norm), _TOO_LARGE, verdict)
+            too_large = finite & torch.isfinite(norm) & (norm > self.max_grad_norm)
+            verdict = torch.where(too_large, _TOO_LARGE, verdict)
         if trainer.world_size > 1:
             torch.distributed.all_reduce(verdict, torch.distributed.ReduceOp.MAX)
         return int(verdict)
 
     def _skip(self, trainer: Trainer, module: NVAEModule, verdict: int, norm: Tensor) -> None:
         self.num_skipped += 1
-        if self._in_a_row[verdict] == 1:
-            self._first_bad_step = trainer.global_step
         if verdict == _NOT_FINITE:
             seen = _describe(module)
             self._seen = seen or self._seen
@@ -154,7 +168,6 @@ class Guard(Callback):
         assert isinstance(pl_module, NVAEModule)
         if self._in_a_row[_NOT_FINITE] < self.patience:
             return
-        self._in_a_row[_NOT_FINITE] = 0
         if self.num_rollbacks >= self.max_rollbacks:
             raise DivergedError(self._report(trainer, f"after {self.num_rollbacks} rollbacks"))
         path = trainer.strategy.broadcast(self._last_good(trainer))
@@ -162,11 +175,17 @@ class Guard(Callback):
             raise DivergedError(self._report(trainer, "before the first checkpoint"))
         checkpoint = read_checkpoint(Path(path))
         pl_module.load_state_dict(checkpoint.get("current_model_state", checkpoint["state_dict"]))
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        rates = [group["lr"] * self.learning_rate_factor for group in groups]
         trainer.strategy.load_optimizer_state_dict(checkpoint)
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate  # the schedule's, not the checkpoint's
         pl_module.penalty_factor *= self.penalty_factor
         pl_module.learning_rate_factor *= self.learning_rate_factor
         _copy(self._kept, self._statistics)
         self.num_rollbacks += 1
+        self._in_a_row = dict.fromkeys(self._in_a_row, 0)
         rank_zero_warn(
             f"step {trainer.global_step}: back to '{path}' after {self.patience} skipped steps; "
             f"λ is now {pl_module.penalty_factor:g} times and the learning rate "
@@ -174,7 +193,7 @@ class Guard(Callback):
         )
 
     def _last_good(self, trainer: Trainer) -> str | None:
-        """Return the newest whole checkpoint from before the first step that was skipped."""
+        """Return the newest whole checkpoint that was not made while steps were skipped."""
         checkpoints = trainer.checkpoint_callback
         folder = getattr(checkpoints, "dirpath", None)
         if not trainer.is_global_zero or folder is None:
@@ -182,11 +201,12 @@ class Guard(Callback):
         found = []
         for path in Path(folder).glob("step*.ckpt"):
             try:
-                step = read_checkpoint(path)["global_step"]
+                checkpoint = read_checkpoint(path)
             except ValueError:
                 continue
-            if step <= self._first_bad_step:
-                found.append((step, str(path)))
+            guard = checkpoint["callbacks"].get(self.state_key, {})
+            if not any(guard.get("in_a_row", {}).values()):
+                found.append((checkpoint["global_step"], str(path)))
         return max(found)[1] if found else None
 
     def _report(self, trainer: Trainer, when: str) -> str:
@@ -204,8 +224,9 @@ class Guard(Callback):
 
 
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy many small tensors at once."""
-    torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
+    """Copy many small tensors at once, or none."""
+    if targets:
+        torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _describe(module: NVAEModule) -> str:

@@ -97,6 +97,9 @@ class RegularCell(ResidualCell):
         dilations: dilation of each 3x3 convolution; one entry, one convolution.
         normalization: constructor of normalisation and activation, given the channels.
         convolution: constructor of the convolutions, with ``nn.Conv2d``'s arguments.
+
+    Raises:
+        ValueError: if there is no dilation, or one is below 1.
     """
 
     def __init__(
@@ -110,6 +113,11 @@ class RegularCell(ResidualCell):
         normalization: Callable[[int], nn.Module] = BatchNormSwish,
         convolution: Callable[..., nn.Module] = WeightNormConv2d,
     ) -> None:
+        if not dilations or min(dilations) < 1:
+            raise ValueError(
+                "dilations must be one whole number of at least 1 for every convolution, "
+                f"got {list(dilations)}: [1, 1] is the paper's"
+            )
         layers: list[nn.Module] = []
         channels, step = in_channels, resampling
         for dilation in dilations:
@@ -142,7 +150,8 @@ class DepthwiseCell(ResidualCell):
         num_groups: groups of the middle convolution; None is depthwise.
 
     Raises:
-        ValueError: if the kernel's side is even.
+        ValueError: if the kernel's side is even, nothing is left of the hidden channels, or
+            they cannot be parted into the groups.
     """
 
     def __init__(
@@ -156,9 +165,20 @@ class DepthwiseCell(ResidualCell):
         kernel_size: int = 5,
         num_groups: int | None = None,
     ) -> None:
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd to keep the resolution, got {kernel_size}")
+        if kernel_size % 2 == 0 or kernel_size < 1:
+            raise ValueError(
+                f"kernel_size must be odd to keep the resolution, and positive, got {kernel_size}"
+            )
         hidden = round(in_channels * expansion)
+        if hidden < 1:
+            raise ValueError(
+                f"expansion must leave at least 1 of {in_channels} channels, got {expansion}"
+            )
+        if num_groups is not None and (num_groups < 1 or hidden % num_groups):
+            raise ValueError(
+                f"num_groups of a cell must divide its {hidden} hidden channels, got {num_groups}: "
+                "null is depthwise"
+            )
         layers: list[nn.Module] = [
             batch_norm(in_channels),
             nn.Conv2d(in_channels, hidden, 1, bias=False),

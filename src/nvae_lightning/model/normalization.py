@@ -8,8 +8,9 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _NormBase
 
 FeatureMap = Float[Tensor, "batch channel height width"]
 
@@ -30,12 +31,15 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return value / num_ranks()
 
 
-class BatchNorm(nn.BatchNorm2d):
+class BatchNorm(_NormBase):
     r"""Batch normalisation, and swish :math:`u \sigma(u)` after it if asked for.
 
     In training, mean and variance are those of the batches of all ranks, on any backend. Of the
     feature maps only the input is kept for the backward pass, which computes the normalised one
     anew: the paper's 18 % of memory.
+
+    Not an ``nn.BatchNorm2d``, which ``trainer.sync_batchnorm`` would replace by a layer without
+    the swish; the state dict is that of one.
 
     Source: Vahdat & Kautz 2020, Sec. 3.1.1 and 3.1.3; running statistics move by 5 % a step.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -79,9 +80,9 @@ class NVAE(nn.Module):
             ("num_postprocess_cells", num_postprocess_cells, 1),
             ("num_flows", num_flows, 0),
         ):
-            if not isinstance(value, int) or value < minimum:
+            if type(value) is not int or value < minimum:
                 raise ValueError(f"model.{name} must be at least {minimum}, got {value!r}")
-        if first_prior_std <= 0.0:
+        if not 0.0 < first_prior_std < math.inf:
             raise ValueError(f"model.first_prior_std must be positive, got {first_prior_std}")
         for name, constructor in (
             ("model.encoder_cell", encoder_cell),

@@ -20,9 +20,20 @@ def size_factor(hierarchy: Hierarchy, growth: float = 4.0) -> Float[Tensor, " gr
     4 follows the number of latent variables, 2 their side, 1 counts groups alone.
 
     Source: Vahdat & Kautz 2020, Sec. A; the division by n_k is the published settings'.
+
+    Raises:
+        ValueError: if the growth is not positive, or so large that a factor is not finite.
     """
+    if not growth > 0.0:
+        raise ValueError(f"kl.size_factor.growth must be positive, got {growth}")
     factors = torch.tensor([growth**k / scale.num_groups for k, scale in hierarchy.groups])
-    return factors / factors.min()
+    factors = factors / factors.min()
+    if not torch.isfinite(factors).all():
+        raise ValueError(
+            f"kl.size_factor.growth, got {growth}, gives factors that are not finite: "
+            "choose one nearer to 1"
+        )
+    return factors
 
 
 def balancing_factors(
@@ -81,7 +92,13 @@ class KL:
     Args:
         beta: weight of the KL term at a step of so many: ``beta(step, total_steps)``.
         size_factor: size factor of every group of a hierarchy; None for no balancing.
+
+    Raises:
+        ValueError: if a number of the schedule is out of range.
     """
 
     beta: Callable[[int, int], float]
     size_factor: Callable[[Hierarchy], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        self.beta(0, 1)  # its numbers are checked now, not when the training has begun

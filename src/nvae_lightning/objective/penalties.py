@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from nvae_lightning.model.layers import stack_weights
 
@@ -98,8 +99,8 @@ def bn_scale_penalty(model: nn.Module) -> Float[Tensor, ""]:
 
     Source: Vahdat & Kautz 2020, Sec. 3.1.1.
     """
-    # The base class, as training on several GPUs turns BatchNorm2d into SyncBatchNorm.
-    scales = [module.weight for module in model.modules() if isinstance(module, _BatchNorm)]
+    # The base class of ours and of torch's.
+    scales = [module.weight for module in model.modules() if isinstance(module, _NormBase)]
     if not scales:
         return torch.zeros(())
     return torch.stack([scale.abs().max() for scale in scales]).sum()
@@ -125,9 +126,11 @@ class Penalty:
     bn_scale: bool = True
 
     def __post_init__(self) -> None:
-        if self.weight < 0.0:
-            raise ValueError(f"penalty.weight must not be negative, got {self.weight}")
-        if self.initial_weight is not None and min(self.initial_weight, self.weight) <= 0.0:
+        if not 0.0 <= self.weight < math.inf:
+            raise ValueError(f"penalty.weight must be at least 0 and finite, got {self.weight}")
+        if self.initial_weight is not None and not (
+            0.0 < self.initial_weight < math.inf and self.weight > 0.0
+        ):
             raise ValueError(
                 "penalty.weight and penalty.initial_weight must be positive to be annealed "
                 f"between, got {self.weight} and {self.initial_weight}: "

@@ -24,17 +24,33 @@ def kl_warmup(
         constant_fraction: c, share of the training before the rise begins.
         floor: its least value.
 
+    Raises:
+        ValueError: if a number is not a share.
+
     >>> kl_warmup(0, 1000), kl_warmup(1000, 1000)
     (0.0001, 1.0)
     """
+    for name, share in (
+        ("fraction", fraction),
+        ("constant_fraction", constant_fraction),
+        ("floor", floor),
+    ):
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"kl.beta.{name} must be from 0 to 1, got {share}")
     rise = fraction * total_steps
     done = step - constant_fraction * total_steps
     return max(min(done / rise, 1.0), floor) if rise else 1.0
 
 
 def constant(step: int, total_steps: int, *, value: float = 1.0) -> float:
-    """Give one value at every step."""
+    """Give one value at every step.
+
+    Raises:
+        ValueError: if it is negative or not finite.
+    """
     del step, total_steps
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"kl.beta.value must be at least 0 and finite, got {value}")
     return value
 
 

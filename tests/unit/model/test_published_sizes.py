@@ -17,6 +17,7 @@ from nvae_lightning.model import (
     RegularCell,
 )
 from nvae_lightning.model.layers import MaskedConv2d
+from nvae_lightning.model.normalization import BatchNorm
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def test_published_model_has_the_published_number_of_parameters(published: Publi
     assert len(convolutions) == published.num_convolutions
     masked = [module for module in convolutions if isinstance(module, MaskedConv2d)]
     assert len(masked) == published.num_masked_convolutions
-    batch_norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
+    batch_norms = [module for module in modules if isinstance(module, BatchNorm)]
     assert len(batch_norms) == published.num_batch_norms
     assert tuple(model.decoder.initial_state.shape) == published.initial_state
     num_latent_variables = sum(c * h * w for c, h, w in model.latent_shapes)

@@ -1,0 +1,163 @@
+"""Settings of a config against the types that the classes they are for declare."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Iterator
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig
+
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+_SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "a name",
+    NoneType: "null",
+}
+
+
+def check_types(config: DictConfig) -> None:
+    """Compare all settings with the types of the parameters that they become.
+
+    Hydra passes on what it is given, so that ``batch_size=foo`` would be noticed by whoever first
+    computes with it, which may be torch in the middle of a training.
+
+    Raises:
+        ValueError: If a setting is unknown to its class, of another type, or not finite.
+    """
+    for path, node in _targets(config, ""):
+        try:
+            target = get_object(str(node["_target_"]))
+            parameters = inspect.signature(target, eval_str=True).parameters
+        except (ImportError, NameError, ValueError, TypeError):
+            continue  # instantiating it says what is wrong with the target itself
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for key in node:
+            name = f"{path}.{key}".lstrip(".")
+            if key in _SPECIAL:
+                continue
+            if key in parameters:
+                name, value = _origin(config, name)
+                check_type(name, value, parameters[str(key)].annotation)
+            elif not takes_any:
+                raise ValueError(
+                    f"{name}: {node['_target_']} takes no such setting; it takes "
+                    f"{', '.join(p for p in parameters if p not in ('self', 'args'))}"
+                )
+
+
+def check_type(name: str, value: object, annotation: object) -> None:
+    """Compare one value with the type it should have.
+
+    Raises:
+        ValueError: If it is of another type, or not finite.
+
+    >>> check_type("seed", 1, int)
+    >>> check_type("seed", 1.5, int)
+    Traceback (most recent call last):
+    ValueError: seed: got 1.5, but it must be a whole number; set seed accordingly
+    """
+    if _fits(value, annotation):
+        return
+    shown = {None: "null", True: "true", False: "false"}.get(value) if _is_flag(value) else None
+    remedy = f"set {name} accordingly"
+    if not isinstance(value, list) and _fits([value], annotation):
+        remedy = f"write {name}=[{value}]"
+    raise ValueError(
+        f"{name}: got {shown or repr(value)}, but it must be {_describe(annotation)}; {remedy}"
+    )
+
+
+def _is_flag(value: object) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _targets(node: DictConfig | ListConfig, path: str) -> Iterator[tuple[str, DictConfig]]:
+    """Find all that is instantiated, each at the place where it is written."""
+    if isinstance(node, DictConfig) and "_target_" in node:
+        yield path, node
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        child: Any = node._get_node(key)
+        if isinstance(child, DictConfig | ListConfig) and not (
+            child._is_interpolation() or child._is_none() or child._is_missing()
+        ):
+            yield from _targets(child, f"{path}.{key}".lstrip("."))
+
+
+def _origin(config: DictConfig, name: str) -> tuple[str, object]:
+    """Follow ``${...}`` to the setting that a user would change, and give its value."""
+    *parents, key = name.split(".")
+    parent: Any = config
+    for part in parents:
+        parent = parent[int(part) if isinstance(parent, ListConfig) else part]
+    node = parent._get_node(int(key) if isinstance(parent, ListConfig) else key)
+    reference = _REFERENCE.fullmatch(str(node._value())) if node._is_interpolation() else None
+    if reference:
+        return _origin(config, reference[1])
+    value = parent[int(key) if isinstance(parent, ListConfig) else key]
+    return name, _plain(value)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, ListConfig):
+        return [_plain(item) for item in value]
+    if isinstance(value, DictConfig) and "_target_" not in value:
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _fits(value: object, annotation: object) -> bool:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in (Any, object, inspect.Parameter.empty) or isinstance(value, DictConfig):
+        return True  # the latter is known only when it has been instantiated
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if origin is Literal:
+        return any(value == one and type(value) is type(one) for one in arguments)
+    if annotation is None or annotation is NoneType:
+        return value is None
+    if annotation is float:
+        return type(value) in (int, float) and math.isfinite(value)  # pyright: ignore
+    if annotation in (int, bool, str):
+        return type(value) is annotation
+    if isinstance(value, list | dict):
+        kind = origin or annotation
+        if not isinstance(kind, type) or kind in (str, bytes):
+            return False
+        if isinstance(value, dict):
+            types = arguments or (Any, Any)
+            return issubclass(dict, kind) and all(_fits(v, types[-1]) for v in value.values())
+        if kind is tuple and arguments and arguments[-1] is not ...:
+            return len(value) == len(arguments) and all(map(_fits, value, arguments))
+        return (kind is tuple or issubclass(list, kind)) and all(
+            _fits(item, arguments[0] if arguments else Any) for item in value
+        )
+    return not isinstance(value, str | int | float | NoneType)
+
+
+def _describe(annotation: object) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in _NAMES:
+        return _NAMES[annotation]  # pyright: ignore[reportArgumentType]
+    if origin in (Union, UnionType):
+        kinds = [one for one in arguments if one is not int or float not in arguments]
+        return " or ".join(dict.fromkeys(map(_describe, kinds)))
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    kind = origin or annotation
+    if isinstance(kind, type) and issubclass(dict, kind) and len(arguments) == 2:
+        return f"a mapping of names to {_describe(arguments[1])}"
+    if isinstance(kind, type) and (kind is tuple or issubclass(list, kind)) and arguments:
+        return "a list, each " + " or ".join(
+            dict.fromkeys(_describe(one) for one in arguments if one is not ...)
+        )
+    if origin is not None:  # Callable
+        return "a constructor (one of the files of conf/, or _target_ and _partial_: true)"
+    return f"a {getattr(annotation, '__name__', annotation)} (_target_)"

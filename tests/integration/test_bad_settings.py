@@ -1,0 +1,345 @@
+"""Every bad setting gives one line that names it, before anything is written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+# Overrides of the command, and what its one line must contain.
+BAD_SETTINGS = [
+    # Groups and keys that there are not.
+    ("model=huge", "model/huge", "tiny"),
+    ("kl=foo", "kl/foo", "balanced"),
+    ("penalty=foo", "penalty/foo", "spectral"),
+    ("optimizer=sgd", "optimizer/sgd", "adamax"),
+    ("trainer=tpu", "trainer/tpu", "cpu"),
+    ("logger=foo", "logger/foo", "csv"),
+    ("callbacks=foo", "callbacks/foo", "ema"),
+    ("launcher=foo", "launcher/foo", "joblib"),
+    ("experiments=foo", "experiments/foo", "table2"),
+    ("dataset=mnist5000", "dataset/mnist5000", "mnist_5k"),
+    ("dataset/likelihood=gauss", "likelihood/gauss", "discretized_logistic_mixture"),
+    ("model/cell@model.encoder_cell=foo", "model/cell/foo", "regular"),
+    ("dataset.rot=data", "dataset.rot"),
+    ("foo=1", "foo"),
+    ("model.foo=1", "model", "foo"),
+    ("+model.foo=1", "model.foo"),
+    ("+optimizer.foo=1", "optimizer.foo", "weight_decay"),
+    ("+trainer.foo=1", "trainer.foo"),
+    ("+callbacks.guard.foo=1", "callbacks.guard.foo", "patience"),
+    ("+kl.beta.foo=1", "kl.beta.foo", "floor"),
+    ("+dataset.datamodule.foo=1", "dataset.datamodule.foo"),
+    ("model._target_=nvae_lightning.model.VAE", "nvae_lightning.model.VAE"),
+    ("~kl.beta", "kl", "beta"),
+    ("~dataset.recipe.channels", "dataset.recipe.channels"),
+    ("batch_size", "batch_size"),
+    ("dataset.batch_size=[1,", "dataset.batch_size=[1,"),
+    # The run.
+    ("seed=foo", "seed", "'foo'", "a whole number"),
+    ("seed=-1", "seed", "-1"),
+    ("seed=1.5", "seed", "1.5"),
+    ("seed=null", "seed", "null"),
+    ("seed=true", "seed", "true"),
+    ("seed=[1,2]", "seed", "[1, 2]"),
+    ("seed=4294967296", "seed", "4294967296"),
+    ("compile=maybe", "compile", "'maybe'", "true or false"),
+    ("compile=null", "compile", "null"),
+    ("compile=1", "compile", "1"),
+    ("num_importance_samples=0", "num_importance_samples", "0"),
+    ("num_importance_samples=x", "num_importance_samples", "'x'"),
+    ("num_importance_samples=2.5", "num_importance_samples", "2.5"),
+    ("num_importance_samples=???", "num_importance_samples"),
+    ("ckpt_path=nowhere.ckpt", "ckpt_path", "nowhere.ckpt"),
+    ("ckpt_path=last", "ckpt_path=last", "hydra.run.dir"),
+    ("ckpt_path=good", "ckpt_path", "good"),
+    ("ckpt_path=empty.ckpt", "ckpt_path", "empty.ckpt"),
+    ("ckpt_path=cut.ckpt", "ckpt_path", "cut.ckpt"),
+    ("ckpt_path=other.ckpt", "ckpt_path", "other.ckpt"),
+    ("ckpt_path=5", "ckpt_path", "5"),
+    ("ckpt_path=[last]", "ckpt_path", "['last']"),
+    # The trainer.
+    ("trainer.max_steps=ten", "trainer.max_steps", "'ten'"),
+    ("trainer.max_steps=0", "trainer.max_steps", "0"),
+    ("trainer.max_steps=-5", "trainer.max_steps", "-5"),
+    ("trainer.max_steps=2.5", "trainer.max_steps", "2.5"),
+    ("trainer.max_steps=null", "trainer.max_steps", "null"),
+    ("trainer.max_steps=[5]", "trainer.max_steps", "[5]"),
+    ("trainer.max_epochs=-2", "trainer.max_epochs", "-2"),
+    ("trainer.max_epochs=0", "trainer.max_epochs", "0"),
+    ("trainer.max_epochs=-1", "trainer.max_epochs", "-1"),
+    ("trainer.max_epochs=foo", "trainer.max_epochs", "'foo'"),
+    ("trainer.devices=0", "devices", "0"),
+    ("trainer.devices=foo", "devices", "foo"),
+    ("trainer.devices=-2", "devices", "-2"),
+    ("trainer.devices=null", "trainer.devices", "null"),
+    ("trainer.num_nodes=0", "trainer.num_nodes", "0"),
+    ("trainer.num_nodes=x", "trainer.num_nodes", "'x'"),
+    ("trainer.precision=17", "trainer.precision", "17"),
+    ("trainer.precision=half", "trainer.precision", "'half'"),
+    ("trainer.precision=16-mixed", "trainer.precision", "16-mixed", "bf16-mixed"),
+    ("trainer.accelerator=foo", "accelerator", "foo"),
+    ("trainer.accelerator=3", "trainer.accelerator", "3"),
+    ("trainer.accelerator=tpu", "accelerator", "tpu"),
+    ("trainer.strategy=foo", "strategy", "foo"),
+    ("trainer.strategy=2", "trainer.strategy", "2"),
+    ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches", "0"),
+    ("trainer.accumulate_grad_batches=x", "trainer.accumulate_grad_batches", "'x'"),
+    ("trainer.log_every_n_steps=-1", "trainer.log_every_n_steps", "-1"),
+    ("trainer.log_every_n_steps=x", "trainer.log_every_n_steps", "'x'"),
+    ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch", "0"),
+    ("trainer.check_val_every_n_epoch=x", "trainer.check_val_every_n_epoch", "'x'"),
+    ("trainer.num_sanity_val_steps=-2", "trainer.num_sanity_val_steps", "-2"),
+    ("trainer.enable_model_summary=maybe", "trainer.enable_model_summary", "'maybe'"),
+    ("trainer.plugins=foo", "trainer.plugins", "'foo'"),
+    ("+trainer.limit_train_batches=-1", "limit_train_batches", "-1"),
+    ("+trainer.limit_test_batches=1.5", "limit_test_batches", "1.5"),
+    ("+trainer.gradient_clip_val=x", "trainer.gradient_clip_val", "'x'"),
+    ("+trainer.max_time=soon", "max_time", "soon"),
+    ("+trainer.profiler=foo", "profiler", "foo"),
+    # The optimiser.
+    ("optimizer.lr=abc", "optimizer.lr", "'abc'", "a finite number"),
+    ("optimizer.lr=0", "optimizer.lr", "0"),
+    ("optimizer.lr=-1", "optimizer.lr", "-1"),
+    ("optimizer.lr=nan", "optimizer.lr", "nan"),
+    ("optimizer.lr=inf", "optimizer.lr", "inf"),
+    ("optimizer.lr=null", "optimizer.lr", "null"),
+    ("optimizer.lr=[0.1]", "optimizer.lr", "[0.1]"),
+    ("optimizer.betas=[0.9,1.0]", "optimizer.betas", "1.0"),
+    ("optimizer.betas=[0.9]", "optimizer.betas", "[0.9]"),
+    ("optimizer.betas=0.9", "optimizer.betas", "0.9"),
+    ("optimizer.betas=[0.9,x]", "optimizer.betas", "'x'"),
+    ("optimizer.eps=-1", "optimizer.eps", "-1"),
+    ("optimizer.eps=small", "optimizer.eps", "'small'"),
+    ("optimizer.weight_decay=-0.1", "optimizer.weight_decay", "-0.1"),
+    ("optimizer.weight_decay=null", "optimizer.weight_decay", "null"),
+    ("optimizer.foreach=maybe", "optimizer.foreach", "'maybe'"),
+    ("dataset.recipe.learning_rate=fast", "dataset.recipe.learning_rate", "'fast'"),
+    ("dataset.recipe.final_learning_rate=-1", "final_learning_rate", "-1"),
+    ("dataset.recipe.final_learning_rate=x", "dataset.recipe.final_learning_rate", "'x'"),
+    ("dataset.recipe.warmup_epochs=-1", "warmup_epochs", "-1"),
+    ("dataset.recipe.warmup_epochs=null", "dataset.recipe.warmup_epochs", "null"),
+    ("dataset.recipe.epochs=x", "'x'"),
+    ("dataset.recipe.validation_epochs=0", "check_val_every_n_epoch", "0"),
+    # The objective.
+    ("kl.beta.fraction=-1", "kl.beta.fraction", "-1"),
+    ("kl.beta.fraction=2", "kl.beta.fraction", "2"),
+    ("kl.beta.fraction=x", "kl.beta.fraction", "'x'"),
+    ("kl.beta.fraction=null", "kl.beta.fraction", "null"),
+    ("kl.beta.constant_fraction=1.5", "kl.beta.constant_fraction", "1.5"),
+    ("kl.beta.floor=-1", "kl.beta.floor", "-1"),
+    ("kl.beta.floor=nan", "kl.beta.floor", "nan"),
+    ("kl.beta=0.5", "kl.beta", "0.5"),
+    ("kl.size_factor.growth=0", "kl.size_factor.growth", "0"),
+    ("kl.size_factor.growth=x", "kl.size_factor.growth", "'x'"),
+    ("kl.size_factor.growth=1e60", "kl.size_factor.growth", "1e+60"),
+    ("kl=constant kl.beta.value=-1", "kl.beta.value", "-1"),
+    ("kl=constant kl.beta.value=nan", "kl.beta.value", "nan"),
+    ("kl=constant kl.beta.value=x", "kl.beta.value", "'x'"),
+    ("kl=constant kl.size_factor=4", "kl.size_factor", "4"),
+    ("penalty.weight=-1", "penalty.weight", "-1"),
+    ("penalty.weight=x", "penalty.weight", "'x'"),
+    ("penalty.weight=inf", "penalty.weight", "inf"),
+    ("penalty.initial_weight=0", "penalty.initial_weight", "0"),
+    ("penalty.initial_weight=-1", "penalty.initial_weight", "-1"),
+    ("penalty.spectral=maybe", "penalty.spectral", "'maybe'"),
+    ("penalty.bn_scale=2", "penalty.bn_scale", "2"),
+    # Callbacks and loggers.
+    ("callbacks.pictures.num_images=1", "callbacks.pictures.num_images", "1"),
+    ("callbacks.pictures.num_images=x", "callbacks.pictures.num_images", "'x'"),
+    ("callbacks.pictures.temperature=x", "callbacks.pictures.temperature", "'x'"),
+    ("callbacks.guard.patience=0", "callbacks.guard.patience", "0"),
+    ("callbacks.guard.patience=x", "callbacks.guard.patience", "'x'"),
+    ("callbacks.guard.max_grad_norm=-1", "callbacks.guard.max_grad_norm", "-1"),
+    ("callbacks.guard.max_rollbacks=-1", "callbacks.guard.max_rollbacks", "-1"),
+    ("callbacks.guard.penalty_factor=0.5", "callbacks.guard.penalty_factor", "0.5"),
+    ("callbacks.guard.learning_rate_factor=2", "callbacks.guard.learning_rate_factor", "2"),
+    ("callbacks.preemption.grace_seconds=0", "callbacks.preemption", "0"),
+    ("callbacks.preemption.check_every_n_steps=0", "callbacks.preemption", "0"),
+    ("callbacks.preemption.grace_seconds=x", "callbacks.preemption.grace_seconds", "'x'"),
+    ("callbacks.checkpoint.keep=0", "callbacks.checkpoint.keep", "0"),
+    ("callbacks.checkpoint.keep=null", "callbacks.checkpoint.keep", "null"),
+    ("callbacks.checkpoint.every_n_train_steps=0", "callbacks.checkpoint.every_n", "0"),
+    ("callbacks.learning_rate.logging_interval=foo", "logging_interval", "foo"),
+    ("callbacks.progress_bar.refresh_rate=x", "callbacks.progress_bar.refresh_rate", "'x'"),
+    ("callbacks=ema callbacks.ema.decay=1", "callbacks.ema.decay", "1"),
+    ("callbacks=ema callbacks.ema.decay=x", "callbacks.ema.decay", "'x'"),
+    ("callbacks=5", "callbacks", "5"),
+    ("logger.csv.save_dir=5", "logger.csv.save_dir", "5"),
+    ("logger=default logger.wandb.offline=maybe", "logger.wandb.offline", "'maybe'"),
+    # The model.
+    ("model.hierarchy.num_groups=[0,1]", "num_groups", "at least 1", "got 0"),
+    ("model.hierarchy.num_groups=[]", "num_groups", "empty"),
+    ("model.hierarchy.num_groups=5", "num_groups", "[5]"),
+    ("model.hierarchy.num_groups=[1,x]", "model.hierarchy.num_groups", "'x'"),
+    ("model.hierarchy.num_groups=null", "model.hierarchy.num_groups", "null"),
+    ("model.hierarchy.num_groups=[1,1,1,1]", "image.size 28", "cannot be divided"),
+    ("model.hierarchy.channels=0", "channels", "0"),
+    ("model.hierarchy.channels=x", "model.hierarchy.channels", "'x'"),
+    ("model.hierarchy.channels=[8,16]", "model.hierarchy.channels", "[8, 16]"),
+    ("model.hierarchy.width=0", "width", "0"),
+    ("model.hierarchy.width=0.3", "width", "0.3"),
+    ("model.hierarchy.width=x", "model.hierarchy.width", "'x'"),
+    ("model.hierarchy.downsample=3", "downsample", "3"),
+    ("model.hierarchy.downsample=0", "downsample", "0"),
+    ("model.hierarchy.max_groups_per_scale=0", "max_groups_per_scale", "0"),
+    ("model.hierarchy.latent_channels=0", "latent_channels", "0"),
+    ("model.hierarchy.latent_channels=null", "model.hierarchy.latent_channels", "null"),
+    ("+model.hierarchy.decoder_channels=0", "decoder_channels", "0"),
+    ("model.num_flows=-1", "num_flows", "-1"),
+    ("model.num_flows=x", "model.num_flows", "'x'"),
+    ("model.num_encoder_cells=0", "model.num_encoder_cells", "0"),
+    ("model.num_decoder_cells=null", "model.num_decoder_cells", "null"),
+    ("model.num_preprocess_cells=0", "model.num_preprocess_cells", "0"),
+    ("model.num_postprocess_cells=1.5", "model.num_postprocess_cells", "1.5"),
+    ("model.squeeze_excitation=maybe", "model.squeeze_excitation", "'maybe'"),
+    ("model.residual_posterior=2", "model.residual_posterior", "2"),
+    ("+model.first_prior_std=0", "model.first_prior_std", "0"),
+    ("model.decoder_cell.kernel_size=4", "kernel_size", "4"),
+    ("model.decoder_cell.kernel_size=-1", "kernel_size", "-1"),
+    ("model.decoder_cell.kernel_size=x", "model.decoder_cell.kernel_size", "'x'"),
+    ("model.decoder_cell.expansion=0", "expansion", "0"),
+    ("+model.decoder_cell.num_groups=7", "num_groups", "7"),
+    ("+model.encoder_cell.dilations=[]", "dilations", "[]"),
+    ("+model.encoder_cell.dilations=[0,1]", "dilations", "[0, 1]"),
+    ("model.encoder_cell=foo", "model.encoder_cell", "'foo'"),
+    ("module.kl=foo", "module.kl", "'foo'"),
+    ("model.hierarchy=null", "model.hierarchy", "null"),
+    # Data.
+    ("dataset.batch_size=foo", "dataset.batch_size", "'foo'"),
+    ("dataset.batch_size=0", "dataset.batch_size", "0"),
+    ("dataset.batch_size=null", "dataset.batch_size", "null"),
+    ("dataset.batch_size=[8]", "dataset.batch_size", "[8]"),
+    ("dataset.batch_size=8.0", "dataset.batch_size", "8.0"),
+    ("dataset.batch_size=4001", "dataset.batch_size", "4001", "4000"),
+    ("dataset.num_workers=-1", "dataset.num_workers", "-1"),
+    ("dataset.num_workers=many", "dataset.num_workers", "'many'"),
+    ("dataset.image.bits=9", "dataset.image.bits", "9", "from 1 to 8"),
+    ("dataset.image.bits=8", "dataset.image.bits", "8", "binarize=false"),
+    ("dataset.image.bits=x", "dataset.image.bits", "'x'"),
+    ("dataset.image.bits=2 dataset.datamodule.binarize=false", "Bernoulli", "image.bits=1", "got 2"),
+    ("dataset.image.size=0", "dataset.image.size", "0"),
+    ("dataset.image.size=x", "dataset.image.size", "'x'"),
+    ("dataset.image.size=27", "image.size 27"),
+    ("dataset.image.channels=2", "dataset.image.channels", "2"),
+    ("dataset.image.padding=-1", "image.padding", "-1"),
+    ("dataset.image.padding=x", "dataset.image.padding", "'x'"),
+    ("dataset.image.padding=3", "padded to 34"),
+    ("dataset.datamodule.binarize=maybe", "dataset.datamodule.binarize", "'maybe'"),
+    ("dataset.datamodule.flip=maybe", "dataset.datamodule.flip", "'maybe'"),
+    ("dataset.likelihood=gauss", "dataset.likelihood", "'gauss'"),
+    ("dataset=celeba_hq model=large", "dataset.root", "celeba_hq", "CelebA HQ"),
+    ("FOLDER dataset.root=good dataset.image.size=27", "image.size 27"),
+    ("FOLDER dataset.root=nowhere", "dataset.root", "nowhere"),
+    ("FOLDER dataset.root=null", "dataset.root"),
+    ("FOLDER dataset.root=5", "dataset.root", "5"),
+    ("FOLDER dataset.root=bad", "cannot read", "bad.png"),
+    ("FOLDER dataset.root=good", "dataset.batch_size", "32"),
+    ("FOLDER dataset.root=good dataset.crop=[1,2]", "dataset.crop", "[1, 2]"),
+    ("FOLDER dataset.root=good dataset.crop=[4,0,2,2]", "dataset.crop", "[4, 0, 2, 2]"),
+    ("FOLDER dataset.root=good dataset.crop=5", "dataset.crop", "5"),
+    ("FOLDER dataset.root=good dataset.crop=[0,0,x,2]", "dataset.crop", "'x'"),
+    ("FOLDER dataset.root=good dataset.interpolation=foo", "dataset.interpolation", "'foo'"),
+    ("FOLDER dataset.root=good dataset.interpolation=3", "dataset.interpolation", "3"),
+    ("FOLDER dataset.root=good dataset.verify=maybe", "dataset.verify", "'maybe'"),
+    ("FOLDER dataset.root=good dataset.test_fraction=0", "dataset.test_fraction", "0"),
+    ("FOLDER dataset.root=good dataset.test_fraction=1.5", "dataset.test_fraction", "1.5"),
+    ("FOLDER dataset.root=good dataset.test_fraction=x", "dataset.test_fraction", "'x'"),
+    ("FOLDER dataset.root=good dataset.split_seed=-1", "dataset.split_seed", "-1"),
+    ("FOLDER dataset.root=good dataset.split_seed=x", "dataset.split_seed", "'x'"),
+    (
+        "FOLDER dataset.root=good dataset/likelihood=bernoulli", "Bernoulli", "image.bits=1",
+        "got 8",
+    ),
+    ("FOLDER dataset.root=good dataset.likelihood.num_mixtures=0", "num_mixtures", "0"),
+    ("FOLDER dataset.root=good dataset.likelihood.num_mixtures=x", "num_mixtures", "'x'"),
+    ("COUNTS dataset.counts=5", "dataset.counts", "5"),
+    ("COUNTS dataset.counts={train:x}", "dataset.counts", "'x'"),
+    ("COUNTS dataset.counts={train:7,test:7}", "dataset.counts", "7"),
+    ("COUNTS dataset.counts={training:7}", "dataset.counts", "training"),
+]  # fmt: skip
+
+if not torch.cuda.is_available():
+    BAD_SETTINGS.append(("trainer=gpu", "accelerator", "gpu"))
+
+SHORT = {
+    "FOLDER": "dataset=image_folder dataset.image.size=16",
+    "COUNTS": "dataset=imagenet32 model.hierarchy.max_groups_per_scale=1 dataset.root=good",
+}
+
+# One process for all of them: starting Python and importing torch takes longer than any.
+DRIVER = """
+import contextlib, io, json, sys
+from nvae_lightning.cli import run
+from nvae_lightning.train import main
+found = []
+for overrides in json.loads(sys.argv[1]):
+    sys.argv = ["train", *overrides]
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            run(main)
+        status = 0
+    except SystemExit as exit:
+        status = exit.code
+    except BaseException as error:
+        status = repr(error)
+    found.append((status, errors.getvalue()))
+print("FOUND" + json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bad_settings")
+    for name in ("good", "bad"):
+        (folder / name).mkdir()
+        for index in range(2):
+            Image.new("L", (16, 16)).save(folder / name / f"{index}.png")
+    (folder / "bad" / "bad.png").write_bytes(b"\x89PNG, but no more")
+    (folder / "empty.ckpt").touch()
+    torch.save({"state_dict": {}}, folder / "cut.ckpt")
+    whole = (folder / "cut.ckpt").read_bytes()
+    (folder / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    torch.save([1, 2], folder / "other.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[tuple[object, str]]:
+    """Exit status and errors of all rows."""
+    overrides = []
+    for index, (settings, *_) in enumerate(BAD_SETTINGS):
+        for short, long in SHORT.items():
+            settings = settings.replace(short, long)
+        given = ["logger=csv", "trainer=cpu", f"hydra.run.dir=run{index}"]
+        overrides.append([*given, *settings.split()])
+    result = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(overrides)],
+        cwd=folder, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.partition("FOUND")[2])
+
+
+@pytest.mark.parametrize("index", range(len(BAD_SETTINGS)), ids=[row[0] for row in BAD_SETTINGS])
+def test_a_bad_setting_gives_one_line_before_anything_is_written(
+    index: int, found: list[tuple[object, str]], folder: Path
+) -> None:
+    _, *words = BAD_SETTINGS[index]
+    status, errors = found[index]
+    assert isinstance(status, str)  # which Python prints, and ends with 1
+    assert status.startswith("error: "), status
+    assert "\n" not in status
+    assert "Traceback" not in errors
+    for word in words:
+        assert word in status
+    written = {path.name for path in (folder / f"run{index}").glob("*")}
+    assert written <= {".hydra", "train.log"}
+
+
+def test_at_least_110_bad_settings_are_tried() -> None:
+    assert len(set(BAD_SETTINGS)) == len(BAD_SETTINGS) >= 110

@@ -1,0 +1,224 @@
+"""Fused batch normalisation and swish, alone and over two processes.
+
+As a script this file is one of the processes: ``test_normalization.py RANK FOLDER``.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
+from torch import Tensor, nn
+
+from nvae_lightning.model.layers import BatchNormSwish
+from nvae_lightning.model.normalization import BatchNorm
+
+SWISH = pytest.mark.parametrize("swish", [False, True])
+SIZES = (5, 2)  # of the batches of two ranks
+
+
+def build(swish: bool) -> tuple[BatchNorm, nn.Sequential]:
+    """Ours and the same of torch's layers, with the same parameters."""
+    ours = BatchNorm(3, swish=swish)
+    nn.init.uniform_(ours.weight, 0.5, 2.0)
+    nn.init.normal_(ours.bias)
+    norm = nn.BatchNorm2d(3, momentum=0.05)
+    norm.load_state_dict(ours.state_dict())
+    return ours, nn.Sequential(norm, nn.SiLU() if swish else nn.Identity())
+
+
+def batch(num: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A batch whose mean and variance are far from 0 and 1."""
+    return (3 * torch.randn(num, 3, 5, 6, dtype=torch.float64) + 2).to(dtype)
+
+
+def output_and_gradients(module: nn.Module, x: Tensor, upstream: Tensor) -> list[Tensor]:
+    """Output, and gradients for the input and all parameters."""
+    x = x.detach().requires_grad_()
+    output = module(x)
+    gradients = torch.autograd.grad(output, [x, *module.parameters()], upstream)
+    return [output.detach(), *gradients]
+
+
+@SWISH
+def test_gradient_is_that_of_finite_differences(swish: bool) -> None:
+    ours = build(swish)[0].double()
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.func.functional_call(ours, {"weight": weight, "bias": bias}, (x,))
+
+    inputs = [batch(2, torch.float64), ours.weight, ours.bias]
+    assert torch.autograd.gradcheck(function, [t.detach().requires_grad_() for t in inputs])
+
+
+@SWISH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_equals_batch_norm_and_silu_of_torch(
+    swish: bool, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    ours, theirs = (module.to(dtype) for module in build(swish))
+    for _ in range(3):
+        x = batch(dtype=dtype).contiguous(memory_format=layout)
+        upstream = torch.randn_like(x)
+        results = output_and_gradients(ours, x, upstream)
+        torch.testing.assert_close(results, output_and_gradients(theirs, x, upstream))
+        assert results[0].is_contiguous(memory_format=layout)
+        assert results[1].is_contiguous(memory_format=layout)
+    torch.testing.assert_close(ours.state_dict(), theirs[0].state_dict())
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+    assert ours(x).is_contiguous(memory_format=layout)
+
+
+@SWISH
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_sixteen_bit_input_loses_no_more_than_its_rounding(
+    swish: bool, weights: torch.dtype
+) -> None:
+    ours, theirs = build(swish)
+    ours.to(weights)
+    theirs.load_state_dict({f"0.{k}": v for k, v in ours.state_dict().items()})
+    x = batch(dtype=torch.bfloat16)
+    upstream = torch.randn_like(x)
+    results = output_and_gradients(ours, x, upstream)
+    assert [r.dtype for r in results] == [torch.bfloat16] * 2 + [weights] * 2
+    expected = output_and_gradients(theirs, x.float(), upstream.float())
+    for result, exact in zip(results, expected, strict=True):
+        error = (result.float() - exact).abs().max() / exact.abs().max()
+        assert error < 0.02
+    if weights == torch.float32:
+        torch.testing.assert_close(ours.state_dict(), theirs[0].state_dict())
+
+
+@SWISH
+def test_evaluation_has_a_gradient_and_leaves_the_statistics(swish: bool) -> None:
+    ours, theirs = build(swish)
+    for module in (ours, theirs):
+        module(batch())
+    theirs[0].load_state_dict(ours.state_dict())
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+    x = batch()
+    upstream = torch.randn_like(x)
+    results = output_and_gradients(ours.eval(), x, upstream)
+    torch.testing.assert_close(results, output_and_gradients(theirs.eval(), x, upstream))
+    assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
+
+
+@contextmanager
+def counting(maps: set[int], size: int) -> Iterator[None]:
+    """Collect where the feature maps lie that are kept for the backward pass."""
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.numel() == size:
+            maps.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield
+
+
+def test_only_the_input_is_kept_for_the_backward_pass() -> None:
+    x = batch().requires_grad_()
+    for module, expected in zip(build(swish=True), (1, 2), strict=True):
+        maps: set[int] = set()
+        with counting(maps, x.numel()):
+            output = module(x)
+        assert len(maps) == expected
+        assert x.untyped_storage().data_ptr() in maps
+        output.sum().backward()
+
+
+@SWISH
+def test_works_on_the_meta_device(swish: bool) -> None:
+    with torch.device("meta"):
+        ours = BatchNorm(3, swish=swish)
+        x = torch.empty(2, 3, 4, 4, requires_grad=True)
+        output = ours(x)
+        output.sum().backward()
+    assert output.shape == x.shape
+    assert x.grad is not None
+    assert ours.eval()(x).shape == x.shape
+
+
+def test_state_dict_is_that_of_torch() -> None:
+    ours, theirs = build(swish=True)
+    assert list(ours.state_dict()) == list(theirs[0].state_dict())
+    assert torch.equal(ours.running_var, torch.ones(3))  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    "convert", [nn.SyncBatchNorm.convert_sync_batchnorm, TorchSyncBatchNorm().apply]
+)
+def test_conversion_to_synchronised_layers_leaves_the_swish(convert) -> None:
+    converted = convert(nn.Sequential(BatchNormSwish(3)))
+    assert isinstance(converted, nn.Sequential)
+    layer = converted[0]
+    assert isinstance(layer, BatchNormSwish)
+    assert isinstance(layer.norm, BatchNorm)
+    assert layer.norm.swish
+
+
+def synchronised(rank: int, swish: bool) -> dict[str, Tensor]:
+    """Output, gradients and running statistics of one rank on its part of a batch."""
+    torch.manual_seed(1)
+    module = build(swish)[0].double()
+    x, upstream = (batch(sum(SIZES), torch.float64).split(SIZES)[rank] for _ in range(2))
+    output, for_x, *for_parameters = output_and_gradients(module, x, upstream)
+    for gradient in for_parameters:  # of a sum over images, hence a sum over ranks
+        torch.distributed.all_reduce(gradient)
+    output_and_gradients(module, x, upstream)
+    return {
+        "output": output, "for_x": for_x, "for_weight": for_parameters[0],
+        "for_bias": for_parameters[1], **module.state_dict(),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of what two processes wrote."""
+    place = tmp_path_factory.mktemp("ranks")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(place)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    return place
+
+
+@SWISH
+def test_two_ranks_of_unequal_batches_equal_one(folder: Path, swish: bool) -> None:
+    first, second = (torch.load(folder / f"{rank}-{swish}.pt") for rank in range(2))
+    torch.manual_seed(1)
+    module = build(swish)[1].double()
+    x, upstream = (batch(sum(SIZES), torch.float64) for _ in range(2))
+    output, for_x, for_weight, for_bias = output_and_gradients(module, x, upstream)
+    output_and_gradients(module, x, upstream)
+    close = {"rtol": 1e-10, "atol": 1e-10}
+    torch.testing.assert_close(torch.cat([first["output"], second["output"]]), output, **close)
+    torch.testing.assert_close(torch.cat([first["for_x"], second["for_x"]]), for_x, **close)
+    for rank in (first, second):
+        torch.testing.assert_close(rank["for_weight"], for_weight, **close)
+        torch.testing.assert_close(rank["for_bias"], for_bias, **close)
+        for name, value in module[0].state_dict().items():
+            torch.testing.assert_close(rank[name], value, **close)
+
+
+if __name__ == "__main__":
+    number, place = int(sys.argv[1]), Path(sys.argv[2])
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{place}/store", rank=number, world_size=2
+    )
+    for with_swish in (False, True):
+        torch.save(synchronised(number, with_swish), place / f"{number}-{with_swish}.pt")
+    torch.distributed.destroy_process_group()
