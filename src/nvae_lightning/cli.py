@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -77,24 +77,27 @@ OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 _SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
+class one_line_errors(ContextDecorator):
     """Turn errors of a user's settings into one line and exit status 1.
 
-    ``HYDRA_FULL_ERROR=1`` shows the traceback instead.
+    ``HYDRA_FULL_ERROR=1`` shows the traceback instead. It holds nothing, so that launchers can
+    pickle what it decorates.
     """
-    try:
-        yield
-    except (
-        ValueError,
-        DivergedError,
-        HydraException,
-        MisconfigurationException,
-        OmegaConfBaseException,
-    ) as error:
-        if _SHOW_TRACEBACKS:
-            raise
-        sys.exit(f"error: {_describe(error)}")
+
+    def __enter__(self) -> None:
+        """Do nothing yet."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """End with one line if the error is a user's."""
+        expected = (
+            ValueError,
+            DivergedError,
+            HydraException,
+            MisconfigurationException,
+            OmegaConfBaseException,
+        )
+        if isinstance(error, expected) and not _SHOW_TRACEBACKS:
+            sys.exit(f"error: {_describe(error)}")
 
 
 #: Options of Hydra's that take a value and say where configs are.
@@ -154,4 +157,18 @@ def _describe(error: BaseException) -> str:
             break
         error = error.__cause__
     message, _, _ = str(error).partition("Config search path:")
-    return place + " ".join(message.split())
+    message = " ".join(message.split())
+    return place + message + _given(place.partition(":")[0], message)
+
+
+def _given(key: str, message: str) -> str:
+    """Quote what was given of a part, where its class has not said what it was given."""
+    if not key or not HydraConfig.initialized():
+        return ""
+    given = []
+    for override in HydraConfig.get().overrides.task:
+        name, _, value = override.lstrip("+").partition("=")
+        is_said = name.rpartition(".")[2] in message and value in message
+        if (name == key or name.startswith(f"{key}.")) and not is_said:
+            given.append(override)
+    return f" (given: {' '.join(given)})" if given else ""

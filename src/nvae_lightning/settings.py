@@ -23,7 +23,7 @@ _NAMES = {
 }
 
 
-def check_types(config: DictConfig) -> None:
+def check_types(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
     """Compare all settings with the types of the parameters that they become.
 
     Hydra passes on what it is given, so that ``batch_size=foo`` would be noticed by whoever first
@@ -79,30 +79,27 @@ def _is_flag(value: object) -> bool:
     return value is None or isinstance(value, bool)
 
 
-def _targets(node: DictConfig | ListConfig, path: str) -> Iterator[tuple[str, DictConfig]]:
+def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
     """Find all that is instantiated, each at the place where it is written."""
     if isinstance(node, DictConfig) and "_target_" in node:
         yield path, node
     for key in node if isinstance(node, DictConfig) else range(len(node)):
-        child: Any = node._get_node(key)
+        child = node._get_node(key)
         if isinstance(child, DictConfig | ListConfig) and not (
             child._is_interpolation() or child._is_none() or child._is_missing()
         ):
             yield from _targets(child, f"{path}.{key}".lstrip("."))
 
 
-def _origin(config: DictConfig, name: str) -> tuple[str, object]:
+def _origin(config: Any, name: str) -> tuple[str, object]:  # noqa: ANN401
     """Follow ``${...}`` to the setting that a user would change, and give its value."""
-    *parents, key = name.split(".")
     parent: Any = config
+    *parents, key = (int(part) if part.isdecimal() else part for part in name.split("."))
     for part in parents:
-        parent = parent[int(part) if isinstance(parent, ListConfig) else part]
-    node = parent._get_node(int(key) if isinstance(parent, ListConfig) else key)
+        parent = parent[part]
+    node: Any = parent._get_node(key)
     reference = _REFERENCE.fullmatch(str(node._value())) if node._is_interpolation() else None
-    if reference:
-        return _origin(config, reference[1])
-    value = parent[int(key) if isinstance(parent, ListConfig) else key]
-    return name, _plain(value)
+    return _origin(config, reference[1]) if reference else (name, _plain(parent[key]))
 
 
 def _plain(value: object) -> object:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -19,19 +20,25 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from nvae_lightning.callbacks import Interrupted, Preemption, last_checkpoint, verify_checkpoint
+from nvae_lightning.callbacks import Interrupted, Preemption, last_checkpoint
+from nvae_lightning.callbacks.checkpoint import read_checkpoint
 from nvae_lightning.cli import CONFIG_ROOT, as_single_run, one_line_errors, run
 from nvae_lightning.settings import check_type, check_types
 
 
 @rank_zero_only
-def load_data(datamodule: LightningDataModule, trainer: Trainer) -> None:
+def load_data(datamodule: LightningDataModule) -> None:
     """Load the data, which Lightning does too late: after loggers have begun to write."""
     datamodule.prepare_data()
     datamodule.setup("fit")
+
+
+@rank_zero_only
+def check_batches(datamodule: LightningDataModule, trainer: Trainer) -> None:
+    """Look whether the images are enough for the devices, which Lightning does too late, too."""
     datamodule.trainer = trainer
     for loader in (datamodule.train_dataloader, datamodule.val_dataloader):
-        loader()  # which looks whether the images are enough
+        loader()
 
 
 def check_settings(config: DictConfig) -> None:
@@ -43,6 +50,13 @@ def check_settings(config: DictConfig) -> None:
     check_types(config)
     check_type("compile", config.compile, bool)
     check_type("ckpt_path", config.ckpt_path, str | None)
+    for group in ("callbacks", "logger"):
+        for name, value in config[group].items():
+            if not (isinstance(value, DictConfig) and "_target_" in value):
+                raise ValueError(
+                    f"{group}.{name}: got {value!r}, but it must be what a _target_ makes; "
+                    f"~{group}.{name} leaves it out"
+                )
     trainer = config.trainer
     for name, value, minimum in (
         ("seed", config.seed, 0),
@@ -76,17 +90,15 @@ def find_checkpoint(path: str | None, folder: Path) -> Path | None:
         ValueError: If it is asked for and not there, or damaged.
     """
     requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-    if path == "last" or (path is None and requeued):
-        found = last_checkpoint(folder)
-        if found is None and path == "last":
-            raise ValueError(
-                f"ckpt_path=last: no whole checkpoint in '{folder}'; "
-                "name the folder of the run to go on with as hydra.run.dir=FOLDER"
-            )
+    found = last_checkpoint(folder) if path == "last" or requeued else None
+    if found is not None or path is None:
         return found
-    if path is None:
-        return None
-    verify_checkpoint(Path(path))
+    if path == "last":
+        raise ValueError(
+            f"ckpt_path=last: no whole checkpoint in '{folder}'; "
+            "name the folder of the run to go on with as hydra.run.dir=FOLDER"
+        )
+    read_checkpoint(Path(path))
     return Path(path).absolute()
 
 
@@ -107,6 +119,14 @@ def run_id(run_dir: Path, *, resumed: bool) -> str:
         if earlier:
             return earlier
     return secrets.token_hex(4)
+
+
+@rank_zero_only
+def save_config(resolved: dict[Any, Any], path: Path) -> None:
+    """Write the settings, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    OmegaConf.save(OmegaConf.create(resolved), partial)
+    partial.replace(path)
 
 
 def build_trainer(config: DictConfig, run_dir: Path) -> Trainer:
@@ -157,12 +177,13 @@ def main(config: DictConfig) -> float:
 
     datamodule = instantiate(config.dataset.datamodule)
     checkpoint = find_checkpoint(config.ckpt_path, run_dir / "checkpoints")
+    load_data(datamodule)
     config.run_id = run_id(run_dir, resumed=checkpoint is not None)
     module = instantiate(config.module, _convert_="all")
     if config.compile:
         module.model.compile()
     trainer = build_trainer(config, run_dir)
-    load_data(datamodule, trainer)
+    check_batches(datamodule, trainer)
     if checkpoint is None or config.ckpt_path not in (None, "last"):
         set_aside(run_dir / "metrics.csv", move=checkpoint is None)
     if trainer.world_size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
@@ -170,7 +191,7 @@ def main(config: DictConfig) -> float:
             raise ValueError("hydra.mode: a sweep is not started by torchrun; use trainer=ddp")
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
-    rank_zero_only(OmegaConf.save)(OmegaConf.create(resolved), run_dir / "config.yaml")
+    save_config(resolved, run_dir / "config.yaml")
     for logger in trainer.loggers:
         logger.log_hyperparams({str(name): value for name, value in resolved.items()})
 

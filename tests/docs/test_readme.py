@@ -30,9 +30,7 @@ def _blocks(language: str) -> list[str]:
 
 
 def test_commands_compose(tmp_path: Path) -> None:
-    found = [
-        COMMAND.match(f"{line} ") for block in _blocks("bash") for line in block.splitlines()
-    ]
+    found = [COMMAND.match(f"{line} ") for block in _blocks("bash") for line in block.splitlines()]
     commands = [[match[1], *shlex.split(match[2])] for match in found if match]
     assert {command for command, *_ in commands} == {"train", "prepare", "inspect"}
     assert len(commands) >= 14

@@ -35,9 +35,9 @@ BAD_SETTINGS = [
     ("+dataset.datamodule.foo=1", "dataset.datamodule.foo"),
     ("model._target_=nvae_lightning.model.VAE", "nvae_lightning.model.VAE"),
     ("~kl.beta", "kl", "beta"),
-    ("~dataset.recipe.channels", "dataset.recipe.channels"),
+    ("~dataset.recipe.learning_rate", "dataset.recipe.learning_rate"),
     ("batch_size", "batch_size"),
-    ("dataset.batch_size=[1,", "dataset.batch_size=[1,"),
+    ("dataset.batch_size=[1,", "[1,"),
     # The run.
     ("seed=foo", "seed", "'foo'", "a whole number"),
     ("seed=-1", "seed", "-1"),
@@ -167,7 +167,7 @@ BAD_SETTINGS = [
     ("callbacks.progress_bar.refresh_rate=x", "callbacks.progress_bar.refresh_rate", "'x'"),
     ("callbacks=ema callbacks.ema.decay=1", "callbacks.ema.decay", "1"),
     ("callbacks=ema callbacks.ema.decay=x", "callbacks.ema.decay", "'x'"),
-    ("callbacks=5", "callbacks", "5"),
+    ("callbacks.guard=5", "callbacks.guard", "5"),
     ("logger.csv.save_dir=5", "logger.csv.save_dir", "5"),
     ("logger=default logger.wandb.offline=maybe", "logger.wandb.offline", "'maybe'"),
     # The model.
@@ -176,7 +176,7 @@ BAD_SETTINGS = [
     ("model.hierarchy.num_groups=5", "num_groups", "[5]"),
     ("model.hierarchy.num_groups=[1,x]", "model.hierarchy.num_groups", "'x'"),
     ("model.hierarchy.num_groups=null", "model.hierarchy.num_groups", "null"),
-    ("model.hierarchy.num_groups=[1,1,1,1]", "image.size 28", "cannot be divided"),
+    ("model.hierarchy.num_groups=[1,1,1,1,1]", "image.size 28", "cannot be divided"),
     ("model.hierarchy.channels=0", "channels", "0"),
     ("model.hierarchy.channels=x", "model.hierarchy.channels", "'x'"),
     ("model.hierarchy.channels=[8,16]", "model.hierarchy.channels", "[8, 16]"),
@@ -220,7 +220,7 @@ BAD_SETTINGS = [
     ("dataset.image.bits=9", "dataset.image.bits", "9", "from 1 to 8"),
     ("dataset.image.bits=8", "dataset.image.bits", "8", "binarize=false"),
     ("dataset.image.bits=x", "dataset.image.bits", "'x'"),
-    ("dataset.image.bits=2 dataset.datamodule.binarize=false", "Bernoulli", "image.bits=1", "got 2"),
+    ("dataset.image.bits=2 dataset.datamodule.binarize=false", "Bernoulli", "bits=1", "got 2"),
     ("dataset.image.size=0", "dataset.image.size", "0"),
     ("dataset.image.size=x", "dataset.image.size", "'x'"),
     ("dataset.image.size=27", "image.size 27"),
@@ -229,7 +229,7 @@ BAD_SETTINGS = [
     ("dataset.image.padding=x", "dataset.image.padding", "'x'"),
     ("dataset.image.padding=3", "padded to 34"),
     ("dataset.datamodule.binarize=maybe", "dataset.datamodule.binarize", "'maybe'"),
-    ("dataset.datamodule.flip=maybe", "dataset.datamodule.flip", "'maybe'"),
+    ("+dataset.datamodule.flip=maybe", "dataset.datamodule.flip", "'maybe'"),
     ("dataset.likelihood=gauss", "dataset.likelihood", "'gauss'"),
     ("dataset=celeba_hq model=large", "dataset.root", "celeba_hq", "CelebA HQ"),
     ("FOLDER dataset.root=good dataset.image.size=27", "image.size 27"),
@@ -248,7 +248,6 @@ BAD_SETTINGS = [
     ("FOLDER dataset.root=good dataset.test_fraction=0", "dataset.test_fraction", "0"),
     ("FOLDER dataset.root=good dataset.test_fraction=1.5", "dataset.test_fraction", "1.5"),
     ("FOLDER dataset.root=good dataset.test_fraction=x", "dataset.test_fraction", "'x'"),
-    ("FOLDER dataset.root=good dataset.split_seed=-1", "dataset.split_seed", "-1"),
     ("FOLDER dataset.root=good dataset.split_seed=x", "dataset.split_seed", "'x'"),
     (
         "FOLDER dataset.root=good dataset/likelihood=bernoulli", "Bernoulli", "image.bits=1",
@@ -263,7 +262,7 @@ BAD_SETTINGS = [
 ]  # fmt: skip
 
 if not torch.cuda.is_available():
-    BAD_SETTINGS.append(("trainer=gpu", "accelerator", "gpu"))
+    BAD_SETTINGS.append(("trainer=gpu", "trainer", "gpu"))
 
 SHORT = {
     "FOLDER": "dataset=image_folder dataset.image.size=16",

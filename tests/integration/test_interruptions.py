@@ -81,6 +81,7 @@ class Attempt:
 
     def ends_within(self, seconds: float) -> bool:
         """Wait that long; whether it has ended by then."""
+        assert self._server.stdout is not None
         if self._status is None and select.select([self._server.stdout], [], [], seconds)[0]:
             self._status = self._read_number()
         return self._status is not None
@@ -215,22 +216,27 @@ def test_twenty_kills_at_random_moments_change_nothing(
     root: Path, start: Start, whole: Path
 ) -> None:
     folder = root / "killed"
-    generator = random.Random(0)
-    steps_at_kills = []
+    generator = random.Random(int(os.environ.get("NVAE_TEST_SEED", "0")))
+    steps_at_kills: list[int] = []
     while len(steps_at_kills) < 20:
         before = newest(folder)
-        interval = generator.choice([1, 1, 1, 2, 5])
+        # Towards the end as kills go on, and now and then a step back.
+        due = round((len(steps_at_kills) + generator.uniform(0, 3)) * NUM_STEPS / 20)
+        interval = generator.choice([1, 1, 1, 2, 3])
         attempt = start(
             "killed", *resumption(folder), f"callbacks.checkpoint.every_n_train_steps={interval}"
         )
-        kind = generator.choice(["starting", "writing", "later", "later"])
+        kind = generator.choice(["starting", "writing", "later", "later", "later"])
         if kind == "starting":
             ended = attempt.ends_within(generator.uniform(0.1, 1.0))
         else:
-            wanted = ".step*.partial" if kind == "writing" else "step*.ckpt"
-            known = set(folder.glob(f"checkpoints/{wanted}"))
+            due = min(max(due, before + 1), NUM_STEPS)
+            pattern = ".step*.partial" if kind == "writing" else "step*.ckpt"
             while not (ended := attempt.ends_within(0.0005)):
-                if set(folder.glob(f"checkpoints/{wanted}")) - known:
+                steps = [
+                    int(p.name.strip(".")[4:11]) for p in folder.glob(f"checkpoints/{pattern}")
+                ]
+                if max(steps, default=0) >= due:
                     break
             if kind == "later" and not ended:
                 ended = attempt.ends_within(generator.uniform(0.0, 0.15))
@@ -245,3 +251,236 @@ def test_twenty_kills_at_random_moments_change_nothing(
     assert len(steps_at_kills) >= 15
     assert len(set(steps_at_kills)) >= 8
     assert_same_training(whole, folder)
+
+
+# What is done to the process, at the step that is to be filled in.
+KILL_WITHIN_CHECKPOINT = """
+import io, os
+save = torch.save
+def save_half(values, file):
+    if values["global_step"] == {step}:
+        buffer = io.BytesIO()
+        save(values, buffer)
+        file.write(buffer.getvalue()[: buffer.tell() // 2])
+        file.flush()
+        os.kill(os.getpid(), 9)
+    save(values, file)
+torch.save = save_half
+"""
+KILL_AFTER_CHECKPOINT = """
+import os, pathlib
+replace = pathlib.Path.replace
+def replace_and_die(path, target):
+    replace(path, target)
+    if pathlib.Path(target).name == "step{step:07d}.ckpt":
+        os.kill(os.getpid(), 9)
+pathlib.Path.replace = replace_and_die
+"""
+KILL_AFTER_LINK = """
+import os, pathlib
+replace = pathlib.Path.replace
+def replace_and_die(path, target):
+    replace(path, target)
+    link = pathlib.Path(target)
+    if link.name == "last.ckpt" and link.resolve().name == "step{step:07d}.ckpt":
+        os.kill(os.getpid(), 9)
+pathlib.Path.replace = replace_and_die
+"""
+KILL_WITHIN_ROW = """
+import os
+from nvae_lightning.callbacks import csv_logger
+save = csv_logger._Writer.save
+def save_half(writer):
+    if any("train/loss" in row and row["step"] == {step} - 1 for row in writer.metrics):
+        with open(writer.metrics_file_path, "a") as file:
+            file.write("1,0.00")
+        os.kill(os.getpid(), 9)
+    save(writer)
+csv_logger._Writer.save = save_half
+"""
+SIGNAL = """
+import os
+from nvae_lightning.module import NVAEModule
+before = NVAEModule.on_before_optimizer_step
+def send(module, optimizer):
+    before(module, optimizer)
+    if module.global_step == {step} - 1:
+        os.kill(os.getpid(), {number})
+NVAEModule.on_before_optimizer_step = send
+"""
+SIGNAL_WITHIN_ACCUMULATION = """
+import os
+from nvae_lightning.module import NVAEModule
+step = NVAEModule.training_step
+def send(module, batch, batch_idx):
+    if module.global_step == {step} and batch_idx == 2 * ({step} % 6):
+        os.kill(os.getpid(), {number})
+    return step(module, batch, batch_idx)
+NVAEModule.training_step = send
+"""
+
+
+KILLS = (
+    (1, KILL_WITHIN_CHECKPOINT), (5, KILL_WITHIN_ROW), (6, KILL_AFTER_CHECKPOINT),
+    (12, KILL_WITHIN_CHECKPOINT), (12, KILL_AFTER_CHECKPOINT), (13, KILL_AFTER_LINK),
+    (23, KILL_AFTER_LINK), (24, KILL_AFTER_LINK), (36, KILL_WITHIN_CHECKPOINT),
+    (36, KILL_AFTER_LINK),
+)  # fmt: skip
+
+
+def test_kills_around_a_checkpoint_change_nothing(root: Path, start: Start, whole: Path) -> None:
+    folder = root / "around"
+    for step, sabotage in KILLS:
+        attempt = start("around", *resumption(folder), sabotage=sabotage.format(step=step))
+        status, text = attempt.end()
+        assert status == -signal.SIGKILL, text
+        if sabotage is KILL_WITHIN_CHECKPOINT:
+            assert newest(folder) == step - 1
+            assert list(folder.glob("checkpoints/.*.partial"))
+        else:
+            assert newest(folder) == step
+    finish(start("around", *resumption(folder)))
+    assert not list(folder.glob("checkpoints/.*"))
+    assert_same_training(whole, folder)
+
+
+def test_a_signal_saves_the_step_at_hand_and_the_run_goes_on(
+    root: Path, start: Start, whole: Path
+) -> None:
+    folder = root / "signals"
+    rarely = "callbacks.checkpoint.every_n_train_steps=1000"
+    for name, step in (("SIGTERM", 5), ("SIGINT", 12), ("SIGUSR1", 24), ("SIGTERM", 36)):
+        number = getattr(signal, name)
+        sabotage = SIGNAL.format(step=step, number=int(number))
+        attempt = start(folder.name, rarely, *resumption(folder), sabotage=sabotage)
+        status, text = attempt.end()
+        assert status == 128 + number, text
+        assert f"ended by {name}" in text
+        assert f"ckpt_path=last hydra.run.dir={folder}" in text
+        assert "Traceback" not in text
+        assert load(folder)["global_step"] == newest(folder) == step
+    finish(start(folder.name, rarely, "ckpt_path=last"))
+    assert_same_training(whole, folder)
+
+
+@pytest.mark.slow
+def test_the_real_command_ends_well_at_a_signal(root: Path) -> None:
+    log = root / "command.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "nvae_lightning.train", *TINY, "dataset.root=images"),
+                *("hydra.run.dir=command", "trainer.max_epochs=1000"),
+                "callbacks.checkpoint.every_n_train_steps=2",
+            ],
+            cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=file, stderr=file,
+        )  # fmt: skip
+    while newest(root / "command") < 2 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    text = log.read_text()
+    assert text.count("ckpt_path=last") == 1
+    assert "Traceback" not in text
+    assert load(root / "command")["global_step"] == newest(root / "command")
+
+
+@pytest.mark.parametrize("job_name", ["bash", "train"])
+def test_slurm_puts_the_job_in_the_queue_again(
+    root: Path, start: Start, whole: Path, job_name: str
+) -> None:
+    folder = root / f"slurm-{job_name}"
+    programs = root / f"programs-{job_name}"
+    programs.mkdir()
+    (programs / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {programs}/calls\n')
+    (programs / "scontrol").chmod(0o755)
+    environment = {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_JOB_ID": "123",
+        "SLURM_JOB_NAME": job_name,
+        "SLURM_NTASKS": "1",
+    }
+    sabotage = SIGNAL.format(step=7, number=int(signal.SIGUSR1))
+    status, text = start(folder.name, sabotage=sabotage, **environment).end()
+    assert status == 128 + signal.SIGUSR1, text
+    assert (programs / "calls").read_text() == "requeue 123\n"
+    finish(start(folder.name, **environment, SLURM_RESTART_COUNT="1"))
+    assert (programs / "calls").read_text() == "requeue 123\n"
+    assert_same_training(whole, folder)
+
+
+def test_slurm_without_its_programs_is_a_warning(root: Path, start: Start) -> None:
+    sabotage = SIGNAL.format(step=2, number=int(signal.SIGUSR1))
+    status, text = start(
+        "no-scontrol", sabotage=sabotage, SLURM_JOB_ID="123", SLURM_JOB_NAME="bash"
+    ).end()
+    assert status == 128 + signal.SIGUSR1, text
+    assert "scontrol requeue 123" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_accumulated_gradients_are_not_lost(root: Path, start: Start) -> None:
+    accumulate = "trainer.accumulate_grad_batches=2"
+    finish(start("accumulated", accumulate))
+    folder = root / "accumulated-killed"
+    number = int(signal.SIGTERM)
+    for step, sabotage in (
+        (4, SIGNAL.format(step=4, number=number)),
+        (4, SIGNAL_WITHIN_ACCUMULATION.format(step=4, number=int(signal.SIGKILL))),
+        (5, SIGNAL_WITHIN_ACCUMULATION.format(step=4, number=number)),
+        (8, SIGNAL_WITHIN_ACCUMULATION.format(step=7, number=number)),
+    ):
+        status, text = start(folder.name, accumulate, *resumption(folder), sabotage=sabotage).end()
+        assert status in (128 + number, -signal.SIGKILL), text
+        assert newest(folder) == step
+    finish(start(folder.name, accumulate, "ckpt_path=last"))
+    for key in ("state_dict", "optimizer_states"):
+        assert_equal(load(root / "accumulated")[key], load(folder)[key], key)
+    assert rows(root / "accumulated") == rows(folder)
+
+
+@pytest.mark.slow
+def test_averaged_weights_survive_and_leave_the_training_alone(
+    root: Path, start: Start, whole: Path
+) -> None:
+    averaged = ("callbacks=ema", "callbacks.ema.decay=0.9", "callbacks.checkpoint.keep=99")
+    finish(start("averaged", *averaged))
+    saved = [
+        torch.load(path, weights_only=True)
+        for path in sorted((root / "averaged" / "checkpoints").glob("step*.ckpt"))
+    ]
+    assert [checkpoint["global_step"] for checkpoint in saved] == list(range(1, NUM_STEPS + 1))
+    assert_equal(load(whole)["state_dict"], saved[-1]["current_model_state"], "weights")
+    weights = [name for name in saved[0]["state_dict"] if name.endswith(("weight", "bias"))]
+    assert weights
+    average = {name: saved[0]["current_model_state"][name] for name in weights}
+    for checkpoint in saved[1:]:
+        latest = checkpoint["current_model_state"]
+        for name in weights:
+            average[name] = 0.9 * average[name] + 0.1 * latest[name]
+            torch.testing.assert_close(checkpoint["state_dict"][name], average[name])
+
+    folder = root / "averaged-killed"
+    for step in (5, 12, 24):
+        sabotage = SIGNAL.format(step=step, number=int(signal.SIGTERM))
+        status, text = start(folder.name, *averaged, *resumption(folder), sabotage=sabotage).end()
+        assert status == 128 + signal.SIGTERM, text
+    finish(start(folder.name, *averaged, "ckpt_path=last"))
+    assert_same_training(root / "averaged", folder)
+    assert_equal(saved[-1]["current_model_state"], load(folder)["current_model_state"], "weights")
+
+
+@pytest.mark.slow
+def test_the_run_keeps_its_name_at_wandb(root: Path, start: Start) -> None:
+    folder = root / "named"
+    logger = ("logger=default", "trainer.max_epochs=1")
+    sabotage = SIGNAL.format(step=3, number=int(signal.SIGTERM))
+    status, text = start(folder.name, *logger, sabotage=sabotage).end()
+    assert status == 128 + signal.SIGTERM, text
+    name = OmegaConf.load(folder / "config.yaml").run_id
+    finish(start(folder.name, *logger, "ckpt_path=last"))
+    assert OmegaConf.load(folder / "config.yaml").run_id == name
+    runs = list((folder / "wandb").glob("offline-run-*"))
+    assert runs
+    assert all(run.name.endswith(f"-{name}") for run in runs)

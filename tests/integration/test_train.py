@@ -122,10 +122,7 @@ def test_a_run_goes_on_from_its_last_checkpoint(run_train: Run, tmp_path: Path) 
     second = run_train(*QUICK, "trainer.max_steps=5", "ckpt_path=last")
     assert second.returncode == 0, second.stderr
     run = tmp_path / "run"
-    assert [int(row["step"]) for row in _rows(run) if row["train/loss"]] == [3, 4]
-    with (run / "metrics.0.csv").open() as file:
-        before = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
-    assert before == [0, 1, 2]
+    assert [int(row["step"]) for row in _rows(run) if row["train/loss"]] == [0, 1, 2, 3, 4]
     assert "trained          2 steps" in second.stdout
     other = run_train(*QUICK, "model=small", "ckpt_path=run/checkpoints/last.ckpt")
     assert other.returncode == 1
@@ -181,4 +178,4 @@ def test_an_error_is_one_line_and_exit_status_1(run_train: Run) -> None:
     assert result.returncode == 1
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: dataset.root: ")
-    assert "27,000 files" in line
+    assert "nvae_lightning.prepare" in line

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,10 @@ def test_gradient_is_that_of_finite_differences(swish: bool) -> None:
 def test_equals_batch_norm_and_silu_of_torch(
     swish: bool, dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
-    ours, theirs = (module.to(dtype) for module in build(swish))
+    ours, theirs = build(swish)
+    ours.to(dtype)
+    theirs.to(dtype)
+    x = batch(dtype=dtype)
     for _ in range(3):
         x = batch(dtype=dtype).contiguous(memory_format=layout)
         upstream = torch.randn_like(x)
@@ -132,6 +136,13 @@ def test_only_the_input_is_kept_for_the_backward_pass() -> None:
         assert len(maps) == expected
         assert x.untyped_storage().data_ptr() in maps
         output.sum().backward()
+
+
+def test_a_single_value_per_channel_is_refused() -> None:
+    ours, _ = build(swish=True)
+    with pytest.raises(ValueError, match=r"dataset\.batch_size: got 1"):
+        ours(torch.randn(1, 3, 1, 1))
+    assert torch.equal(ours.running_var, torch.ones(3))  # pyright: ignore
 
 
 @SWISH
@@ -204,7 +215,7 @@ def test_two_ranks_of_unequal_batches_equal_one(folder: Path, swish: bool) -> No
     x, upstream = (batch(sum(SIZES), torch.float64) for _ in range(2))
     output, for_x, for_weight, for_bias = output_and_gradients(module, x, upstream)
     output_and_gradients(module, x, upstream)
-    close = {"rtol": 1e-10, "atol": 1e-10}
+    close: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
     torch.testing.assert_close(torch.cat([first["output"], second["output"]]), output, **close)
     torch.testing.assert_close(torch.cat([first["for_x"], second["for_x"]]), for_x, **close)
     for rank in (first, second):

@@ -73,7 +73,7 @@ def verify_checkpoint(path: Path) -> None:
             damaged = archive.testzip()
     except FileNotFoundError as error:
         raise ValueError(f"ckpt_path: '{path}' does not exist; give a checkpoint file") from error
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except Exception as error:  # zipfile's own errors are of many kinds
         raise ValueError(_damaged(path, error)) from error
     if damaged is not None:
         raise ValueError(_damaged(path, f"wrong checksum of {damaged}"))
@@ -89,7 +89,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's own errors are of many kinds
-        raise ValueError(_damaged(path, str(error).splitlines()[0])) from error
+        raise ValueError(_damaged(path, (str(error) or repr(error)).splitlines()[0])) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"ckpt_path: '{path}' is no checkpoint of a training; give one that is")
     return checkpoint
@@ -139,6 +139,11 @@ class Checkpoint(ModelCheckpoint):
         self.keep = keep
         self._num_kept_steps = -1
 
+    @property
+    def state_key(self) -> str:
+        """Another interval is no other callback."""
+        return type(self).__name__
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take away what an interrupted write has left."""
         super().setup(trainer, pl_module, stage)
@@ -150,23 +155,25 @@ class Checkpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Save, but not yet in an epoch's last step."""
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        """Save, but not within a step, and not yet in an epoch's last one."""
+        loop = trainer.fit_loop.epoch_loop
+        if not (loop.batch_progress.is_last_batch or loop._should_accumulate()):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was due in the last step: after the validation, which a resume leaves out."""
         is_due = trainer.global_step - self._last_global_step_saved >= self._every_n_train_steps
-        if is_due or trainer.global_step == getattr(pl_module, "total_steps", None):
+        is_end = trainer.global_step == getattr(pl_module, "total_steps", None)
+        if is_due or is_end or trainer.should_stop:
             self.save_now(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save if the end came earlier than expected."""
         self.save_now(trainer)
 
-    def save_now(self, trainer: Trainer) -> None:
-        """Save unless this step's checkpoint is there."""
-        if self._last_global_step_saved != trainer.global_step:
+    def save_now(self, trainer: Trainer, *, again: bool = False) -> None:
+        """Save unless this step's checkpoint is there; or again, at another place in the loops."""
+        if again or self._last_global_step_saved != trainer.global_step:
             name = self.format_checkpoint_name(self._monitor_candidates(trainer))
             self._save_checkpoint(trainer, name)
 
@@ -194,4 +201,5 @@ class Checkpoint(ModelCheckpoint):
 
 
 def _damaged(path: Path, reason: object) -> str:
+    reason = " ".join(str(reason).split())
     return f"ckpt_path: '{path}' is damaged or no checkpoint ({reason}); give another one, or last"

@@ -41,9 +41,11 @@ class ResumableCSVLogger(CSVLogger):
             self._earlier.append({**{k: str(v) for k, v in last_row.items()}, "step": step})
         writer = self.experiment
         keys = sorted({key for row in self._earlier for key in row})
+        writer.metrics_keys = keys
         if keys:
-            writer.metrics_keys = keys
             _write(path, keys, self._earlier)
+        else:
+            path.unlink(missing_ok=True)
 
     @property
     def experiment(self) -> ExperimentWriter:

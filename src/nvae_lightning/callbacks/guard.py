@@ -202,7 +202,8 @@ class Guard(Callback):
         for path in Path(folder).glob("step*.ckpt"):
             try:
                 checkpoint = read_checkpoint(path)
-            except ValueError:
+            except ValueError as error:
+                rank_zero_warn(f"{error}; another one is used")
                 continue
             guard = checkpoint["callbacks"].get(self.state_key, {})
             if not any(guard.get("in_a_row", {}).values()):

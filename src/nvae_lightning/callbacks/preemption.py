@@ -14,6 +14,7 @@ import torch
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_warn
 
 from nvae_lightning.callbacks.checkpoint import Checkpoint
 
@@ -58,6 +59,7 @@ class Preemption(Callback):
         self._previous: dict[int, Any] = {}
         self._watchdog: threading.Timer | None = None
         self._launcher: object = None
+        self._is_validating = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals, also from Lightning, which would end within a step."""
@@ -72,7 +74,7 @@ class Preemption(Callback):
         if not self._received and isinstance(self._launcher, _SubprocessScriptLauncher):
             self._launcher.kill(signum)  # Lightning's other processes on this machine
         self._received = self._received or signum
-        if self._watchdog is None:
+        if self._watchdog is None and not self._is_validating:
             self._watchdog = threading.Timer(self.grace_seconds, os._exit, (128 + signum,))
             self._watchdog.daemon = True
             self._watchdog.start()
@@ -81,24 +83,55 @@ class Preemption(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Save and end if any rank has got a signal.
+        """Save and end if any rank has got a signal; in an epoch's last step, only save.
 
         Raises:
             Interrupted: if so.
         """
-        received = self._received
-        if trainer.world_size > 1:
-            if trainer.global_step % self.check_every_n_steps:
-                return
-            number = torch.tensor(received, device=pl_module.device)
-            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-            received = int(number)
-        if not received:
+        loop = trainer.fit_loop.epoch_loop
+        if loop._should_accumulate():
+            return  # its gradients would be lost
+        is_last = loop.batch_progress.is_last_batch
+        if trainer.world_size > 1 and trainer.global_step % self.check_every_n_steps:
             return
+        if received := self._received_by_any(trainer, pl_module):
+            self._save(trainer)
+            if not is_last:
+                self._end(trainer, received)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give a validation the time that it takes: the run ends after it."""
+        self._is_validating = True
+        self._stop_watchdog()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Back to steps."""
+        self._is_validating = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save and end after the validation, which a resume would leave out.
+
+        Raises:
+            Interrupted: if any rank has got a signal.
+        """
+        if received := self._received_by_any(trainer, pl_module):
+            self._save(trainer)
+            self._end(trainer, received)
+
+    def _received_by_any(self, trainer: Trainer, pl_module: LightningModule) -> int:
+        if trainer.world_size == 1:
+            return self._received
+        number = torch.tensor(self._received, device=pl_module.device)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+        return int(number)
+
+    def _save(self, trainer: Trainer) -> None:
         self._stop_watchdog()
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, Checkpoint):
-                callback.save_now(trainer)
+                callback.save_now(trainer, again=True)
+
+    def _end(self, trainer: Trainer, received: int) -> None:
         trainer.strategy.barrier("preemption")
         if received == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
             _requeue()
@@ -124,4 +157,7 @@ def _requeue() -> None:
     if array is not None:
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if job is not None and re.fullmatch(r"[0-9_]+", job):
-        subprocess.run(["scontrol", "requeue", job], check=False)
+        try:
+            subprocess.run(["scontrol", "requeue", job], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            rank_zero_warn(f"the job is not in the queue again ({error}): scontrol requeue {job}")

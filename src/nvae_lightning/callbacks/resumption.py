@@ -35,6 +35,7 @@ class Resumption(Callback):
         if is_logging_step(trainer, trainer.global_step):
             metrics = trainer.logged_metrics
             row = {k: float(v) for k, v in metrics.items() if k.startswith("train/")}
+            row["epoch"] = trainer.current_epoch
         checkpoint[_KEY] = {
             "global_batch_size": _global_batch_size(trainer),
             "last_row": row,

@@ -176,8 +176,8 @@ class DepthwiseCell(ResidualCell):
             )
         if num_groups is not None and (num_groups < 1 or hidden % num_groups):
             raise ValueError(
-                f"num_groups of a cell must divide its {hidden} hidden channels, got {num_groups}: "
-                "null is depthwise"
+                f"num_groups of a cell must divide its {hidden} hidden channels, got "
+                f"{num_groups}: null is depthwise"
             )
         layers: list[nn.Module] = [
             batch_norm(in_channels),

@@ -46,6 +46,9 @@ class BatchNorm(_NormBase):
     Args:
         channels: of the feature map.
         swish: whether to apply swish.
+
+    Raises:
+        ValueError: in training, if there is but one value per channel.
     """
 
     def __init__(self, channels: int, *, swish: bool = False) -> None:
@@ -83,6 +86,11 @@ class _BatchNormSwish(torch.autograd.Function):
     ) -> Tensor:
         ctx.num_values = x.numel() // x.shape[1]  # per channel, of all ranks
         if num_ranks() == 1:
+            if ctx.num_values == 1:
+                raise ValueError(
+                    "dataset.batch_size: got 1, but batch normalisation of a single pixel has no "
+                    "variance; set dataset.batch_size=2 or more"
+                )
             output, mean, inverse_std = torch.native_batch_norm(
                 x, weight, bias, running_mean, running_var, True, momentum, eps
             )

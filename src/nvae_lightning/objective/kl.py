@@ -26,7 +26,10 @@ def size_factor(hierarchy: Hierarchy, growth: float = 4.0) -> Float[Tensor, " gr
     """
     if not growth > 0.0:
         raise ValueError(f"kl.size_factor.growth must be positive, got {growth}")
-    factors = torch.tensor([growth**k / scale.num_groups for k, scale in hierarchy.groups])
+    factors = torch.tensor(
+        [growth**k / scale.num_groups for k, scale in hierarchy.groups],
+        device="cpu",  # also where a model without memory is built: the check reads them
+    )
     factors = factors / factors.min()
     if not torch.isfinite(factors).all():
         raise ValueError(

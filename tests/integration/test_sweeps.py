@@ -1,0 +1,113 @@
+"""Sweeps: each job with its own settings, the same on all of its ranks."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose
+
+from nvae_lightning.cli import CONFIG_ROOT
+
+from .conftest import Run
+
+SPY = '''
+"""Write what learning rate each rank of each job trains with."""
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class Spy(Callback):
+    def on_train_start(self, trainer, pl_module):
+        rate = trainer.optimizers[0].param_groups[0]["initial_lr"]
+        run = Path(trainer.default_root_dir)
+        line = f"{trainer.global_rank} {rate!r} {run}\\n"
+        with (Path(__file__).parent / f"{run.name}.{trainer.global_rank}.txt").open("a") as file:
+            file.write(line)
+'''
+QUICK = (
+    "logger=csv", "trainer.max_steps=1", "trainer.log_every_n_steps=1", "hydra.sweep.dir=sweep",
+    "model.hierarchy.max_groups_per_scale=1", "dataset.batch_size=8", "num_importance_samples=1",
+    "+trainer.limit_test_batches=1", "~callbacks.pictures", "~callbacks.kl_per_group",
+)  # fmt: skip
+
+
+def _seen(folder: Path, *, num_jobs: int, num_ranks: int) -> list[float]:
+    """Learning rate of each job, which all ranks must have in its one folder."""
+    assert sorted(p.name for p in (folder / "sweep").iterdir() if p.is_dir()) == [
+        str(job) for job in range(num_jobs)
+    ]
+    assert len(list(folder.glob("*.*.txt"))) == num_jobs * num_ranks
+    rates = []
+    for job in range(num_jobs):
+        run = folder / "sweep" / str(job)
+        found = set()
+        for rank in range(num_ranks):
+            (line,) = (folder / f"{job}.{rank}.txt").read_text().splitlines()
+            number, rate, place = line.split(maxsplit=2)
+            assert int(number) == rank
+            assert Path(place) == run
+            found.add(float(rate))
+        assert len(found) == 1
+        rates += found
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["optimizer"]["lr"] == rates[-1]
+        assert (run / "metrics.csv").is_file()
+        assert (run / "checkpoints" / "last.ckpt").is_file()
+    return rates
+
+
+@pytest.fixture
+def sweep(run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a sweep whose jobs are spied on."""
+    (tmp_path / "sweep_spy.py").write_text(SPY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return lambda *overrides: run_train(
+        "-m", *QUICK, "+callbacks.spy._target_=sweep_spy.Spy", *overrides
+    )
+
+
+@pytest.mark.slow
+def test_an_optuna_sweep_draws_once_for_both_ranks(sweep: Run, tmp_path: Path) -> None:
+    result = sweep(
+        "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=1",
+        "optimizer.lr=interval(0.001,0.01)", "trainer=cpu", "trainer.devices=2",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    rates = _seen(tmp_path, num_jobs=4, num_ranks=2)
+    assert len(set(rates)) == 4
+    assert all(0.001 <= rate <= 0.01 for rate in rates)
+    best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    assert best["best_params"]["optimizer.lr"] in rates
+
+
+@pytest.mark.slow
+def test_a_grid_under_two_ranks_gives_both_the_same(sweep: Run, tmp_path: Path) -> None:
+    result = sweep("optimizer.lr=0.002,0.003", "trainer=cpu", "trainer.devices=2")
+    assert result.returncode == 0, result.stderr
+    assert _seen(tmp_path, num_jobs=2, num_ranks=2) == [0.002, 0.003]
+
+
+@pytest.mark.slow
+def test_joblib_runs_jobs_side_by_side(sweep: Run, tmp_path: Path) -> None:
+    result = sweep("optimizer.lr=0.002,0.003", "trainer=cpu", "launcher=joblib")
+    assert result.returncode == 0, result.stderr
+    assert _seen(tmp_path, num_jobs=2, num_ranks=1) == [0.002, 0.003]
+
+
+LAUNCHERS = {
+    "joblib": "JoblibLauncher",
+    "submitit_local": "LocalLauncher",
+    "submitit_slurm": "SlurmLauncher",
+}
+
+
+def test_every_launcher_file_is_tested() -> None:
+    files = (CONFIG_ROOT / "conf" / "launcher").glob("*.yaml")
+    assert sorted(path.stem for path in files) == sorted(LAUNCHERS)
+
+
+@pytest.mark.usefixtures("compose_config")
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_every_launcher_composes(name: str) -> None:
+    config = compose("train", [f"launcher={name}"], return_hydra_config=True)
+    assert config.hydra.launcher._target_.endswith(LAUNCHERS[name])
+    assert "launcher" not in config
