@@ -17,14 +17,22 @@ from nvae_lightning.model.layers import FeatureMap, WeightNormConv2d, full_preci
 
 
 class EncoderCombiner(nn.Module):
-    """Merge bottom-up and top-down states: ``feature + conv1x1(state)``."""
+    """Merge bottom-up and top-down states: ``feature + conv1x1(state)``.
+
+    There may be several states per feature map, those of one draw after those of another.
+    """
 
     def __init__(self, encoder_channels: int, decoder_channels: int) -> None:
         super().__init__()
         self.convolution = WeightNormConv2d(decoder_channels, encoder_channels, 1)
 
-    def forward(self, feature: FeatureMap, state: FeatureMap) -> FeatureMap:
-        return feature + self.convolution(state)
+    def forward(
+        self,
+        feature: Float[Tensor, "image channel height width"],
+        state: Float[Tensor, "draw channel_ height width"],
+    ) -> Float[Tensor, "draw channel height width"]:
+        by_draw = self.convolution(state).unflatten(0, (-1, len(feature)))
+        return (feature + by_draw).flatten(0, 1)
 
 
 class DecoderCombiner(nn.Module):
@@ -58,7 +66,7 @@ class LatentGroup(nn.Module, ABC):
 
     @abstractmethod
     def distributions(
-        self, state: FeatureMap, feature: FeatureMap | None
+        self, state: FeatureMap, feature: Tensor | None
     ) -> tuple[Normal, Normal | None]:
         """Prior given the state and, where a bottom-up ``feature`` is given, posterior."""
 
@@ -96,14 +104,16 @@ class FirstGroup(LatentGroup):
         self.prior_std = prior_std
 
     def distributions(
-        self, state: FeatureMap, feature: FeatureMap | None
+        self, state: FeatureMap, feature: Tensor | None
     ) -> tuple[Normal, Normal | None]:
         batch, _, height, width = state.shape
         mean = full_precision(state.new_zeros(batch, self.latent_channels, height, width))
         prior = Normal(mean, torch.full_like(mean, self.prior_std).log())
         if feature is None:
             return prior, None
-        return prior, Normal.soft_clamped(*full_precision(self.posterior(feature)).chunk(2, 1))
+        raw_posterior = full_precision(self.posterior(feature))
+        raw_posterior = raw_posterior.repeat(batch // len(feature), 1, 1, 1)
+        return prior, Normal.soft_clamped(*raw_posterior.chunk(2, 1))
 
 
 class ConditionalGroup(LatentGroup):
@@ -142,7 +152,7 @@ class ConditionalGroup(LatentGroup):
         self.residual_posterior = residual_posterior
 
     def distributions(
-        self, state: FeatureMap, feature: FeatureMap | None
+        self, state: FeatureMap, feature: Tensor | None
     ) -> tuple[Normal, Normal | None]:
         raw_prior = full_precision(self.prior(state))
         prior = Normal.soft_clamped(*raw_prior.chunk(2, 1))
@@ -235,19 +245,22 @@ class Decoder(nn.Module):
     def forward(
         self,
         batch_size: int,
-        features: Sequence[FeatureMap] | None = None,
+        features: Sequence[Tensor] = (),
         given: Sequence[FeatureMap] = (),
         noise: Sequence[FeatureMap] | None = None,
-        temperature: float = 1.0,
+        temperature: float | Sequence[float] = 1.0,
     ) -> tuple[tuple[Latent, ...], Float[Tensor, "batch parameter height width"]]:
         """Walk down the groups: the one loop of inference, sampling and decoding.
 
         Args:
-            batch_size: number of images.
-            features: bottom-up feature map of each group; z is then drawn from the posterior.
-            given: without features, z of the first groups; the others are drawn from the prior.
+            batch_size: number of images, or of draws for images.
+            features: bottom-up feature maps of the first groups, whose z is drawn from the
+                posterior. Their batch may be ``batch_size`` or divide it: then each image has
+                several draws, and those of all images follow each other.
+            given: without features, z of the first groups.
             noise: standard-normal numbers for every group's draw; drawn here if None.
-            temperature: factor on the standard deviation of every prior drawn from.
+            temperature: factor on the standard deviation of the priors that the other groups are
+                drawn from, for all or one per group.
 
         Returns:
             The latent groups, coarsest first, and the likelihood's raw parameters.
@@ -257,7 +270,7 @@ class Decoder(nn.Module):
         for index, group in enumerate(self.groups):
             assert isinstance(group, LatentGroup)
             state = group.cells(state)
-            feature = None if features is None else features[index]
+            feature = features[index] if index < len(features) else None
             epsilon = None if noise is None else noise[index]
             prior, posterior = group.distributions(state, feature)
             if posterior is not None:
@@ -265,7 +278,8 @@ class Decoder(nn.Module):
             elif index < len(given):
                 latent = Latent(prior, prior, z=given[index])
             else:
-                tempered = prior.tempered(temperature)
+                single = isinstance(temperature, int | float)
+                tempered = prior.tempered(temperature if single else temperature[index])
                 latent = Latent(tempered, prior, z=tempered.sample(epsilon))
             state = group.combine(state, latent.z)
             latents.append(latent)

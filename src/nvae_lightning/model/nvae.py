@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,8 +18,13 @@ from nvae_lightning.model.encoder import Encoder
 from nvae_lightning.model.hierarchy import Hierarchy, Image
 from nvae_lightning.model.layers import FeatureMap
 from nvae_lightning.model.likelihood import Likelihood, PixelDistribution, Pixels
+from nvae_lightning.model.memory import peak_bytes
 
 Latents = Sequence[FeatureMap]
+Temperature = float | Sequence[float]
+
+#: Bytes of feature maps and distributions at one time, while likelihoods are estimated.
+DEFAULT_MEMORY_BUDGET = 1 << 28
 
 
 class NVAE(nn.Module):
@@ -156,17 +162,19 @@ class NVAE(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, num_samples: int, temperature: float = 1.0, noise: Latents | None = None
+        self, num_samples: int, temperature: Temperature = 1.0, noise: Latents | None = None
     ) -> PixelDistribution:
         """Draw all latents from the prior and return the likelihood of what they show.
 
         Args:
             num_samples: number of images.
-            temperature: factor on the standard deviation of every prior.
+            temperature: factor on the standard deviation of every prior; one number, or one per
+                scale, coarsest first.
             noise: one standard-normal tensor per group, drawn if None.
 
         Raises:
-            ValueError: if there is nothing to draw or the temperature is negative.
+            ValueError: if there is nothing to draw, a temperature is negative or their number is
+                not that of the scales.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
@@ -177,13 +185,14 @@ class NVAE(nn.Module):
         return [latent.z for latent in self(x).latents]
 
     def decode(
-        self, latents: Latents, temperature: float = 1.0, noise: Latents | None = None
+        self, latents: Latents, temperature: Temperature = 1.0, noise: Latents | None = None
     ) -> PixelDistribution:
         """Return the likelihood given z of the first groups; the rest is drawn from the prior.
 
         Args:
             latents: z of at least the first group, coarsest first.
-            temperature: factor on the standard deviation of the priors drawn from.
+            temperature: factor on the standard deviation of the priors drawn from; one number, or
+                one per scale, coarsest first.
             noise: one standard-normal tensor per group (given or drawn), drawn if None.
 
         Raises:
@@ -197,14 +206,52 @@ class NVAE(nn.Module):
         self._check_shapes("z", latents, len(latents[0]))
         return self._decode(len(latents[0]), latents, temperature, noise)
 
+    def noise_of(self, latents: Latents) -> list[FeatureMap]:
+        r"""Return the standard-normal numbers of which :meth:`sample` makes these latents.
+
+        .. math::
+            \epsilon_l = (z_l - \mu_l(z_{<l})) / \sigma_l(z_{<l})
+
+        Of latents that follow the prior they are independent N(0, 1), so that numbers between two
+        images' lead to latents that the model knows, where latents between theirs need not.
+
+        Args:
+            latents: z of every group, coarsest first.
+
+        Raises:
+            ValueError: if their number or shapes are wrong.
+        """
+        if len(latents) != self.hierarchy.num_groups:
+            raise ValueError(
+                f"noise_of takes z of all {self.hierarchy.num_groups} groups, got {len(latents)}"
+            )
+        self._check_shapes("z", latents, len(latents[0]))
+        known, _ = self.decoder(len(latents[0]), given=latents)
+        return [(latent.z - latent.prior.mean) / latent.prior.std for latent in known]
+
     def _decode(
-        self, batch_size: int, given: Latents, temperature: float, noise: Latents | None
+        self, batch_size: int, given: Latents, temperature: Temperature, noise: Latents | None
     ) -> PixelDistribution:
-        if temperature < 0.0:
-            raise ValueError(f"temperature must not be negative, got {temperature}")
         self._check_noise(noise, batch_size)
-        _, logits = self.decoder(batch_size, given=given, noise=noise, temperature=temperature)
+        _, logits = self.decoder(
+            batch_size, given=given, noise=noise, temperature=self._temperatures(temperature)
+        )
         return self.likelihood(logits)
+
+    def _temperatures(self, temperature: Temperature) -> list[float]:
+        """Give each group its scale's temperature."""
+        scales = self.hierarchy.scales
+        per_scale = (
+            [temperature] * len(scales) if isinstance(temperature, int | float) else temperature
+        )
+        if len(per_scale) != len(scales):
+            raise ValueError(
+                f"temperature must be one number, or one for each of {len(scales)} scales, "
+                f"got {len(per_scale)}"
+            )
+        if not all(0.0 <= value < math.inf for value in per_scale):
+            raise ValueError(f"temperature must be finite and not negative, got {temperature}")
+        return [per_scale[k] for k, _ in self.hierarchy.groups]
 
     def _check_noise(self, noise: Latents | None, batch_size: int) -> None:
         if noise is None:
@@ -225,16 +272,104 @@ class NVAE(nn.Module):
                 )
 
     @torch.no_grad()
-    def log_likelihood(self, x: Pixels, num_samples: int) -> Float[Tensor, " batch"]:
-        """Estimate log p(x) from below by importance sampling, in nats per image.
+    def log_weights(
+        self,
+        x: Pixels,
+        num_samples: int,
+        *,
+        num_inferred: int | None = None,
+        memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    ) -> Float[Tensor, "sample batch"]:
+        r"""Log importance weights of draws from the posterior, in nats.
 
-        The bottom-up pass is made once and shared by the samples.
+        .. math::
+            \log w_k = \log p(x | z_k) + \sum_{l \le L'} \log p(z_{kl} | z_{k,<l})
+                       - \log q(z_{kl} | z_{k,<l}, x)
+
+        Their average over the samples estimates the ELBO, :func:`importance_weighted_bound` the
+        log-likelihood. The bottom-up pass is made once per image; the top-down passes take as
+        many draws at once as the budget allows.
+
+        Args:
+            x: images in [0, 1].
+            num_samples: number of draws per image.
+            num_inferred: number L' of groups drawn from the posterior, coarsest first; the others
+                are drawn from their priors. All of them if None.
+            memory_budget: bytes that feature maps and distributions may take at one time.
 
         Raises:
-            ValueError: if ``num_samples`` is below 1.
+            ValueError: if a number is out of range or the budget too small for one image.
         """
+        num_groups = self.hierarchy.num_groups
+        num_inferred = num_groups if num_inferred is None else num_inferred
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        features = self._features(x)
-        log_weights = [self._infer(features, len(x)).log_weight(x) for _ in range(num_samples)]
-        return importance_weighted_bound(torch.stack(log_weights))
+        if not 0 <= num_inferred <= num_groups:
+            raise ValueError(
+                f"num_inferred must be from 0 to the number of groups, {num_groups}, "
+                f"got {num_inferred}"
+            )
+        cost = self._measure(x)
+        most_images = cost.most_images(memory_budget)
+        log_weights = []
+        for images in x.split(most_images):
+            features = self._features(images)[:num_inferred]
+            at_once = cost.most_draws(memory_budget, len(images)) // len(images)
+            passes = []
+            for start in range(0, num_samples, at_once):
+                repeats = min(at_once, num_samples - start)
+                latents, logits = self.decoder(repeats * len(images), features=features)
+                inference = Inference(self.likelihood(logits), latents[:num_inferred])
+                log_weight = inference.log_weight(images.repeat(repeats, 1, 1, 1))
+                passes.append(log_weight.unflatten(0, (repeats, -1)))
+                del latents, logits, inference
+            log_weights.append(torch.cat(passes))
+        return torch.cat(log_weights, 1)
+
+    def log_likelihood(
+        self, x: Pixels, num_samples: int, *, memory_budget: int = DEFAULT_MEMORY_BUDGET
+    ) -> Float[Tensor, " batch"]:
+        """Estimate log p(x) from below by importance sampling, in nats per image.
+
+        See :meth:`log_weights`. With one sample it is the estimate of the ELBO.
+
+        Raises:
+            ValueError: if ``num_samples`` is below 1, or the budget too small for one image.
+        """
+        return importance_weighted_bound(
+            self.log_weights(x, num_samples, memory_budget=memory_budget)
+        )
+
+    def _measure(self, x: Pixels) -> _Cost:
+        """Measure on one image what passes take, without touching random numbers."""
+        image = x[:1]
+        features = self._features(image)
+        noise = [x.new_zeros(1, *shape) for shape in self.latent_shapes]
+        return _Cost(
+            features=sum(feature.nbytes for feature in features),
+            bottom_up=peak_bytes(lambda: self._features(image)),
+            top_down=peak_bytes(lambda: self._infer(features, 1, noise).log_weight(image)),
+        )
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Bytes per image that evaluating takes: feature maps that are held, and what passes make."""
+
+    features: int
+    bottom_up: int
+    top_down: int
+
+    def most_images(self, budget: int) -> int:
+        """How many images may be looked at together."""
+        needed = max(self.bottom_up, self.features + self.top_down)
+        if budget < needed:
+            raise ValueError(
+                f"memory_budget must be at least {needed:,} bytes, which one image takes, got "
+                f"{budget:,}"
+            )
+        return budget // needed
+
+    def most_draws(self, budget: int, num_images: int) -> int:
+        """How many draws for that many images may be made together."""
+        return (budget - self.features * num_images) // self.top_down

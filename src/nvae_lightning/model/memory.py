@@ -1,0 +1,59 @@
+"""Memory that tensors take while a function runs."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Follow the storages that operations make, until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given = {_address(leaf) for leaf in tree_leaves((args, kwargs))}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and _address(leaf) not in given:
+                self._add(leaf.untyped_storage())
+        return result
+
+    def _add(self, storage: Any) -> None:  # noqa: ANN401
+        if storage not in self._known:
+            self._known.add(storage)
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._free, storage.nbytes())
+
+    def _free(self, num_bytes: int) -> None:
+        self.live -= num_bytes
+
+
+def _address(leaf: object) -> int | None:
+    return leaf.untyped_storage().data_ptr() if isinstance(leaf, Tensor) else None
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Return the most bytes that tensors made by ``function`` take at one time while it runs.
+
+    What an operation needs inside itself is not counted.
+    """
+    with _LiveBytes() as mode:
+        function()
+    return mode.peak
