@@ -1,4 +1,4 @@
-"""Training, validation and testing of an NVAE by Lightning."""
+"""Training of an NVAE by Lightning."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from nvae_lightning.model import NVAE, Inference
+from nvae_lightning.evaluation import EvaluationModule, Images, by_group
+from nvae_lightning.model import NVAE
+from nvae_lightning.model.architecture import ARCHITECTURE
 from nvae_lightning.model.normalization import mean_over_ranks
 from nvae_lightning.objective import (
     ELBO,
@@ -23,10 +24,8 @@ from nvae_lightning.objective import (
     annealed_penalty_weight,
     balance_kl,
     balancing_factors,
-    bits_per_dim,
     bn_scale_penalty,
     channel_rates,
-    elbo,
     warmup_cosine,
 )
 
@@ -37,10 +36,7 @@ def is_logging_step(trainer: Trainer, step: int) -> bool:
     return interval > 0 and step > 0 and step % interval == 0
 
 
-Images = Float[Tensor, "batch channel height width"]
-
-
-class NVAEModule(LightningModule):
+class NVAEModule(EvaluationModule):
     r"""NVAE with its objective and optimiser.
 
     .. math::
@@ -82,24 +78,21 @@ class NVAEModule(LightningModule):
         warmup_epochs: int | float,
         num_importance_samples: int = 10,
     ) -> None:
-        super().__init__()
+        super().__init__(model, num_importance_samples=num_importance_samples)
         for name, value, minimum in (
             ("final_learning_rate", final_learning_rate, 0),
             ("warmup_epochs", warmup_epochs, 0),
-            ("num_importance_samples", num_importance_samples, 1),
         ):
             if not minimum <= value < math.inf:
                 raise ValueError(
                     f"module.{name} must be at least {minimum} and finite, got {value}"
                 )
         _check_optimizer(optimizer)
-        self.model = model.to(memory_format=torch.channels_last)
         self.kl = kl
         self.penalty = penalty
         self.optimizer = optimizer
         self.final_learning_rate = final_learning_rate
         self.warmup_epochs = warmup_epochs
-        self.num_importance_samples = num_importance_samples
         self.spectral_penalty = SpectralPenalty(model) if penalty.spectral else None
         factors = None if kl.size_factor is None else kl.size_factor(model.hierarchy)
         self.register_buffer("size_factor", factors, persistent=False)
@@ -108,8 +101,6 @@ class NVAEModule(LightningModule):
         self.learning_rate_factor = 1.0
         self.last_terms: ELBO | None = None
         self.loss_is_finite = torch.tensor(True)
-        self._channel_rates: list[Tensor] = []
-        self._num_evaluated = 0
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimiser, and the learning rate from the length of the training."""
@@ -144,7 +135,8 @@ class NVAEModule(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a rollback has changed."""
+        """Add what the model is, and what a rollback has changed."""
+        checkpoint[ARCHITECTURE] = self.model.architecture
         checkpoint["factors"] = {
             "penalty": self.penalty_factor,
             "learning_rate": self.learning_rate_factor,
@@ -155,14 +147,6 @@ class NVAEModule(LightningModule):
         factors = checkpoint.get("factors", {})
         self.penalty_factor = factors.get("penalty", 1.0)
         self.learning_rate_factor = factors.get("learning_rate", 1.0)
-
-    def _as_input(self, x: Images) -> Images:
-        # Of the model's number format, and laid out as convolutions are fastest.
-        return x.to(self.dtype, memory_format=torch.channels_last)
-
-    def _infer(self, x: Images) -> tuple[Inference, ELBO]:
-        inference = self.model(x)
-        return inference, elbo(inference, x)
 
     def training_step(self, x: Images, batch_idx: int) -> Tensor:
         """Loss of one batch, nats per image."""
@@ -198,8 +182,8 @@ class NVAEModule(LightningModule):
             values = mean_over_ranks(torch.stack(list(means.values()))).unbind()
             metrics = {
                 **dict(zip(means, values, strict=True)),
-                **_by_group("train/active_channels", torch.stack(actives).float()),
-                **_by_group("train/kl_balance", balance),
+                **by_group("train/active_channels", torch.stack(actives).float()),
+                **by_group("train/kl_balance", balance),
                 **{name: value.detach() for name, value in penalties.items()},
                 "train/beta": beta,
                 "train/penalty_weight": weight,
@@ -215,73 +199,10 @@ class NVAEModule(LightningModule):
             if gradients:  # the step is not skipped
                 self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget what an earlier evaluation has counted."""
-        self._channel_rates, self._num_evaluated = [], 0
-
-    on_test_epoch_start = on_validation_epoch_start
-
-    def validation_step(self, x: Images, batch_idx: int) -> None:
-        """Log the bound of one batch."""
-        self._evaluate("val", self._as_input(x))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the active channels of the split."""
-        self._log_active_channels("val")
-
-    def test_step(self, x: Images, batch_idx: int) -> None:
-        """Log the bound and the importance-weighted log-likelihood of one batch."""
-        x = self._as_input(x)
-        self._evaluate("test", x)
-        nll = -self.model.log_likelihood(x, self.num_importance_samples).mean()
-        metrics = {"test/nll": nll, "test/nll_bpd": bits_per_dim(nll, self.model.image.num_dims)}
-        self.log_dict(metrics, **self._average(x))
-
-    def on_test_epoch_end(self) -> None:
-        """Log the active channels of the split, and the step, which loggers else count anew."""
-        self._log_active_channels("test")
-        self.log("step", float(self.global_step))
-
     @property
     def _is_logging_step(self) -> bool:
         # Numbers cost a wait for the device, so they are made only where a logger takes them.
         return is_logging_step(self.trainer, self.global_step + 1)
-
-    def _means(self, stage: str, terms: ELBO) -> dict[str, Tensor]:
-        bound = terms.value.detach().mean()
-        return {
-            f"{stage}/elbo": bound,
-            f"{stage}/bpd": torch.as_tensor(bits_per_dim(-bound, self.model.image.num_dims)),
-            f"{stage}/distortion": terms.distortion.detach().mean(),
-            f"{stage}/rate": terms.rate.detach().sum(0).mean(),
-            **_by_group(f"{stage}/kl_group", terms.rate.detach().mean(1)),
-        }
-
-    def _evaluate(self, stage: str, x: Images) -> None:
-        inference, terms = self._infer(x)
-        metrics = self._means(stage, terms)
-        average = self._average(x)
-        self.log(f"{stage}/bpd", metrics.pop(f"{stage}/bpd"), prog_bar=True, **average)
-        self.log_dict(metrics, **average)
-        rates = torch.stack([channel_rates(latent) for latent in inference.latents]) * len(x)
-        self._channel_rates.append(rates)
-        self._num_evaluated += len(x)
-
-    def _average(self, x: Images) -> dict[str, Any]:
-        # Times the ranks, as Lightning 2.6 rounds the mean of the ranks' sums of it down.
-        return {"batch_size": len(x) * self.trainer.world_size, "sync_dist": True}
-
-    def _log_active_channels(self, stage: str) -> None:
-        # Of the whole split: ranks may have batches of different sizes and numbers.
-        total = torch.stack(self._channel_rates).sum(0)
-        count = total.new_full((1,), self._num_evaluated)
-        rates = mean_over_ranks(total) / mean_over_ranks(count)
-        actives = torch.stack([active_channels(group).float() for group in rates])
-        self.log_dict(_by_group(f"{stage}/active_channels", actives), sync_dist=True)
-
-
-def _by_group(name: str, values: Float[Tensor, " group"]) -> dict[str, Tensor]:
-    return {f"{name}/{index:02d}": value for index, value in enumerate(values.unbind())}
 
 
 def _check_optimizer(

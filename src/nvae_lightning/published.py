@@ -19,7 +19,6 @@ models of our own:
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
@@ -28,7 +27,7 @@ import zipfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,8 +35,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nvae_lightning.model import (
@@ -50,6 +47,7 @@ from nvae_lightning.model import (
     NormalLikelihood,
     RegularCell,
 )
+from nvae_lightning.model.architecture import ARCHITECTURE
 from nvae_lightning.model.cells import CellConstructor, ResidualCell
 from nvae_lightning.model.decoder import ConditionalGroup, LatentGroup
 from nvae_lightning.model.flows import AutoregressiveFlow
@@ -68,9 +66,6 @@ FilePath = str | os.PathLike[str]
 
 #: Standard deviation of the coarsest group's prior: exp(0) + 0.01, as of any other group.
 FIRST_PRIOR_STD = 1.01
-
-_FORMAT = "nvae-lightning/published"
-_VERSION = 1
 
 
 # ------------------------------------------------------------------------------------- settings
@@ -449,7 +444,16 @@ def load_published(path: FilePath) -> NVAE:
         ValueError: if the file is no published checkpoint, is damaged or asks for code to be
             run, if its settings describe no model, or if its weights are not that model's.
     """
-    checkpoint = read_published(path)
+    return build_checkpoint(path, read_content(path))
+
+
+def build_checkpoint(path: FilePath, content: object) -> NVAE:
+    """As :func:`load_published`, of a file that has been read.
+
+    Raises:
+        ValueError: as there.
+    """
+    checkpoint = _checkpoint(path, content)
     with _naming(path):
         return checkpoint.build()
 
@@ -464,15 +468,26 @@ def read_published(path: FilePath) -> PublishedCheckpoint:
         ValueError: if the file is no published checkpoint, is damaged or asks for code to be
             run, or if its settings describe no model.
     """
+    return _checkpoint(path, read_content(path))
+
+
+def read_content(path: FilePath) -> object:
+    """Read what ``torch.save`` wrote: tensors, plain containers and ``argparse.Namespace``.
+
+    Raises:
+        ValueError: if the file is none of that, is damaged or asks for code to be run.
+    """
     if not Path(path).is_file():
         raise ValueError(f"'{path}' is not a file: give a published checkpoint")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]):
             warnings.simplefilter("ignore")  # torch's remarks on files of older versions
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"'{path}' {_why_unreadable(Path(path), error)}") from error
 
+
+def _checkpoint(path: FilePath, content: Any) -> PublishedCheckpoint:  # noqa: ANN401
     if (found := _why_not_published(content)) is not None:
         raise ValueError(f"'{path}' {found}")
     with _naming(path):
@@ -592,7 +607,7 @@ def _load_weights(model: NVAE, weights: Mapping[str, Tensor]) -> None:
 def convert_published(
     path: FilePath, folder: FilePath, *, lightning_checkpoint: bool = False
 ) -> NVAE:
-    """Write a published checkpoint's model as ``model.safetensors`` and ``config.json``.
+    """Write a published checkpoint's model as :meth:`NVAE.from_pretrained` reads it.
 
     Args:
         path: the checkpoint file.
@@ -613,16 +628,10 @@ def convert_published(
     checkpoint = read_published(path)
     with _naming(path):
         model = checkpoint.build()
-    config = {"format": _FORMAT, "version": _VERSION, "settings": asdict(checkpoint.settings)}
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         files = Path(temporary) / "files"
-        files.mkdir()
-        # Not save_file, whose files nobody else may read.
-        weights = save(model.state_dict(), metadata={"format": "pt"})
-        (files / "model.safetensors").write_bytes(weights)
-        (files / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        model.save_pretrained(files)
         if lightning_checkpoint:
             torch.save(_lightning_checkpoint(model), files / "last.ckpt")
         if folder.exists():
@@ -635,6 +644,7 @@ def _lightning_checkpoint(model: NVAE) -> dict[str, object]:
     modules = {"model": model, "spectral_penalty": SpectralPenalty(model)}
     return {
         "pytorch-lightning_version": version("lightning"),
+        ARCHITECTURE: model.architecture,
         "epoch": 0,
         "global_step": 0,
         "state_dict": {
@@ -645,32 +655,3 @@ def _lightning_checkpoint(model: NVAE) -> dict[str, object]:
         "optimizer_states": [],
         "lr_schedulers": [],
     }
-
-
-def from_converted(folder: FilePath) -> NVAE:
-    """Read what :func:`convert_published` wrote, in evaluation mode.
-
-    Raises:
-        ValueError: if the folder is not a converted model, or a damaged one.
-    """
-    try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        weights = load_file(Path(folder) / "model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"'{folder}' is no converted model ({error}): convert the checkpoint again, with "
-            "python -m nvae_lightning.convert"
-        ) from error
-    kind = (config.get("format"), config.get("version")) if isinstance(config, dict) else None
-    if kind != (_FORMAT, _VERSION):
-        raise ValueError(
-            f"'{folder}': config.json is of format and version {kind}, where "
-            f"{(_FORMAT, _VERSION)} is read: convert the checkpoint again"
-        )
-    with _naming(folder):
-        model = build_published(config.get("settings", {}))
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(" ".join(str(error).split())) from error
-    return model.eval()

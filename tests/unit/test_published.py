@@ -30,7 +30,6 @@ from nvae_lightning.objective import KL, Penalty, constant
 from nvae_lightning.published import (
     build_published,
     convert_published,
-    from_converted,
     load_published,
     published_duplicates,
     published_names,
@@ -622,17 +621,19 @@ def test_command_writes_the_folder_and_says_what_is_kept(file: Path, tmp_path: P
     for option in ("first_prior_std=1.01", "published_tails=true", "published_temperature=true"):
         assert option in run.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "converted"]
-    _assert_same(load_published(file), from_converted(tmp_path / "converted"))
+    _assert_same(load_published(file), NVAE.from_pretrained(tmp_path / "converted"))
 
 
 def test_converted_model_is_the_published_one(file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "converted"
     convert_published(file, folder)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["converted"]
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    files = ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == files
     config = json.loads((folder / "config.json").read_text())
-    assert config["settings"] == {n: v for n, v in SETTINGS.items() if n != "learning_rate"}
-    _assert_same(load_published(file), from_converted(folder))
+    assert config["model"]["first_prior_std"] == 1.01
+    assert config["model"]["likelihood"]["published_tails"]
+    _assert_same(load_published(file), NVAE.from_pretrained(folder))
 
 
 def test_folder_that_holds_files_is_left_alone(file: Path, tmp_path: Path) -> None:
@@ -657,7 +658,7 @@ def test_nothing_is_left_of_a_conversion_that_fails(
 
 def test_training_goes_on_from_the_lightning_checkpoint(file: Path, tmp_path: Path) -> None:
     convert_published(file, tmp_path / "output", lightning_checkpoint=True)
-    weights = from_converted(tmp_path / "output").state_dict()
+    weights = NVAE.from_pretrained(tmp_path / "output").state_dict()
     module = NVAEModule(
         build_published(SETTINGS),
         kl=KL(beta=constant),
@@ -696,9 +697,9 @@ def test_damaged_converted_folder_is_refused(damage: str, file: Path, tmp_path: 
         case "version":
             (folder / "config.json").write_text(json.dumps({**config, "version": 99}))
         case "shape":
-            config["settings"]["num_channels_enc"] = 12
+            config["model"]["hierarchy"]["latent_channels"] += 1
             (folder / "config.json").write_text(json.dumps(config))
         case "none_there":
             folder = tmp_path / "elsewhere"
     with pytest.raises(ValueError, match=re.escape(str(folder))):
-        from_converted(folder)
+        NVAE.from_pretrained(folder)

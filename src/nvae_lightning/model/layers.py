@@ -107,13 +107,13 @@ class DataDependentConv2d(WeightNormConv2d):
             raise ValueError("data-dependent initialisation sets a bias: build it with bias=True")
         self.initialized = False
 
-    def get_extra_state(self) -> bool:
-        """Whether the initialisation has been done."""
-        return self.initialized
+    def get_extra_state(self) -> Tensor:
+        """Whether the initialisation has been done; a tensor, as all else in a state dict."""
+        return torch.tensor(self.initialized)
 
-    def set_extra_state(self, state: bool) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Restore what :meth:`get_extra_state` gave."""
-        self.initialized = state
+        self.initialized = bool(state)
 
     @torch.no_grad()
     def _initialize(self, input: Tensor) -> None:

@@ -6,16 +6,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nvae_lightning.model.architecture import describe
 from nvae_lightning.model.cells import CellConstructor
 from nvae_lightning.model.decoder import Decoder
 from nvae_lightning.model.distributions import Inference, importance_weighted_bound
 from nvae_lightning.model.encoder import Encoder
 from nvae_lightning.model.hierarchy import Hierarchy, Image
+from nvae_lightning.model.hub import PretrainedMixin
 from nvae_lightning.model.layers import FeatureMap
 from nvae_lightning.model.likelihood import Likelihood, PixelDistribution, Pixels
 from nvae_lightning.model.memory import peak_bytes
@@ -27,7 +30,7 @@ Temperature = float | Sequence[float]
 DEFAULT_MEMORY_BUDGET = 1 << 28
 
 
-class NVAE(nn.Module):
+class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nvae", "vae"]):
     r"""Deep hierarchical variational autoencoder of images.
 
     .. math::
@@ -77,6 +80,7 @@ class NVAE(nn.Module):
         residual_posterior: bool = True,
         first_prior_std: float = 1.0,
     ) -> None:
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
         hierarchy.check(image)
         for name, value, minimum in (
@@ -102,6 +106,7 @@ class NVAE(nn.Module):
                     f"{name} must be a constructor, got {constructor!r}: "
                     f"choose one of the files of conf/, or give _target_ and _partial_: true"
                 )
+        self._arguments = arguments
         self.image = image
         self.hierarchy = hierarchy
         self.likelihood = likelihood(image)
@@ -126,6 +131,11 @@ class NVAE(nn.Module):
             residual_posterior=residual_posterior,
             first_prior_std=first_prior_std,
         )
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Constructor arguments as plain data, from which the model can be built again."""
+        return describe(self._arguments)
 
     @property
     def latent_shapes(self) -> list[tuple[int, int, int]]:

@@ -25,6 +25,7 @@ from nvae_lightning.model.layers import (
     ELUOnly,
     SqueezeExcitation,
 )
+from nvae_lightning.model.memory import peak_bytes
 from nvae_lightning.model.normalization import BatchNorm
 
 BuildNVAE = Callable[..., NVAE]
@@ -186,11 +187,117 @@ def test_log_likelihood_of_many_samples_is_the_logarithm_of_their_mean_weight(nv
     torch.manual_seed(5)
     log_likelihood = nvae.log_likelihood(x, num_samples=4)
     torch.manual_seed(5)
-    with torch.no_grad():
-        weights = torch.stack([nvae(x).log_weight(x).double() for _ in range(4)])
+    weights = nvae.log_weights(x, num_samples=4).double()
+    assert weights.shape == (4, 3)
+    assert (weights[1:] != weights[:1]).all()
     shift = weights.max(0).values
     expected = shift + (weights - shift).exp().mean(0).log()
     torch.testing.assert_close(log_likelihood.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_sharing_the_bottom_up_pass_gives_what_not_sharing_it_gives(nvae: NVAE) -> None:
+    x = _images(nvae.image)
+    noise = [torch.randn(4 * len(x), *shape) for shape in nvae.latent_shapes]
+    with torch.no_grad():
+        latents, logits = nvae.decoder(4 * len(x), features=nvae._features(x), noise=noise)
+        shared = Inference(nvae.likelihood(logits), latents).log_weight(x.repeat(4, 1, 1, 1))
+        passes = [nvae(x, [n.split(len(x))[k] for n in noise]).log_weight(x) for k in range(4)]
+    torch.testing.assert_close(shared, torch.cat(passes), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("budget", ["least", 2_000_000, 1 << 30])
+def test_memory_is_bounded_by_the_budget_and_no_number_depends_on_it(
+    nvae: NVAE, budget: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = _images(nvae.image)
+    if isinstance(budget, str):
+        with pytest.raises(ValueError, match=r"memory_budget must be at least .* got 1$") as error:
+            nvae.log_weights(x, 1, memory_budget=1)
+        budget = int(str(error.value).split()[5].replace(",", ""))
+    monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, 0.3))
+    weights: list[Tensor] = []
+    peak = peak_bytes(lambda: weights.append(nvae.log_weights(x, 9, memory_budget=budget)))
+    slack = x.nbytes + 9 * 3 * 64  # the images themselves, and the weights that are returned
+    assert peak <= budget + slack
+    noise = [torch.full((len(x), *shape), 0.3) for shape in nvae.latent_shapes]
+    with torch.no_grad():
+        expected = nvae(x, noise).log_weight(x).expand(9, -1)
+    torch.testing.assert_close(weights[0], expected, rtol=1e-5, atol=1e-3)
+
+
+def test_groups_that_are_not_inferred_are_drawn_from_their_prior(
+    nvae: NVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = _images(nvae.image)
+    monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, 0.3))
+    noise = [torch.full((len(x), *shape), 0.3) for shape in nvae.latent_shapes]
+    with torch.no_grad():
+        inference = nvae(x, noise)
+    for num_inferred in range(len(noise) + 1):
+        kept = inference.latents[:num_inferred]
+        decoded = nvae._decode(len(x), [latent.z for latent in kept], 1.0, noise)
+        expected = decoded.log_prob(x) + sum(latent.log_p - latent.log_q for latent in kept)
+        found = nvae.log_weights(x, 2, num_inferred=num_inferred)
+        torch.testing.assert_close(found, expected.expand(2, -1), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_inferred", [-1, 4])
+def test_number_of_inferred_groups_is_checked(nvae: NVAE, num_inferred: int) -> None:
+    with pytest.raises(ValueError, match=f"num_inferred must be from 0 .* 3, got {num_inferred}"):
+        nvae.log_weights(_images(nvae.image), 1, num_inferred=num_inferred)
+
+
+# --- noise and temperature -------------------------------------------------------------------
+
+
+def test_noise_of_latents_gives_them_again(nvae: NVAE) -> None:
+    x = _images(nvae.image)
+    with torch.no_grad():
+        latents = nvae.encode(x)
+        noise = nvae.noise_of(latents)
+    sampled = nvae.sample(len(x), noise=noise).logits
+    torch.testing.assert_close(sampled, nvae.decode(latents).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_of_latents_from_the_prior_is_theirs(nvae: NVAE) -> None:
+    noise = _noise(nvae)
+    with torch.no_grad():
+        found = nvae.noise_of(_prior_draws(nvae, noise, 1.0))
+    torch.testing.assert_close(found, noise, rtol=1e-4, atol=1e-4)
+
+
+def test_decoding_all_groups_gives_the_posteriors_likelihood(nvae: NVAE) -> None:
+    x = _images(nvae.image)
+    with torch.no_grad():
+        inference = nvae(x)
+        decoded = nvae.decode([latent.z for latent in inference.latents])
+    assert torch.equal(decoded.log_prob(x), inference.likelihood.log_prob(x))
+
+
+def test_temperature_per_scale_applies_to_the_groups_of_that_scale(nvae: NVAE) -> None:
+    noise = _noise(nvae)
+    assert torch.equal(nvae.sample(3, [0.6, 0.6], noise).logits, nvae.sample(3, 0.6, noise).logits)
+    with torch.no_grad():
+        latents, _ = nvae.decoder(3, noise=noise, temperature=nvae._temperatures([0.0, 1.0]))
+        first, *finer = nvae.noise_of([latent.z for latent in latents])
+    assert (first == 0.0).all()
+    torch.testing.assert_close(finer, noise[1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "message"),
+    [
+        ([0.5], "one for each of 2 scales, got 1"),
+        ([0.5, -1.0], "not negative"),
+        (float("nan"), "finite"),
+        (float("inf"), "finite"),
+    ],
+)
+def test_temperatures_are_checked(
+    nvae: NVAE, temperature: float | list[float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        nvae.sample(1, temperature)
 
 
 # --- distributions of the groups --------------------------------------------------------------

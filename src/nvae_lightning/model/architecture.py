@@ -1,0 +1,109 @@
+"""A model's constructor arguments as plain data, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from nvae_lightning.model.cells import DepthwiseCell, RegularCell
+from nvae_lightning.model.hierarchy import Hierarchy, Image, Scale
+from nvae_lightning.model.layers import (
+    BatchNormELU,
+    BatchNormSwish,
+    DataDependentConv2d,
+    ELUOnly,
+    WeightNormConv2d,
+)
+from nvae_lightning.model.likelihood import (
+    BernoulliLikelihood,
+    DiscretizedLogisticMixtureLikelihood,
+    NormalLikelihood,
+)
+
+#: Where a training's checkpoint holds the description of its model.
+ARCHITECTURE = "architecture"
+
+_CONSTRUCTOR = "constructor"
+
+#: What data may name. Anything else has to be given by who reads them, so that nothing is run.
+_KNOWN: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        RegularCell,
+        DepthwiseCell,
+        BatchNormSwish,
+        BatchNormELU,
+        ELUOnly,
+        WeightNormConv2d,
+        DataDependentConv2d,
+        nn.Conv2d,
+        BernoulliLikelihood,
+        DiscretizedLogisticMixtureLikelihood,
+        NormalLikelihood,
+    )
+}
+
+
+def describe(arguments: Mapping[str, object]) -> dict[str, Any]:
+    """Turn constructor arguments into what JSON can hold.
+
+    A constructor, or a ``functools.partial`` of one, becomes its name and its arguments.
+    """
+    return {name: _describe(value) for name, value in arguments.items()}
+
+
+def _describe(value: Any) -> Any:  # noqa: ANN401
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, partial):
+        return {**_describe(value.func), **describe(value.keywords)}
+    if callable(value):
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        known = _KNOWN.get(name) is value
+        return {_CONSTRUCTOR: name if known else f"{value.__module__}.{name}"}
+    return [_describe(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def restore(description: Mapping[str, Any], given: Mapping[str, object]) -> dict[str, Any]:
+    """Turn what :func:`describe` gave into constructor arguments.
+
+    Args:
+        description: the data.
+        given: arguments to take instead of those described.
+
+    Raises:
+        ValueError: if the data are not such, or name a constructor that is not of this package.
+    """
+    try:
+        image = Image(**description["image"])
+        hierarchy = dict(description["hierarchy"])
+        scales = tuple(Scale(**scale) for scale in hierarchy.pop("scales"))
+        arguments = {
+            **{k: _restore(k, v) for k, v in description.items() if k not in given},
+            "image": image,
+            "hierarchy": Hierarchy(scales=scales, **hierarchy),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no description of a model ({error!r})") from error
+    return {**arguments, **given}
+
+
+def _restore(name: str, value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, list):
+        return [_restore(name, item) for item in value]
+    if not isinstance(value, dict) or _CONSTRUCTOR not in value:
+        return value
+    arguments = {key: _restore(f"{name}.{key}", item) for key, item in value.items()}
+    constructor = arguments.pop(_CONSTRUCTOR)
+    if constructor not in _KNOWN:
+        first = name.partition(".")[0]
+        raise ValueError(
+            f"{name} is '{constructor}', which is not of this package: give it as "
+            f"{first}=CONSTRUCTOR"
+        )
+    kind = _KNOWN[constructor]
+    return partial(kind, **arguments) if arguments else kind
