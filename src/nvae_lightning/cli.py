@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ContextDecorator, contextmanager
 from itertools import pairwise
@@ -19,11 +20,15 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, InstantiationException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
+from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from nvae_lightning.callbacks import DivergedError
+from nvae_lightning.data import AllImages
+from nvae_lightning.loading import find_checkpoint
+from nvae_lightning.model import NVAE
 
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parents[1]
@@ -134,6 +139,14 @@ def as_single_run(run_dir: Path) -> Iterator[None]:
                 os.environ.pop(name, None)
 
 
+def hide_warnings() -> None:
+    """Hide warnings of Lightning's about what no user could change."""
+    # Lightning 2.6's use of a class that torch deprecates.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
+    # Our loaders read ahead in a thread, which it does not see.
+    warnings.filterwarnings("ignore", message="The .* does not have many workers")
+
+
 def run(command: Callable[[], Any]) -> None:
     """Run a Hydra command whose errors, those of composing its config included, are one line."""
     arguments = " ".join(sys.argv[1:]).replace("=", " ").split()
@@ -172,3 +185,48 @@ def _given(key: str, message: str) -> str:
         if (name == key or name.startswith(f"{key}.")) and not is_said:
             given.append(override)
     return f" (given: {' '.join(given)})" if given else ""
+
+
+def use_training_data(config: DictConfig, model: NVAE) -> None:
+    """Let ``config.dataset`` be that of the model's training, unless a dataset is named.
+
+    Settings under ``dataset`` that are not null replace the training's.
+
+    Raises:
+        ValueError: If no dataset is named and the training's is not known, or if its images are
+            not of the kind that the model is for.
+    """
+    if HydraConfig.get().runtime.choices.get("dataset") is None:
+        path = find_checkpoint(config.ckpt_path)
+        run = None if path is None else path.parent.parent / "config.yaml"
+        if run is None or not run.is_file():
+            raise ValueError(
+                f"dataset: there is no config.yaml of a training beside '{config.ckpt_path}' that "
+                "would name it; add dataset=NAME"
+            )
+        trained = OmegaConf.select(OmegaConf.load(run), "dataset")
+        given = {name: value for name, value in config.dataset.items() if value is not None}
+        with open_dict(config):
+            config.dataset = trained
+            for name, value in given.items():
+                config.dataset[name] = value
+                config.dataset.datamodule[name] = value
+    image = instantiate(config.dataset.image)
+    if image != model.image:
+        raise ValueError(
+            f"dataset.image: the model is for {model.image}, the dataset has {image}; choose the "
+            "dataset that it was trained on, or set dataset.image.size, .channels, .bits and "
+            ".padding as the model's"
+        )
+
+
+def images_for(model: NVAE, source: str, batch_size: int = 64) -> AllImages:
+    """Return all images of a source as those that a model is for."""
+    image = model.image
+    return AllImages(
+        source,
+        batch_size=batch_size,
+        image_size=image.size,
+        channels=image.channels,
+        bits=image.bits,
+    )

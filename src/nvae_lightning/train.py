@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nvae_lightning.callbacks import Interrupted, Preemption, last_checkpoint
 from nvae_lightning.callbacks.checkpoint import read_checkpoint
-from nvae_lightning.cli import CONFIG_ROOT, as_single_run, one_line_errors, run
+from nvae_lightning.cli import CONFIG_ROOT, as_single_run, hide_warnings, one_line_errors, run
 from nvae_lightning.settings import check_type, check_types
 
 
@@ -166,12 +166,9 @@ def main(config: DictConfig) -> float:
     config.run_dir = str(run_dir)
     # Hydra has already put its own files there, which the CSV logger would warn about.
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")
-    # Lightning 2.6's use of a class that torch deprecates: nothing a user could change.
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
     # DDP's advice on 1x1 kernels, whose two memory formats are one.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    # Ours read ahead in a thread, which Lightning does not see.
-    warnings.filterwarnings("ignore", message="The .* does not have many workers")
+    hide_warnings()
     check_settings(config)
     seed_everything(config.seed, workers=True, verbose=False)
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
+from lightning.pytorch.loops.prediction_loop import _PredictionLoop
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -201,7 +202,7 @@ class ImageDataModule(LightningDataModule):
         if not source.startswith(HUB_PREFIX):
             source = str(Path(source).expanduser().absolute())
         decoder = self.decoder
-        with _naming("source"):
+        with naming("source"):
             splits = self.sources(source)
         return prepare(
             splits,
@@ -218,7 +219,7 @@ class ImageDataModule(LightningDataModule):
             },
             skip_errors=skip_errors,
             overwrite=overwrite,
-            num_workers=self._num_decoders,
+            num_workers=self.num_decoders,
         )
 
     def prepare_data(self) -> None:
@@ -229,7 +230,7 @@ class ImageDataModule(LightningDataModule):
         """
         if self.is_prepared:
             if self.verify:
-                with _naming("dataset.root"):
+                with naming("dataset.root"):
                     verify(self.folder, self.prepared)
         else:
             _ = self._sources
@@ -246,7 +247,7 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If they are not whole, or prepared for another size or number of channels.
         """
-        with _naming("dataset.root"):
+        with naming("dataset.root"):
             splits = open_prepared(self.folder)
         wanted = {"dataset.image.size": self.image_size, "dataset.image.channels": self.channels}
         for known in splits.values():
@@ -265,9 +266,17 @@ class ImageDataModule(LightningDataModule):
         if not self.folder.exists():
             remedy = self.download_hint or "set dataset.root to a folder of images"
             raise ValueError(f"dataset.root: '{self.folder}' does not exist; {remedy}")
-        with _naming("dataset.root"):
+        with naming("dataset.root"):
             splits = self.sources(self.folder)
-        num_images = sum(len(source) for source in splits.sources.values())
+        self.check_memory(sum(len(source) for source in splits.sources.values()))
+        return splits
+
+    def check_memory(self, num_images: int) -> None:
+        """Look whether so many images may be decoded into memory.
+
+        Raises:
+            ValueError: If they are too many.
+        """
         size = num_images * self.image_size**2 * self.channels
         if size > _MOST_MEMORY:
             raise ValueError(
@@ -276,7 +285,6 @@ class ImageDataModule(LightningDataModule):
                 "python -m nvae_lightning.prepare dataset=NAME source="
                 f"{self.folder} dataset.root=FOLDER, and train with that dataset.root"
             )
-        return splits
 
     def images(self, split: str) -> UInt8[np.ndarray, "count height width channel"]:
         """Return all images of a split, as a memory map or in memory.
@@ -284,13 +292,14 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If an image cannot be read.
         """
-        with _naming("dataset.root"):
+        with naming("dataset.root"):
             if self.is_prepared:
                 return open_images(self.folder, self.prepared[split])
-            return decode_all(self._sources.sources[split], self.decoder, self._num_decoders)
+            return decode_all(self._sources.sources[split], self.decoder, self.num_decoders)
 
     @property
-    def _num_decoders(self) -> int:
+    def num_decoders(self) -> int:
+        """Processes that decode images."""
         return _num_cores() if self.num_workers is None else self.num_workers
 
     @property
@@ -342,6 +351,10 @@ class ImageDataModule(LightningDataModule):
         """Return the test split in its order."""
         return self._loader(self.test_set, train=False)
 
+    def predict_dataloader(self) -> DataLoader[UInt8[Tensor, "channel height width"]]:
+        """Return the test split in its order."""
+        return self.test_dataloader()
+
     def on_before_batch_transfer(
         self, batch: UInt8[Tensor, "batch channel height width"], dataloader_idx: int
     ) -> UInt8[Tensor, "batch channel height width"]:
@@ -362,9 +375,11 @@ class ImageDataModule(LightningDataModule):
         return batch
 
     @property
-    def _evaluation_loop(self) -> _EvaluationLoop:
+    def _evaluation_loop(self) -> _EvaluationLoop | _PredictionLoop:
         trainer = self.trainer
         assert trainer is not None
+        if trainer.predicting:
+            return trainer.predict_loop
         if trainer.testing:
             return trainer.test_loop
         in_training = trainer.state.fn == "fit"
@@ -427,7 +442,7 @@ class ImageDataModule(LightningDataModule):
 
 
 @contextmanager
-def _naming(setting: str) -> Iterator[None]:
+def naming(setting: str) -> Iterator[None]:
     """Say which setting an error is about, unless it does."""
     try:
         yield

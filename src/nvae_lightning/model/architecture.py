@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
@@ -51,24 +52,34 @@ _KNOWN: dict[str, type] = {
 def describe(arguments: Mapping[str, object]) -> dict[str, Any]:
     """Turn constructor arguments into what JSON can hold.
 
-    A constructor, or a ``functools.partial`` of one, becomes its name and its arguments.
+    A constructor, or a ``functools.partial`` of one, becomes its name and its arguments; of any
+    other object only its class is named, as a checkpoint that held it could not be read again.
     """
     return {name: _describe(value) for name, value in arguments.items()}
 
 
 def _describe(value: Any) -> Any:  # noqa: ANN401
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Real):  # NumPy's numbers, too
+        return int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, Mapping):
+        return describe(value)
+    if isinstance(value, Sequence):
+        return [_describe(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
+        return describe(asdict(value))
     if isinstance(value, partial):
         return {**_describe(value.func), **describe(value.keywords)}
-    if callable(value):
-        name = getattr(value, "__qualname__", type(value).__qualname__)
-        known = _KNOWN.get(name) is value
-        return {_CONSTRUCTOR: name if known else f"{value.__module__}.{name}"}
-    return [_describe(item) for item in value] if isinstance(value, list | tuple) else value
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    module = getattr(value, "__module__", None) or type(value).__module__
+    return {_CONSTRUCTOR: name if _KNOWN.get(name) is value else f"{module}.{name}"}
 
 
-def restore(description: Mapping[str, Any], given: Mapping[str, object]) -> dict[str, Any]:
+def restore(
+    description: Any,  # noqa: ANN401
+    given: Mapping[str, object],
+) -> dict[str, Any]:
     """Turn what :func:`describe` gave into constructor arguments.
 
     Args:
@@ -80,14 +91,14 @@ def restore(description: Mapping[str, Any], given: Mapping[str, object]) -> dict
     """
     try:
         image = Image(**description["image"])
-        hierarchy = dict(description["hierarchy"])
+        hierarchy = {**description["hierarchy"]}
         scales = tuple(Scale(**scale) for scale in hierarchy.pop("scales"))
         arguments = {
             **{k: _restore(k, v) for k, v in description.items() if k not in given},
             "image": image,
             "hierarchy": Hierarchy(scales=scales, **hierarchy),
         }
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"no description of a model ({error!r})") from error
     return {**arguments, **given}
 
@@ -102,7 +113,7 @@ def _restore(name: str, value: Any) -> Any:  # noqa: ANN401
     if constructor not in _KNOWN:
         first = name.partition(".")[0]
         raise ValueError(
-            f"{name} is '{constructor}', which is not of this package: give it as "
+            f"{name} is {constructor!r}, which is not of this package: give it as "
             f"{first}=CONSTRUCTOR"
         )
     kind = _KNOWN[constructor]

@@ -244,12 +244,19 @@ class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nva
     ) -> PixelDistribution:
         self._check_noise(noise, batch_size)
         _, logits = self.decoder(
-            batch_size, given=given, noise=noise, temperature=self._temperatures(temperature)
+            batch_size,
+            given=given,
+            noise=noise,
+            temperature=self.temperature_of_groups(temperature),
         )
         return self.likelihood(logits)
 
-    def _temperatures(self, temperature: Temperature) -> list[float]:
-        """Give each group its scale's temperature."""
+    def temperature_of_groups(self, temperature: Temperature) -> list[float]:
+        """Give each group its scale's temperature.
+
+        Raises:
+            ValueError: if one is negative, or their number is not that of the scales.
+        """
         scales = self.hierarchy.scales
         per_scale = (
             [temperature] * len(scales) if isinstance(temperature, int | float) else temperature

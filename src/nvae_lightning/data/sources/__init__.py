@@ -26,6 +26,7 @@ __all__ = [
     "Source",
     "Splits",
     "Wanted",
+    "every_image",
     "open_source",
 ]
 
@@ -66,6 +67,22 @@ def open_source(source: str | Path, wanted: Wanted) -> Splits:
         f"{', '.join(sorted(image_files.SUFFIXES))}, also in a zip or tar; torchvision's MNIST, "
         "CIFAR-10 and CelebA; TFRecords, parquet and LMDB"
     )
+
+
+def every_image(source: str | Path) -> Source:
+    """Find all images of a folder, an archive or a file; of other formats, the test split.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    path = Path(source).expanduser().absolute()
+    if not path.exists():
+        raise ValueError(f"'{path}' does not exist")
+    files = image_files.find_all(path)
+    if files is not None:
+        return files
+    any_split = SeededSplit(0.5, 0)  # such formats have splits of their own
+    return open_source(path, Wanted(1, any_split)).sources["test"]
 
 
 def _not_empty(splits: Splits, where: str) -> Splits:

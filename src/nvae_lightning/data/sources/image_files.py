@@ -73,6 +73,19 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
     return Splits("image files", sources)
 
 
+def find_all(path: Path) -> ImageFiles | None:
+    """Find all image files of a folder or an archive, or the one that a path is.
+
+    None where there are none.
+    """
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        folder = open_container(path.parent)
+        return None if folder is None else ImageFiles(folder, [path.name])
+    container = open_container(path)
+    images = [] if container is None else _images(container.names())
+    return None if container is None or not images else ImageFiles(container, images)
+
+
 def _split_archives(path: Path, names: Sequence[str]) -> dict[str, Path]:
     if not path.is_dir():
         return {}

@@ -1,0 +1,74 @@
+"""All images of a folder, in their order: what a trained model is asked about."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from nvae_lightning.data.datamodule import ImageDataModule, ImageDataset, naming
+from nvae_lightning.data.prepare import decode_all
+from nvae_lightning.data.sources import Source, every_image
+
+
+class AllImages(ImageDataModule):
+    """All images of a folder, an archive or a file, whatever splits they are in.
+
+    Args:
+        root: Where they are (``images``).
+        batch_size: Images per batch and per device.
+        image_size: Height and width that they are brought to.
+        channels: 1 (grey) or 3 (colour).
+        bits: Bits kept per pixel channel; 1 draws binary pixels.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    def __init__(
+        self, root: str | Path, *, batch_size: int, image_size: int, channels: int, bits: int
+    ) -> None:
+        super().__init__(
+            root=root,
+            batch_size=batch_size,
+            image_size=image_size,
+            channels=channels,
+            bits=bits,
+            binarize=bits == 1,
+        )
+
+    @cached_property
+    def source(self) -> Source:
+        """The images.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        with naming("images"):
+            return every_image(self.folder)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Their names."""
+        return self.source.names
+
+    def prepare_data(self) -> None:
+        """Look for them.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        _ = self.source
+
+    def setup(self, stage: str) -> None:
+        """Decode them.
+
+        Raises:
+            ValueError: If one cannot be read.
+        """
+        _ = self.test_set
+
+    @cached_property
+    def test_set(self) -> ImageDataset:
+        """The images, decoded at first use."""
+        self.check_memory(len(self.source))
+        with naming("images"):
+            return ImageDataset(decode_all(self.source, self.decoder, self.num_decoders))

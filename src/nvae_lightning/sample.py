@@ -1,0 +1,130 @@
+"""Pictures from a trained model: ``python -m nvae_lightning.sample ckpt_path=… mode=…``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from nvae_lightning.callbacks.pictures import grid
+from nvae_lightning.cli import (
+    CONFIG_ROOT,
+    images_for,
+    one_line_errors,
+    run,
+    use_training_data,
+)
+from nvae_lightning.data import ImageDataModule
+from nvae_lightning.loading import find_checkpoint, load_model
+from nvae_lightning.model import NVAE
+from nvae_lightning.sampling import Settings, cached_recalibration, with_statistics
+from nvae_lightning.settings import check_type, check_types
+
+
+def load_images(config: DictConfig, model: NVAE, count: int) -> Tensor:
+    """Load images for the model to begin with: the first of ``images``, or some of the test split.
+
+    Raises:
+        ValueError: If there are not so many.
+    """
+    if config.images is not None:
+        datamodule: ImageDataModule = images_for(model, config.images)
+    else:
+        use_training_data(config, model)
+        check_types(config)
+        datamodule = instantiate(config.dataset.datamodule)
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    available = len(datamodule.test_set)
+    if available < count:
+        raise ValueError(
+            f"num_samples: {count} images are needed, but there are only {available}; set a "
+            "smaller num_samples"
+        )
+    # Those of a split may be sorted by class, those of a user are in the order meant.
+    step = 1 if config.images is not None else available // count
+    batch = datamodule.test_set.__getitems__([step * index for index in range(count)])
+    return datamodule.to_input(batch, train=False)
+
+
+def statistics(
+    config: DictConfig, model: NVAE, temperature: float | list[float], folder: Path
+) -> Mapping[str, Tensor]:
+    """Measure the statistics of batch normalisation, or read them from beside the checkpoint."""
+    source = find_checkpoint(config.ckpt_path)
+    local = Path(config.ckpt_path).expanduser()
+    if source is not None:
+        folder = source.parent
+    elif local.is_dir():
+        folder = local
+    return cached_recalibration(
+        model,
+        folder,
+        "model" if source is None else source.stem,
+        temperature,
+        num_passes=config.recalibration.num_passes,
+        batch_size=config.recalibration.batch_size,
+        seed=config.seed,
+    )
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="sample")
+@one_line_errors()
+def main(config: DictConfig) -> None:
+    """Draw one picture, and keep its images as numbers, too."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    for name, value, kind in (
+        ("num_samples", config.num_samples, int),
+        ("recalibrate_bn", config.recalibrate_bn, bool),
+        ("recalibration.num_passes", config.recalibration.num_passes, int),
+        ("recalibration.batch_size", config.recalibration.batch_size, int),
+        ("batch_size", config.batch_size, int),
+        ("images", config.images, str | None),
+        ("seed", config.seed, int),
+    ):
+        check_type(name, value, kind)
+    temperature: Any = config.temperature
+    if not isinstance(temperature, int | float):
+        temperature = OmegaConf.to_container(temperature)
+    check_type("temperature", temperature, float | list[float])
+    device = config.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: got '{device}'; set for example device=cpu") from error
+    model = load_model(config.ckpt_path).to(memory_format=torch.channels_last).to(device)
+    torch.manual_seed(config.seed)
+    settings = Settings(
+        model,
+        config.num_samples,
+        temperature,
+        load=lambda count: load_images(config, model, count).to(device),
+        batch_size=config.batch_size,
+    )
+    model.temperature_of_groups(temperature)
+    samples: AbstractContextManager[None] = nullcontext()
+    mode = HydraConfig.get().runtime.choices["mode"]
+    if config.recalibrate_bn and mode != "reconstruct":
+        measured = statistics(config, model, temperature, run_dir)
+        samples = with_statistics(model, measured)
+    with samples:
+        drawing = instantiate(config.mode)(settings)
+    picture, numbers = run_dir / f"{mode}.png", run_dir / f"{mode}.npz"
+    to_pil_image(grid(drawing.images, drawing.num_columns)).save(picture)
+    pixels = (255 * drawing.images.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    np.savez_compressed(numbers, images=pixels)
+    print(f"{len(pixels)} images in '{picture}' and {numbers.name}")
+
+
+if __name__ == "__main__":
+    run(main)

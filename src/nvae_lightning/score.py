@@ -1,0 +1,123 @@
+"""How likely images are: ``python -m nvae_lightning.score ckpt_path=… images=FOLDER``."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch import Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from nvae_lightning import figures
+from nvae_lightning.anomaly import AnomalyScores, auroc
+from nvae_lightning.cli import (
+    CONFIG_ROOT,
+    hide_warnings,
+    images_for,
+    one_line_errors,
+    run,
+    use_training_data,
+)
+from nvae_lightning.data import AllImages, ImageDataModule
+from nvae_lightning.loading import load_model
+from nvae_lightning.model import NVAE
+from nvae_lightning.objective import bits_per_dim
+from nvae_lightning.settings import check_type, check_types
+
+
+def score(
+    trainer: Trainer, module: AnomalyScores, datamodule: ImageDataModule, csv_file: Path
+) -> Tensor:
+    """Score all images of a data module and write them to a table."""
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    batches = trainer.predict(module, datamodule)
+    assert batches is not None
+    scores = torch.cat([batch for batch in batches if isinstance(batch, Tensor)]).cpu()
+    names = datamodule.names if isinstance(datamodule, AllImages) else range(len(scores))
+    write_table(csv_file, names, module, scores)
+    return scores
+
+
+def write_table(
+    path: Path, names: Sequence[object], module: AnomalyScores, scores: Tensor
+) -> None:
+    """Write a row per image: its name, log-likelihood in nats, bits per dim, and LLR>k."""
+    num_dims = module.model.image.num_dims
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        first, *ratios = module.names
+        writer.writerow(["image", first, "bpd", *ratios])
+        for name, (likelihood, *values) in zip(names, scores.tolist(), strict=False):
+            writer.writerow([name, likelihood, bits_per_dim(-likelihood, num_dims), *values])
+
+
+def images_of(config: DictConfig, model: NVAE, source: str) -> ImageDataModule:
+    """Return the images of a folder, or those of the training's test split."""
+    if source != "test":
+        return images_for(model, source, config.dataset.batch_size or 64)
+    use_training_data(config, model)
+    check_types(config)
+    return instantiate(config.dataset.datamodule)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="score")
+@one_line_errors()
+def main(config: DictConfig) -> None:
+    """Score images, draw the most and the least likely, and tell them from a reference."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    hide_warnings()
+    ks: Any = OmegaConf.to_container(config.k) if OmegaConf.is_list(config.k) else config.k
+    check_type("k", ks, list[int] | None)
+    check_type("images", config.images, str)
+    check_type("reference", config.reference, str | None)
+    check_type("num_importance_samples", config.num_importance_samples, int)
+    check_type("memory_budget", config.memory_budget, int | float)
+    seed_everything(config.seed, workers=True, verbose=False)
+    model = load_model(config.ckpt_path)
+    module = AnomalyScores(
+        model,
+        ks=ks,
+        num_importance_samples=config.num_importance_samples,
+        memory_budget=int(config.memory_budget),
+    )
+    trainer = instantiate(config.trainer, default_root_dir=str(run_dir), _convert_="all")
+    datamodule = images_of(config, model, config.images)
+    scores = score(trainer, module, datamodule, run_dir / "scores.csv")
+    shown = datamodule.test_set.__getitems__(range(len(scores)))
+    figure = figures.most_and_least_likely(shown / 255, scores[:, 0])
+    figures.write(figure, run_dir / "most_and_least_likely.png")
+    likelihood = scores[:, 0].mean()
+    print(f"log-likelihood {likelihood:.2f} nats on average, {len(scores):,} images")
+    print(f"written: '{run_dir / 'scores.csv'}' and most_and_least_likely.png")
+    if config.reference is None:
+        return
+    reference = images_of(config, model, config.reference)
+    known = score(trainer, module, reference, run_dir / "reference_scores.csv")
+    areas = auroc(scores, known)
+    columns = {
+        name: (scores[:, index], known[:, index]) for index, name in enumerate(module.names)
+    }
+    figure = figures.histograms(columns, areas, ("images", "reference"))
+    figures.write(figure, run_dir / "histograms.png")
+    results = {
+        "auroc": dict(zip(module.names, areas, strict=True)),
+        "num_images": len(scores),
+        "num_reference_images": len(known),
+        "num_importance_samples": config.num_importance_samples,
+    }
+    (run_dir / "auroc.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print("AUROC " + ", ".join(f"{k} {v:.4f}" for k, v in results["auroc"].items()))
+    print(f"written: '{run_dir / 'auroc.json'}', reference_scores.csv and histograms.png")
+
+
+if __name__ == "__main__":
+    run(main)
