@@ -9,6 +9,7 @@ from nvae_lightning.callbacks.checkpoint import (
 )
 from nvae_lightning.callbacks.csv_logger import ResumableCSVLogger
 from nvae_lightning.callbacks.ema import EMA
+from nvae_lightning.callbacks.frechet import FrechetDistance
 from nvae_lightning.callbacks.guard import DivergedError, Guard
 from nvae_lightning.callbacks.kl_per_group import KLPerGroup
 from nvae_lightning.callbacks.pictures import Pictures
@@ -24,6 +25,7 @@ __all__ = [
     "Checkpoint",
     "DivergedError",
     "FinishWandb",
+    "FrechetDistance",
     "Guard",
     "Interrupted",
     "KLPerGroup",
