@@ -27,6 +27,13 @@ def test_first_training_output_is_standardised_for_inputs_far_from_zero() -> Non
     assert (output.std((0, 2, 3), correction=0) - 1.0).abs().max() < 0.05
 
 
+def test_a_batch_that_is_not_finite_leaves_it_to_the_next_one() -> None:
+    layer = DataDependentConv2d(4, 6, 3, padding=1).double().train()
+    assert not layer(_batch() * torch.nan).isfinite().any()
+    assert layer.log_gain.isfinite().all()
+    _assert_standardised(layer(_batch()))
+
+
 def test_initialisation_is_not_done_twice() -> None:
     layer = DataDependentConv2d(4, 6, 3).double().train()
     layer(_batch())

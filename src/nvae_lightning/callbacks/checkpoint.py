@@ -155,16 +155,20 @@ class Checkpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Save, but not within a step, and not yet in an epoch's last one."""
+        """Save, but not within a step, and not yet in an epoch's last one.
+
+        Nor while steps are skipped, so that what to go back to is not pruned.
+        """
         loop = trainer.fit_loop.epoch_loop
-        if not (loop.batch_progress.is_last_batch or loop._should_accumulate()):
+        is_within = loop.batch_progress.is_last_batch or loop._should_accumulate()
+        if not (is_within or _is_skipping(trainer)):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was due in the last step: after the validation, which a resume leaves out."""
         is_due = trainer.global_step - self._last_global_step_saved >= self._every_n_train_steps
         is_end = trainer.global_step == getattr(pl_module, "total_steps", None)
-        if is_due or is_end or trainer.should_stop:
+        if (is_due and not _is_skipping(trainer)) or is_end or trainer.should_stop:
             self.save_now(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -198,6 +202,10 @@ class Checkpoint(ModelCheckpoint):
         saved = sorted(newest.parent.glob("step*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
         for path in saved[: -self.keep]:
             path.unlink()
+
+
+def _is_skipping(trainer: Trainer) -> bool:
+    return any(getattr(callback, "is_skipping", False) for callback in trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _damaged(path: Path, reason: object) -> str:

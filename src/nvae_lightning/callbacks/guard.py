@@ -89,6 +89,11 @@ class Guard(Callback):
         self._statistics: list[Tensor] = []
         self._kept: list[Tensor] = []
 
+    @property
+    def is_skipping(self) -> bool:
+        """Whether the last step was not made."""
+        return any(self._in_a_row.values())
+
     def state_dict(self) -> dict[str, Any]:
         """Counts, as plain numbers."""
         return {

@@ -37,12 +37,17 @@ class Pictures(Callback):
         seed: of the noise.
 
     Raises:
-        ValueError: if there are fewer than two images.
+        ValueError: if there are fewer than two images or the temperature is negative.
     """
 
     def __init__(self, num_images: int = 64, temperature: float = 1.0, seed: int = 0) -> None:
         if num_images < 2:
             raise ValueError(f"callbacks.pictures.num_images must be at least 2, got {num_images}")
+        if not 0.0 <= temperature < math.inf:
+            raise ValueError(
+                "callbacks.pictures.temperature must be finite and not negative, got "
+                f"{temperature}"
+            )
         self.num_images = num_images
         self.temperature = temperature
         self.seed = seed

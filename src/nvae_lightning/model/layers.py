@@ -124,6 +124,8 @@ class DataDependentConv2d(WeightNormConv2d):
         mean = mean_over_ranks(output.mean((0, 2, 3)))
         centred = output - mean[:, None, None]
         std = mean_over_ranks(centred.square().mean((0, 2, 3))).clamp_min(1e-8).sqrt()
+        if not (mean.isfinite().all() and std.isfinite().all()):
+            return  # the next batch does it; this step's loss says what is wrong
         self.log_gain.copy_(-std.log().view_as(self.log_gain))
         self.bias.copy_(-mean / std)
         self.initialized = True
