@@ -22,7 +22,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from nvae_lightning.callbacks import DivergedError
@@ -187,7 +187,7 @@ def _given(key: str, message: str) -> str:
     return f" (given: {' '.join(given)})" if given else ""
 
 
-def use_training_data(config: DictConfig, model: NVAE) -> None:
+def use_training_data(config: Any, model: NVAE) -> None:  # noqa: ANN401
     """Let ``config.dataset`` be that of the model's training, unless a dataset is named.
 
     Settings under ``dataset`` that are not null replace the training's.

@@ -121,6 +121,8 @@ def main(config: DictConfig) -> float:
     with as_single_run(run_dir):
         results = {"ckpt_path": config.ckpt_path, **measure(config, model, datamodule, trainer)}
         if config.both_likelihoods and correct_numerics(model):
+            for callback in callbacks:  # samples do not depend on it
+                trainer.callbacks.remove(callback)  # pyright: ignore[reportAttributeAccessIssue]
             corrected = measure(config, model, datamodule, trainer)
             results["corrected"] = {
                 name: value

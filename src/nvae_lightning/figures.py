@@ -86,8 +86,8 @@ def histograms(
     num_columns = min(3, len(scores))
     num_rows = -(-len(scores) // num_columns)
     figure = Figure(figsize=(4 * num_columns, 3 * num_rows), layout="constrained")
-    all_axes = figure.subplots(num_rows, num_columns, squeeze=False).flat
-    for axes in list(all_axes)[len(scores) :]:
+    all_axes = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+    for axes in all_axes[len(scores) :]:
         axes.set_axis_off()
     for axes, (name, pair), area in zip(all_axes, scores.items(), areas, strict=False):
         low, high = (float(torch.cat(pair).quantile(q)) for q in (0.005, 0.995))

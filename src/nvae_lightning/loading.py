@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
+from typing import Any
 
 from nvae_lightning.callbacks import last_checkpoint, verify_checkpoint
 from nvae_lightning.model import NVAE
@@ -39,13 +41,15 @@ def find_checkpoint(source: str | Path) -> Path | None:
     return None
 
 
-def load_model(source: str | Path) -> NVAE:
+def load_model(source: str | Path, **given: Any) -> NVAE:
     """Load a model, in evaluation mode.
 
     Args:
         source: checkpoint of a training, folder of its run, folder of
             :meth:`NVAE.save_pretrained`, ``owner/name`` on the Hugging Face hub, or checkpoint
             of the published code.
+        **given: arguments of :class:`NVAE` to take instead of those that are described, as
+            constructors that are not of this package; none with the published code's.
 
     Raises:
         ValueError: if there is no such model, or it is damaged, foreign or asks for code to be
@@ -53,21 +57,30 @@ def load_model(source: str | Path) -> NVAE:
     """
     path = find_checkpoint(source)
     if path is None:
-        return NVAE.from_pretrained(source)
+        return NVAE.from_pretrained(source, **given)
     content = read_content(path)
+    if zipfile.is_zipfile(path):  # older formats have no checksums
+        try:
+            verify_checkpoint(path)
+        except ValueError as error:
+            raise ValueError(
+                f"'{path}' is damaged, its checksums are wrong: give another one"
+            ) from error
     if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        if given:
+            raise ValueError(f"'{path}' is no checkpoint of ours and takes no {', '.join(given)}")
         return build_checkpoint(path, content)
-    verify_checkpoint(path)
-    if ARCHITECTURE not in content:
+    weights = content.get("state_dict")
+    if ARCHITECTURE not in content or not isinstance(weights, dict):
         raise ValueError(
             f"'{path}' is a Lightning checkpoint, but not of an NVAE: give one that is"
         )
     weights = {
-        name.removeprefix(_PREFIX): value
-        for name, value in content["state_dict"].items()
-        if name.startswith(_PREFIX)
+        str(name).removeprefix(_PREFIX): value
+        for name, value in weights.items()
+        if str(name).startswith(_PREFIX)
     }
     try:
-        return build(NVAE, content[ARCHITECTURE], weights, {})
+        return build(NVAE, content[ARCHITECTURE], weights, given)
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from error

@@ -478,7 +478,7 @@ def read_content(path: FilePath) -> object:
         ValueError: if the file is none of that, is damaged or asks for code to be run.
     """
     if not Path(path).is_file():
-        raise ValueError(f"'{path}' is not a file: give a published checkpoint")
+        raise ValueError(f"'{path}' is not a file: give a checkpoint")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]):
             warnings.simplefilter("ignore")  # torch's remarks on files of older versions
@@ -534,7 +534,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         kind = "a safetensors file, which holds no settings"
     elif head.isascii() and b"".join(head.split()).decode().isprintable():
         kind = "text"
-    return f"is {kind}, no PyTorch checkpoint: give a published checkpoint, as torch.save wrote it"
+    return f"is {kind}, no PyTorch checkpoint: give one, as torch.save wrote it"
 
 
 def _why_not_published(content: object) -> str | None:

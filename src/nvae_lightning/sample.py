@@ -94,7 +94,7 @@ def main(config: DictConfig) -> None:
     ):
         check_type(name, value, kind)
     temperature: Any = config.temperature
-    if not isinstance(temperature, int | float):
+    if OmegaConf.is_config(temperature):
         temperature = OmegaConf.to_container(temperature)
     check_type("temperature", temperature, float | list[float])
     device = config.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"

@@ -75,7 +75,7 @@ def main(config: DictConfig) -> None:
     """Score images, draw the most and the least likely, and tell them from a reference."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     hide_warnings()
-    ks: Any = OmegaConf.to_container(config.k) if OmegaConf.is_list(config.k) else config.k
+    ks: Any = OmegaConf.to_container(config.k) if OmegaConf.is_config(config.k) else config.k
     check_type("k", ks, list[int] | None)
     check_type("images", config.images, str)
     check_type("reference", config.reference, str | None)

@@ -59,8 +59,10 @@ def describe(arguments: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _describe(value: Any) -> Any:  # noqa: ANN401
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):  # enumerations of them, too
+        return str.__str__(value)
     if isinstance(value, Real):  # NumPy's numbers, too
         return int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, Mapping):
@@ -108,7 +110,7 @@ def _restore(name: str, value: Any) -> Any:  # noqa: ANN401
         return [_restore(name, item) for item in value]
     if not isinstance(value, dict) or _CONSTRUCTOR not in value:
         return value
-    arguments = {key: _restore(f"{name}.{key}", item) for key, item in value.items()}
+    arguments = dict(value)
     constructor = arguments.pop(_CONSTRUCTOR)
     if constructor not in _KNOWN:
         first = name.partition(".")[0]
@@ -117,4 +119,5 @@ def _restore(name: str, value: Any) -> Any:  # noqa: ANN401
             f"{first}=CONSTRUCTOR"
         )
     kind = _KNOWN[constructor]
+    arguments = {key: _restore(f"{name}.{key}", item) for key, item in arguments.items()}
     return partial(kind, **arguments) if arguments else kind

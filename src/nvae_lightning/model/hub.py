@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from numbers import Integral, Real
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
@@ -100,25 +102,17 @@ class PretrainedMixin(PyTorchModelHubMixin):
         download = {name: kwargs.pop(name) for name in options if name in kwargs}
         name = str(pretrained_model_name_or_path)
         folder = Path(name).expanduser()
+        if folder.is_dir():
+            config_file, weights_file = (str(folder / file) for file in (CONFIG, WEIGHTS))
+        else:
+            config_file, weights_file = _download(name, download)
         try:
-            if folder.is_dir():
-                config_file, weights_file = (str(folder / file) for file in (CONFIG, WEIGHTS))
-            elif not is_hub_name(name):
-                raise FileNotFoundError("there is no such folder, and it is no owner/name")
-            else:
-                config_file = hf_hub_download(name, CONFIG, **download)
-                weights_file = hf_hub_download(name, WEIGHTS, **download)
             config = json.loads(Path(config_file).read_text(encoding="utf-8"))
             weights = load_file(weights_file)
-        except HFValidationError as error:
-            raise ValueError(f"'{name}' is no folder here and no owner/name") from error
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise ValueError(
-                f"'{name}' is no folder here, and the Hugging Face hub did not give it ({reason})"
+                f"'{name}' holds no model, or a damaged one ({_one_line(error)})"
             ) from error
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ValueError(f"'{name}' holds no model, or a damaged one ({error})") from error
         kind = (config.get("format"), config.get("version")) if isinstance(config, dict) else None
         if kind != (_FORMAT, _VERSION):
             raise ValueError(
@@ -126,9 +120,31 @@ class PretrainedMixin(PyTorchModelHubMixin):
                 "is read"
             )
         try:
-            return build(cls, config.get("model", {}), weights, kwargs)
+            return build(cls, config.get("model"), weights, kwargs)
         except ValueError as error:
             raise ValueError(f"'{name}': {error}") from error
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> str | None:
+        """Write the model; a card that is there stays, unless figures are given for it.
+
+        Args:
+            save_directory: folder.
+            model_card_kwargs: arguments of :meth:`generate_model_card`.
+            **kwargs: those of ``huggingface_hub.PyTorchModelHubMixin.save_pretrained``.
+        """
+        address = super().save_pretrained(
+            save_directory, model_card_kwargs=model_card_kwargs, **kwargs
+        )
+        if model_card_kwargs:
+            card = self.generate_model_card(**model_card_kwargs)
+            card.save(Path(save_directory) / "README.md")
+        return address
 
     def _save_pretrained(self, save_directory: Path) -> None:
         assert isinstance(self, nn.Module)
@@ -145,21 +161,16 @@ class PretrainedMixin(PyTorchModelHubMixin):
         """Write the card of the model: its settings and what was measured of it.
 
         Args:
-            evaluation: figures by name, or the ``evaluation.json`` that holds them.
+            evaluation: figures by name, or the ``evaluation.json`` that holds them; only single
+                numbers and texts are shown.
+
+        Raises:
+            ValueError: if the file is missing or holds no figures.
         """
         assert isinstance(self, nn.Module)
-        if isinstance(evaluation, str | Path):
-            measured = json.loads(Path(evaluation).read_text(encoding="utf-8"))
-        else:
-            measured = evaluation or {}
         settings = dict(self.architecture)
         image, hierarchy = settings.pop("image"), settings.pop("hierarchy")
         padded_size = image["size"] + 2 * image["padding"]
-        figures = {
-            name: f"{value:.5g}" if isinstance(value, float) else value
-            for name, value in measured.items()
-            if isinstance(value, int | float | str)
-        }
         return ModelCard.from_template(
             card_data=self._hub_mixin_info.model_card_data,
             template_str=_CARD,
@@ -171,8 +182,59 @@ class PretrainedMixin(PyTorchModelHubMixin):
             ],
             latent_channels=hierarchy["latent_channels"],
             settings={name: json.dumps(value) for name, value in settings.items()},
-            measured=figures,
+            measured=_figures(evaluation or {}),
         )
+
+
+def _figures(evaluation: Mapping[str, Any] | str | Path) -> dict[str, str]:
+    """Give the rows of the table of figures."""
+    if isinstance(evaluation, Mapping):
+        measured = evaluation
+    else:
+        try:
+            measured = json.loads(Path(evaluation).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"'{evaluation}' holds no figures ({_one_line(error)})") from error
+        if not isinstance(measured, dict):
+            raise ValueError(f"'{evaluation}' holds no figures by name")
+    figures = {}
+    for name, value in measured.items():
+        value = value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
+        if isinstance(value, Real | str):
+            is_whole = isinstance(value, Integral | str)
+            text = str(value) if is_whole else f"{value:.5g}"
+            figures[_cell(name)] = _cell(text)
+    return figures
+
+
+def _cell(text: str) -> str:
+    """Write what may stand in a table."""
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def _download(name: str, options: Mapping[str, Any]) -> tuple[str, str]:
+    """Give the paths of a model's files from the Hugging Face hub."""
+    no_name = f"'{name}' is no folder here and no owner/name"
+    if not is_hub_name(name):
+        raise ValueError(no_name)
+    try:
+        config_file, weights_file = (
+            hf_hub_download(name, file, **options) for file in (CONFIG, WEIGHTS)
+        )
+    except HFValidationError as error:
+        raise ValueError(no_name) from error
+    except Exception as error:  # the network's are of many kinds
+        raise ValueError(
+            f"'{name}' is no folder here, and the Hugging Face hub did not give it "
+            f"({_one_line(error)})"
+        ) from error
+    return config_file, weights_file
+
+
+def _one_line(error: Exception) -> str:
+    """Say what happened; without the end, where a model's every weight would be named."""
+    is_text = isinstance(error, OSError | RuntimeError | TypeError | ValueError | SafetensorError)
+    return shorten(str(error) if is_text else repr(error), 500, placeholder=" ...") or repr(error)
 
 
 def is_hub_name(name: str) -> bool:
@@ -183,8 +245,8 @@ def is_hub_name(name: str) -> bool:
 
 def build(
     kind: type[Any],
-    description: Mapping[str, Any],
-    weights: Mapping[str, torch.Tensor],
+    description: object,
+    weights: Mapping[str, Any],
     given: Mapping[str, object],
 ) -> Any:  # noqa: ANN401
     """Build a model of a description and load its weights, in evaluation mode.
@@ -192,10 +254,9 @@ def build(
     Raises:
         ValueError: if the description is none, or the weights are of another model.
     """
-    arguments = restore(description, given)
     try:
-        model = kind(**arguments)
+        model = kind(**restore(description, given))
         model.load_state_dict(weights)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    except Exception as error:  # what data can be wrong in is of many kinds
+        raise ValueError(_one_line(error)) from error
     return model.eval()

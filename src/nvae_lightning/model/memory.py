@@ -28,10 +28,9 @@ class _LiveBytes(TorchDispatchMode):
     ) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = {_address(leaf) for leaf in tree_leaves((args, kwargs))}
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and _address(leaf) not in given:
-                self._add(leaf.untyped_storage())
+        given = _storages((args, kwargs))
+        for storage in _storages(result) - given:
+            self._add(storage)
         return result
 
     def _add(self, storage: Any) -> None:  # noqa: ANN401
@@ -45,8 +44,8 @@ class _LiveBytes(TorchDispatchMode):
         self.live -= num_bytes
 
 
-def _address(leaf: object) -> int | None:
-    return leaf.untyped_storage().data_ptr() if isinstance(leaf, Tensor) else None
+def _storages(values: object) -> set[Any]:
+    return {leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)}
 
 
 def peak_bytes(function: Callable[[], object]) -> int:

@@ -278,7 +278,9 @@ def test_temperature_per_scale_applies_to_the_groups_of_that_scale(nvae: NVAE) -
     noise = _noise(nvae)
     assert torch.equal(nvae.sample(3, [0.6, 0.6], noise).logits, nvae.sample(3, 0.6, noise).logits)
     with torch.no_grad():
-        latents, _ = nvae.decoder(3, noise=noise, temperature=nvae.temperature_of_groups([0.0, 1.0]))
+        latents, _ = nvae.decoder(
+            3, noise=noise, temperature=nvae.temperature_of_groups([0.0, 1.0])
+        )
         first, *finer = nvae.noise_of([latent.z for latent in latents])
     assert (first == 0.0).all()
     torch.testing.assert_close(finer, noise[1:], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,627 @@
+"""Models in folders and on the hub: what comes back is what was saved, or an error in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nvae_lightning.model import NVAE, BernoulliLikelihood, Image, RegularCell
+from nvae_lightning.model.hub import is_hub_name
+from nvae_lightning.model.layers import DataDependentConv2d, ELUOnly
+
+BuildNVAE = Callable[..., NVAE]
+
+FILES = ["README.md", "config.json", "model.safetensors"]
+HUB = "nvae_lightning.model.hub.hf_hub_download"
+
+
+def assert_same(one: NVAE, other: NVAE) -> None:
+    """Same weights, and exactly the same outputs of the same noise."""
+    state = other.state_dict()
+    assert one.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
+    image = one.image
+    x = torch.rand(2, image.channels, image.size, image.size).round()
+    noise = [torch.randn(2, *shape) for shape in one.latent_shapes]
+    with torch.no_grad():
+        weights = [model.eval()(x, noise).log_weight(x) for model in (one, other)]
+        images = [model.sample(2, 0.7, noise).mean for model in (one, other)]
+    assert weights[0].isfinite().all()
+    assert torch.equal(*weights)
+    assert torch.equal(*images)
+
+
+def refusal(name: str | Path, **kwargs: Any) -> str:
+    """The error of reading it, which names it in one line that can be read."""
+    with pytest.raises(ValueError, match=re.escape(f"'{name}'")) as error:
+        NVAE.from_pretrained(name, **kwargs)
+    message = str(error.value)
+    assert "\n" not in message
+    assert len(message) < len(str(name)) + 700
+    return message
+
+
+@pytest.fixture
+def folder(colour_nvae: NVAE, tmp_path: Path) -> Path:
+    """Folder of a sound model."""
+    colour_nvae.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail whatever asks the hub."""
+
+    def download(*args: Any, **kwargs: Any) -> str:
+        pytest.fail(f"asked the hub for {args}")
+
+    monkeypatch.setattr(HUB, download)
+
+
+# ---------------------------------------------------------------------------- there and back
+
+
+def test_what_comes_back_is_what_was_saved(nvae: NVAE, tmp_path: Path) -> None:
+    nvae.save_pretrained(tmp_path)
+    for name in (tmp_path, str(tmp_path)):
+        assert_same(NVAE.from_pretrained(name), nvae)
+
+
+def test_the_folder_holds_weights_settings_and_a_card(nvae: NVAE, tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "saved"
+    nvae.save_pretrained(folder)
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    config = json.loads((folder / "config.json").read_text())
+    assert config == {"format": "nvae-lightning", "version": 1, "model": nvae.architecture}
+    weights = load_file(folder / "model.safetensors")
+    assert weights.keys() == nvae.state_dict().keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in nvae.state_dict().items())
+
+
+def test_a_model_comes_back_ready_to_be_used_and_the_saved_one_stays_as_it_was(
+    colour_nvae: NVAE, tmp_path: Path
+) -> None:
+    colour_nvae.train()
+    colour_nvae.save_pretrained(tmp_path)
+    assert all(module.training for module in colour_nvae.modules())
+    model = NVAE.from_pretrained(tmp_path)
+    assert not any(module.training for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_the_memory_format_does_not_matter(colour_nvae: NVAE, tmp_path: Path) -> None:
+    colour_nvae.save_pretrained(tmp_path / "plain")
+    colour_nvae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    assert not all(tensor.is_contiguous() for tensor in colour_nvae.state_dict().values())
+    colour_nvae.save_pretrained(tmp_path / "channels_last")
+    assert not all(tensor.is_contiguous() for tensor in colour_nvae.state_dict().values())
+    files = [tmp_path / kind / "model.safetensors" for kind in ("plain", "channels_last")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    state = NVAE.from_pretrained(tmp_path / "channels_last").state_dict()
+    assert all(torch.equal(state[name], t) for name, t in colour_nvae.state_dict().items())
+
+
+@pytest.mark.parametrize("initialized", [True, False])
+def test_the_state_of_data_dependent_initialisation_survives(
+    initialized: bool, build_nvae: BuildNVAE, tmp_path: Path
+) -> None:
+    cell = partial(RegularCell, normalization=ELUOnly, convolution=DataDependentConv2d)
+    model = build_nvae(encoder_cell=cell).train()
+    if initialized:
+        model(torch.rand(4, 3, 8, 8))
+    model.save_pretrained(tmp_path)
+    again = NVAE.from_pretrained(tmp_path)
+    convolutions = [m for m in again.modules() if isinstance(m, DataDependentConv2d)]
+    assert len(convolutions) == 8
+    assert all(convolution.initialized is initialized for convolution in convolutions)
+    gains = [convolution.log_gain.clone() for convolution in convolutions]
+    again.train()(torch.rand(4, 3, 8, 8))
+    for convolution, gain in zip(convolutions, gains, strict=True):
+        assert torch.equal(convolution.log_gain, gain) is initialized
+
+
+def test_files_can_be_read_by_others(colour_nvae: NVAE, tmp_path: Path) -> None:
+    previous = os.umask(0o022)
+    try:
+        colour_nvae.save_pretrained(tmp_path)
+    finally:
+        os.umask(previous)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(FILES, 0o644)
+
+
+def test_saving_over_a_model_leaves_nothing_of_it_but_a_card(
+    flow_nvae: NVAE, grey_nvae: NVAE, tmp_path: Path
+) -> None:
+    flow_nvae.save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("written by hand")
+    grey_nvae.save_pretrained(tmp_path)
+    assert_same(NVAE.from_pretrained(tmp_path), grey_nvae)
+    assert (tmp_path / "README.md").read_text() == "written by hand"
+
+
+def test_saving_over_a_model_that_has_been_read_of_the_same_folder(folder: Path) -> None:
+    model = NVAE.from_pretrained(folder)
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder)
+    state = NVAE.from_pretrained(folder).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+def test_figures_that_are_given_later_are_written_on_the_card(
+    colour_nvae: NVAE, folder: Path
+) -> None:
+    assert "| bits per dim |" not in (folder / "README.md").read_text()
+    figures = {"evaluation": {"bits per dim": 2.9}}
+    colour_nvae.save_pretrained(folder, model_card_kwargs=figures)
+    assert "| bits per dim | 2.9 |" in (folder / "README.md").read_text()
+    assert_same(NVAE.from_pretrained(folder), colour_nvae)
+
+
+# ------------------------------------------------------------------------------------ arguments
+
+
+def test_arguments_may_be_given_instead_of_those_of_the_folder(
+    colour_nvae: NVAE, folder: Path
+) -> None:
+    model = NVAE.from_pretrained(folder, first_prior_std=1.01)
+    assert (model.decoder.groups[0].prior_std, colour_nvae.decoder.groups[0].prior_std) == (
+        1.01,
+        1.0,
+    )
+    assert model.architecture == {**colour_nvae.architecture, "first_prior_std": 1.01}
+
+
+class OwnCell(RegularCell):
+    """A cell that is not of the package."""
+
+
+def test_a_model_of_other_cells_comes_back_if_they_are_given(
+    build_nvae: BuildNVAE, tmp_path: Path
+) -> None:
+    model = build_nvae(encoder_cell=OwnCell)
+    model.save_pretrained(tmp_path)
+    message = refusal(tmp_path)
+    assert "encoder_cell is '" in message
+    assert "give it as encoder_cell=CONSTRUCTOR" in message
+    again = NVAE.from_pretrained(tmp_path, encoder_cell=OwnCell)
+    assert any(isinstance(module, OwnCell) for module in again.modules())
+    assert_same(again, model)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"map_location": "cpu"}, "unexpected keyword argument 'map_location'"),
+        ({"num_flows": -1}, "model.num_flows must be at least 0, got -1"),
+        ({"num_flows": 1}, "decoder.groups.0.flows"),
+        ({"likelihood": BernoulliLikelihood}, "image.bits=1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(
+    given: dict[str, Any], message: str, folder: Path
+) -> None:
+    assert message in refusal(folder, **given)
+
+
+# ----------------------------------------------------------------------------------------- card
+
+
+def test_the_card_says_what_the_model_is(build_nvae: BuildNVAE) -> None:
+    image = Image(channels=1, size=6, bits=1, padding=1)
+    model = build_nvae(image, likelihood=BernoulliLikelihood, num_flows=1)
+    text = str(model.generate_model_card())
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    for line in (
+        "library_name: nvae-lightning",
+        "- nvae",
+        "| image | 6x6, 1 channels, 1 bits |",
+        f"| parameters | {num_parameters:,} |",
+        "| scale 0: 2x2 | 1 groups, 16 channels |",
+        "| scale 1: 4x4 | 2 groups, 8 channels |",
+        "| latent channels | 2 |",
+        '| `decoder_cell` | {"constructor": "DepthwiseCell", "expansion": 2.0} |',
+        '| `likelihood` | {"constructor": "BernoulliLikelihood"} |',
+        "| `num_flows` | 1 |",
+        "| `squeeze_excitation` | true |",
+    ):
+        assert line in text.splitlines()
+    assert "(16, 1, 6, 6)" in text
+    assert text.rstrip().endswith("## Measured\n\nNothing has been stated.")
+
+
+FIGURES: dict[str, Any] = {
+    "test/bpd": 2.9134567,
+    "test/nll": 6207.123456,
+    "num_images": 10000,
+    "temperature": 0.7,
+    "small": 1.5e-7,
+    "data": "CIFAR-10",
+    "KL(q|p)": "two\nlines",
+    "per_group": [1.0, 2.0],
+    "nothing": None,
+}
+ROWS = [
+    "| test/bpd | 2.9135 |",
+    "| test/nll | 6207.1 |",
+    "| num_images | 10000 |",
+    "| temperature | 0.7 |",
+    "| small | 1.5e-07 |",
+    "| data | CIFAR-10 |",
+    r"| KL(q\|p) | two lines |",
+]
+
+
+@pytest.mark.parametrize("kind", ["dict", "str", "Path"])
+def test_the_card_says_what_was_measured(kind: str, colour_nvae: NVAE, tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(FIGURES))
+    evaluation = {"dict": FIGURES, "str": str(path), "Path": path}[kind]
+    text = str(colour_nvae.generate_model_card(evaluation))
+    measured = text.partition("## Measured\n")[2].splitlines()
+    assert [line for line in measured if line] == ["| | |", "|---|---|", *ROWS]
+
+
+def test_the_card_takes_figures_as_trainings_give_them(colour_nvae: NVAE) -> None:
+    figures = {"tensor": torch.tensor(2.5), "numpy": np.float32(0.25), "count": np.int64(7)}
+    text = str(colour_nvae.generate_model_card({**figures, "vector": torch.zeros(2)}))
+    measured = text.partition("## Measured\n")[2]
+    assert "| tensor | 2.5 |\n| numpy | 0.25 |\n| count | 7 |\n" in measured
+    assert "vector" not in measured
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1, 2]", '"text"', b"\xff\xfe\x00"])
+def test_figures_that_cannot_be_read_are_refused(
+    content: str | bytes | None, colour_nvae: NVAE, tmp_path: Path
+) -> None:
+    path = tmp_path / "evaluation.json"
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ValueError, match=rf"^'{re.escape(str(path))}' holds no figures[^\n]*$"):
+        colour_nvae.generate_model_card(path)
+
+
+# -------------------------------------------------------------------------------------- the hub
+
+
+def test_a_push_uploads_weights_settings_and_a_card_with_figures(
+    flow_nvae: NVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created: list[dict[str, Any]] = []
+    uploaded: list[dict[str, Any]] = []
+
+    def create_repo(api: Any, **kwargs: Any) -> SimpleNamespace:
+        created.append({**kwargs, "token": api.token})
+        return SimpleNamespace(repo_id=kwargs["repo_id"])
+
+    def upload_folder(api: Any, *, folder_path: Path, **kwargs: Any) -> str:
+        del api
+        for path in Path(folder_path).iterdir():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        uploaded.append(kwargs)
+        return "address"
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    address = flow_nvae.push_to_hub(
+        "owner/name",
+        private=True,
+        token="secret",
+        model_card_kwargs={"evaluation": {"test/bpd": 2.9134567}},
+    )
+    assert address == "address"
+    assert (created[0]["repo_id"], created[0]["private"]) == ("owner/name", True)
+    assert created[0]["token"] == "secret"
+    assert (uploaded[0]["repo_id"], uploaded[0]["repo_type"]) == ("owner/name", "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model"] == flow_nvae.architecture
+    card = ModelCard.load(tmp_path / "README.md")
+    data = card.data.to_dict()
+    assert data["library_name"] == "nvae-lightning"
+    assert {"nvae", "vae"} <= set(data["tags"])
+    assert "| `num_flows` | 1 |" in card.text
+    assert "| test/bpd | 2.9135 |" in card.text
+    assert "secret" not in card.content
+    assert_same(NVAE.from_pretrained(tmp_path), flow_nvae)
+
+
+def test_a_model_is_downloaded_from_the_hub(
+    colour_nvae: NVAE, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str, dict[str, Any]]] = []
+
+    def download(name: str, file: str, **kwargs: Any) -> str:
+        asked.append((name, file, kwargs))
+        return str(folder / file)
+
+    monkeypatch.setattr(HUB, download)
+    options = {
+        "revision": "v1",
+        "token": "secret",
+        "cache_dir": "cache",
+        "local_files_only": True,
+        "force_download": False,
+    }
+    assert_same(NVAE.from_pretrained("owner/name", **options), colour_nvae)
+    assert asked == [("owner/name", f, options) for f in ("config.json", "model.safetensors")]
+    asked.clear()
+    model = NVAE.from_pretrained("owner/name", first_prior_std=1.01)
+    assert model.decoder.groups[0].prior_std == 1.01
+    assert [kwargs for _, _, kwargs in asked] == [{}, {}]
+
+
+def test_a_folder_is_preferred_to_the_hub(
+    colour_nvae: NVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_hub: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    colour_nvae.save_pretrained("owner/name")
+    assert_same(NVAE.from_pretrained("owner/name"), colour_nvae)
+    refusal("owner/other")  # beside it, where a folder may be missing
+
+
+def test_a_home_folder_is_found(
+    colour_nvae: NVAE, folder: Path, monkeypatch: pytest.MonkeyPatch, no_hub: None
+) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert_same(NVAE.from_pretrained("~/saved"), colour_nvae)
+
+
+class ProxyError(Exception):
+    """Of a library for the network: no OSError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (LocalEntryNotFoundError("Cannot find it in the cache.\nTry again."), "cache. Try again."),
+        (LocalEntryNotFoundError(""), "LocalEntryNotFoundError"),
+        (EntryNotFoundError("404 Client Error.\n\nEntry not found."), "404 Client Error."),
+        (ConnectionError("Cannot reach it: offline mode is enabled."), "offline mode"),
+        (TimeoutError(), "TimeoutError"),
+        (ProxyError("503 Service Unavailable"), "ProxyError('503 Service Unavailable')"),
+    ],
+)
+@pytest.mark.parametrize("failing", ["config.json", "model.safetensors"])
+def test_a_hub_that_does_not_answer_is_an_error_in_one_line(
+    failing: str, error: Exception, reason: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(name: str, file: str, **kwargs: Any) -> str:
+        if file == failing:
+            raise error
+        return str(folder / file)
+
+    monkeypatch.setattr(HUB, download)
+    message = refusal("owner/name")
+    assert "is no folder here, and the Hugging Face hub did not give it (" in message
+    assert reason in message
+
+
+def test_without_a_network_the_error_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for options in ({}, {"local_files_only": True}):
+        message = refusal("owner/name", cache_dir=tmp_path, **options)
+        assert "the Hugging Face hub did not give it" in message
+
+
+@pytest.mark.parametrize("name", ["own--er/name", "owner/na..me", "-owner/name", "owner/name.git"])
+def test_names_that_the_hub_refuses_are_no_names(name: str) -> None:
+    assert refusal(name) == f"'{name}' is no folder here and no owner/name"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["name", "a/b/c", "owner/", "/name", "owner/na me", "./name", "../name", "~/name", "a\\b/c"],
+)
+def test_what_cannot_be_a_name_of_the_hub_is_not_asked_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_hub: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not is_hub_name(name)
+    assert refusal(name) == f"'{name}' is no folder here and no owner/name"
+
+
+def test_a_missing_or_empty_folder_is_refused(tmp_path: Path, no_hub: None) -> None:
+    assert "is no folder here" in refusal(tmp_path / "missing")
+    assert "config.json" in refusal(tmp_path)
+    (tmp_path / "file").write_text("text")
+    assert "is no folder here" in refusal(tmp_path / "file")
+
+
+# ------------------------------------------------------------------------------ what is damaged
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(missing: str, folder: Path) -> None:
+    (folder / missing).unlink()
+    message = refusal(folder)
+    assert "holds no model, or a damaged one" in message
+    assert missing in message
+
+
+def test_weights_cut_off_anywhere_are_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    lengths = (0, 1, 7, 8, 9, header // 2, header - 1, header, header + 1, len(content) - 1)
+    for length in lengths:
+        path.write_bytes(content[:length])
+        assert "damaged" in refusal(folder)
+
+
+def test_a_config_cut_off_anywhere_is_refused(folder: Path) -> None:
+    path = folder / "config.json"
+    content = path.read_text().rstrip()
+    for length in range(0, len(content), 37):
+        path.write_text(content[:length])
+        assert "damaged" in refusal(folder)
+
+
+def model_or_error(folder: Path) -> NVAE | str:
+    try:
+        return NVAE.from_pretrained(folder)
+    except ValueError as error:
+        return str(error)
+
+
+def test_other_bytes_in_the_head_of_the_weights_are_refused_or_harmless(
+    colour_nvae: NVAE, folder: Path
+) -> None:
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    generator = torch.Generator().manual_seed(0)
+    num_refused = 0
+    for position in torch.randint(header, (60,), generator=generator).tolist():
+        change = int(torch.randint(1, 256, (1,), generator=generator))
+        changed = bytes([content[position] ^ change])
+        path.write_bytes(content[:position] + changed + content[position + 1 :])
+        model = model_or_error(folder)
+        if isinstance(model, str):
+            assert model.startswith(f"'{folder}'")
+            assert "\n" not in model
+            num_refused += 1
+        else:
+            assert model.state_dict().keys() == colour_nvae.state_dict().keys()
+    assert num_refused > 50
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "damaged"),
+        ("{", "damaged"),
+        ("text", "damaged"),
+        (b"\xff\xfe{}", "damaged"),
+        ("[" * sys.getrecursionlimit(), "damaged"),
+        ("1" * 10_000, "damaged"),
+        ("null", "format and version None"),
+        ("[]", "format and version None"),
+        ('"nvae-lightning"', "format and version None"),
+        ("{}", "format and version (None, None)"),
+        ('{"architectures": ["BertModel"], "model_type": "bert"}', "(None, None)"),
+        ('{"format": "nvae-lightning"}', "('nvae-lightning', None)"),
+        ('{"format": "other", "version": 1, "model": {}}', "('other', 1)"),
+        ('{"format": "nvae-lightning", "version": 2}', "('nvae-lightning', 2), where"),
+        ('{"format": ["a"], "version": {"b": 1}}', "(['a'], {'b': 1})"),
+        ('{"format": "nvae-lightning", "version": 1}', "no description of a model"),
+    ],
+)
+def test_a_config_of_something_else_is_refused(
+    content: str | bytes, message: str, folder: Path
+) -> None:
+    data = content.encode() if isinstance(content, str) else content
+    (folder / "config.json").write_bytes(data)
+    assert message in refusal(folder)
+
+
+@pytest.mark.parametrize("value", [None, [], {}, "model", 3, [["image", {}]]])
+def test_a_config_without_a_description_is_refused(value: Any, folder: Path) -> None:
+    change_config(folder, model=value)
+    assert "no description of a model" in refusal(folder)
+
+
+@pytest.mark.parametrize("place", ["encoder_cell", "likelihood", "normalization"])
+def test_a_config_that_would_run_code_is_refused_and_runs_nothing(
+    place: str, colour_nvae: NVAE, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    harmful: dict[str, Any] = {"constructor": "os.system", "command": "mkdir harm"}
+    description = colour_nvae.architecture
+    if place == "normalization":
+        description["encoder_cell"] = {"constructor": "RegularCell", "normalization": harmful}
+    else:
+        description[place] = harmful
+    change_config(folder, model=description)
+    message = refusal(folder)
+    assert f"{place} is 'os.system', which is not of this package" in message
+    assert not (folder / "harm").exists()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({}, "Missing key(s)"),
+        ({"embedding.weight": torch.zeros(3, 4)}, "Missing key(s)"),
+        ({"encoder.stem.bias": torch.zeros(4)}, "Missing key(s)"),
+    ],
+)
+def test_weights_of_something_else_are_refused(
+    weights: dict[str, Tensor], message: str, folder: Path
+) -> None:
+    save_file(weights, folder / "model.safetensors")
+    assert message in refusal(folder)
+
+
+def test_weights_that_do_not_fit_are_named(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.stem.bias"] = torch.zeros(5)
+    save_file(weights, folder / "model.safetensors")
+    assert "size mismatch for encoder.stem.bias" in refusal(folder)
+    weights["encoder.stem.bias"] = torch.zeros(4)
+    save_file({**weights, "extra": torch.zeros(1)}, folder / "model.safetensors")
+    assert 'Unexpected key(s) in state_dict: "extra"' in refusal(folder)
+    del weights["encoder.stem.weight"]
+    save_file(weights, folder / "model.safetensors")
+    assert 'Missing key(s) in state_dict: "encoder.stem.weight"' in refusal(folder)
+
+
+def test_a_pickle_in_place_of_the_weights_is_refused_and_not_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+
+    class Harmful:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, ("harm",)
+
+    torch.save({"state_dict": Harmful()}, folder / "model.safetensors")
+    assert "damaged" in refusal(folder)
+    assert not (folder / "harm").exists()
+
+
+def test_folders_in_place_of_files_are_refused(folder: Path) -> None:
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).unlink()
+        (folder / name).mkdir()
+        assert "damaged" in refusal(folder)
+
+
+def test_a_model_that_cannot_be_saved_leaves_no_config(
+    colour_nvae: NVAE, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            colour_nvae.save_pretrained(folder)
+    assert "config.json" in refusal(folder)  # rather than weights and settings of two models
+    colour_nvae.save_pretrained(folder)
+    assert_same(NVAE.from_pretrained(folder), colour_nvae)
