@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
-from nvae_lightning.callbacks import last_checkpoint, verify_checkpoint
+from nvae_lightning.callbacks import last_checkpoint
 from nvae_lightning.model import NVAE
 from nvae_lightning.model.architecture import ARCHITECTURE
 from nvae_lightning.model.hub import CONFIG, build, is_hub_name
@@ -59,13 +58,6 @@ def load_model(source: str | Path, **given: Any) -> NVAE:
     if path is None:
         return NVAE.from_pretrained(source, **given)
     content = read_content(path)
-    if zipfile.is_zipfile(path):  # older formats have no checksums
-        try:
-            verify_checkpoint(path)
-        except ValueError as error:
-            raise ValueError(
-                f"'{path}' is damaged, its checksums are wrong: give another one"
-            ) from error
     if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
         if given:
             raise ValueError(f"'{path}' is no checkpoint of ours and takes no {', '.join(given)}")

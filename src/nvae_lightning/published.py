@@ -482,9 +482,20 @@ def read_content(path: FilePath) -> object:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]):
             warnings.simplefilter("ignore")  # torch's remarks on files of older versions
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"'{path}' {_why_unreadable(Path(path), error)}") from error
+    if zipfile.is_zipfile(path):  # torch compares no checksums; older formats have none
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except Exception as error:  # zipfile's own errors are of many kinds
+            damaged = repr(error)
+        if damaged is not None:
+            raise ValueError(
+                f"'{path}' is damaged, its checksums are wrong ({damaged}): give another one"
+            )
+    return content
 
 
 def _checkpoint(path: FilePath, content: Any) -> PublishedCheckpoint:  # noqa: ANN401

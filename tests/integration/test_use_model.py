@@ -207,6 +207,24 @@ def test_a_model_in_another_folder_is_used_like_the_run_it_is_from(
     assert np.load(folder / "one" / "reconstruct.npz")["images"].shape == (2, 28, 28, 1)
 
 
+@pytest.mark.slow
+def test_two_ranks_evaluate_every_image_once(folder: Path) -> None:
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    settings = ("num_importance_samples=50", "trainer.limit_test_batches=1.0", "seed=1")
+    one, other = run_all(
+        folder,
+        (*EVALUATE, *settings, RUN, "hydra.run.dir=one_rank"),
+        (*EVALUATE, *settings, RUN, *two, "hydra.run.dir=two_ranks"),
+    )
+    assert (one["status"], other["status"]) == (0, 0), (one, other)
+    alone, together = evaluation(folder, "one_rank"), evaluation(folder, "two_ranks")
+    assert alone["num_images"] == together["num_images"] == 1000
+    assert together["num_devices"] == 2
+    # The same images, binarised by other draws.
+    for name in ("nll_nats", "elbo_nats", "nll_standard_error"):
+        assert together[name] == pytest.approx(alone[name], rel=0.02), name
+
+
 class Harmful:
     """What touches a file when it is unpickled."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
@@ -39,3 +41,12 @@ class EMA(EMAWeightAveraging):
         """Put the latest weights back."""
         if self._average_model is not None:
             self._swap_models(pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the average; what has been initialised stays so in it."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        latest = checkpoint.get("current_model_state", {})
+        extra = {name: value for name, value in latest.items() if name.endswith("_extra_state")}
+        checkpoint["state_dict"].update(extra)

@@ -70,6 +70,24 @@ def test_validation_and_test_see_the_average_and_training_the_latest(tmp_path: P
     assert (spy.average - spy.latest).abs().max() > 1e-4
 
 
+def test_what_has_been_initialised_is_so_in_the_saved_average(tmp_path: Path) -> None:
+    with initialize_config_dir(str(CONFIG_ROOT / "conf"), version_base="1.3"):
+        config = compose("train", ["dataset.batch_size=8"])
+    trainer = Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", devices=1, max_steps=1, logger=False,
+        callbacks=[EMA(decay=DECAY)], enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    module = instantiate(config.module, _convert_="all")
+    trainer.fit(module, instantiate(config.dataset.datamodule))
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    saved = torch.load(tmp_path / "one.ckpt", weights_only=True)
+    assert "current_model_state" in saved
+    extra = [n for n in saved["state_dict"] if n.endswith("_extra_state")]
+    assert extra
+    assert all(saved["state_dict"][name] for name in extra)
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_a_decay_out_of_range_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match=r"callbacks\.ema\.decay .* got"):

@@ -221,7 +221,7 @@ LEAST = [
     *(f"model.num_{place}_cells=1" for place in PLACES),
 ]
 CONFIGURED = [
-    # All of them as they are, and of the quickest what the others differ from by numbers alone.
+    # All as they are; and quickly, two that the others differ from by numbers alone.
     *(pytest.param(model, [], marks=pytest.mark.slow, id=model) for model in options("model")),
     *(pytest.param(model, LEAST, id=f"{model}_least") for model in ("tiny", "large")),
 ]
