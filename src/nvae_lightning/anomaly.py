@@ -11,7 +11,6 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from nvae_lightning.model import NVAE, importance_weighted_bound
-from nvae_lightning.model.nvae import DEFAULT_MEMORY_BUDGET
 
 Images = Float[Tensor, "batch channel height width"]
 
@@ -46,7 +45,7 @@ class AnomalyScores(LightningModule):
         *,
         ks: Sequence[int] | None = None,
         num_importance_samples: int = 10,
-        memory_budget: int = DEFAULT_MEMORY_BUDGET,
+        memory_budget: int | None = None,
     ) -> None:
         super().__init__()
         most = model.hierarchy.num_groups - 1

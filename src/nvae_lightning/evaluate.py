@@ -37,7 +37,7 @@ def measure(
     module = EvaluationModule(
         model,
         num_importance_samples=config.num_importance_samples,
-        memory_budget=int(config.memory_budget),
+        memory_budget=config.memory_budget and int(config.memory_budget),
     )
     started = time.perf_counter()
     trainer.test(module, datamodule, verbose=False)
@@ -107,7 +107,7 @@ def main(config: DictConfig) -> float:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     hide_warnings()
     check_type("num_importance_samples", config.num_importance_samples, int)
-    check_type("memory_budget", config.memory_budget, int | float)
+    check_type("memory_budget", config.memory_budget, int | float | None)
     check_type("both_likelihoods", config.both_likelihoods, bool)
     seed_everything(config.seed, workers=True, verbose=False)
     model = load_model(config.ckpt_path)

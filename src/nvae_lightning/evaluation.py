@@ -11,7 +11,6 @@ from torch import Tensor
 
 from nvae_lightning.model import NVAE, Inference, importance_weighted_bound
 from nvae_lightning.model.normalization import mean_over_ranks
-from nvae_lightning.model.nvae import DEFAULT_MEMORY_BUDGET
 from nvae_lightning.objective import ELBO, active_channels, bits_per_dim, channel_rates, elbo
 
 Images = Float[Tensor, "batch channel height width"]
@@ -36,7 +35,7 @@ class EvaluationModule(LightningModule):
         model: NVAE,
         *,
         num_importance_samples: int = 10,
-        memory_budget: int = DEFAULT_MEMORY_BUDGET,
+        memory_budget: int | None = None,
     ) -> None:
         super().__init__()
         if num_importance_samples < 1:

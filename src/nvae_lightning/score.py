@@ -80,14 +80,14 @@ def main(config: DictConfig) -> None:
     check_type("images", config.images, str)
     check_type("reference", config.reference, str | None)
     check_type("num_importance_samples", config.num_importance_samples, int)
-    check_type("memory_budget", config.memory_budget, int | float)
+    check_type("memory_budget", config.memory_budget, int | float | None)
     seed_everything(config.seed, workers=True, verbose=False)
     model = load_model(config.ckpt_path)
     module = AnomalyScores(
         model,
         ks=ks,
         num_importance_samples=config.num_importance_samples,
-        memory_budget=int(config.memory_budget),
+        memory_budget=config.memory_budget and int(config.memory_budget),
     )
     trainer = instantiate(config.trainer, default_root_dir=str(run_dir), _convert_="all")
     datamodule = images_of(config, model, config.images)

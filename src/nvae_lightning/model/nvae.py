@@ -26,8 +26,9 @@ from nvae_lightning.model.memory import peak_bytes
 Latents = Sequence[FeatureMap]
 Temperature = float | Sequence[float]
 
-#: Bytes of feature maps and distributions at one time, while likelihoods are estimated.
-DEFAULT_MEMORY_BUDGET = 1 << 28
+#: Bytes of feature maps at one time while likelihoods are estimated; a CPU's caches like few.
+_CPU_MEMORY_BUDGET = 1 << 27
+_GPU_MEMORY_BUDGET = 1 << 32
 
 
 class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nvae", "vae"]):
@@ -295,7 +296,7 @@ class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nva
         num_samples: int,
         *,
         num_inferred: int | None = None,
-        memory_budget: int = DEFAULT_MEMORY_BUDGET,
+        memory_budget: int | None = None,
     ) -> Float[Tensor, "sample batch"]:
         r"""Log importance weights of draws from the posterior, in nats.
 
@@ -312,7 +313,8 @@ class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nva
             num_samples: number of draws per image.
             num_inferred: number L' of groups drawn from the posterior, coarsest first; the others
                 are drawn from their priors. All of them if None.
-            memory_budget: bytes that feature maps and distributions may take at one time.
+            memory_budget: bytes that feature maps and distributions may take at one time; if
+                None 128 MiB on a CPU and 4 GiB elsewhere, or as many as one image takes.
 
         Raises:
             ValueError: if a number is out of range or the budget too small for one image.
@@ -327,6 +329,9 @@ class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nva
                 f"got {num_inferred}"
             )
         cost = self._measure(x)
+        if memory_budget is None:
+            usual = _CPU_MEMORY_BUDGET if x.device.type == "cpu" else _GPU_MEMORY_BUDGET
+            memory_budget = max(usual, cost.needed)
         most_images = cost.most_images(memory_budget)
         log_weights = []
         for images in x.split(most_images):
@@ -344,7 +349,7 @@ class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nva
         return torch.cat(log_weights, 1)
 
     def log_likelihood(
-        self, x: Pixels, num_samples: int, *, memory_budget: int = DEFAULT_MEMORY_BUDGET
+        self, x: Pixels, num_samples: int, *, memory_budget: int | None = None
     ) -> Float[Tensor, " batch"]:
         """Estimate log p(x) from below by importance sampling, in nats per image.
 
@@ -377,15 +382,19 @@ class _Cost:
     bottom_up: int
     top_down: int
 
+    @property
+    def needed(self) -> int:
+        """What one image takes."""
+        return max(self.bottom_up, self.features + self.top_down)
+
     def most_images(self, budget: int) -> int:
         """How many images may be looked at together."""
-        needed = max(self.bottom_up, self.features + self.top_down)
-        if budget < needed:
+        if budget < self.needed:
             raise ValueError(
-                f"memory_budget must be at least {needed:,} bytes, which one image takes, got "
-                f"{budget:,}"
+                f"memory_budget must be at least {self.needed:,} bytes, which one image takes, "
+                f"got {budget:,}"
             )
-        return budget // needed
+        return budget // self.needed
 
     def most_draws(self, budget: int, num_images: int) -> int:
         """How many draws for that many images may be made together."""

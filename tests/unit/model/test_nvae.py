@@ -225,6 +225,13 @@ def test_memory_is_bounded_by_the_budget_and_no_number_depends_on_it(
     torch.testing.assert_close(weights[0], expected, rtol=1e-5, atol=1e-3)
 
 
+def test_without_a_budget_one_image_is_always_allowed(
+    nvae: NVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nvae_lightning.model.nvae._CPU_MEMORY_BUDGET", 1)
+    assert nvae.log_weights(_images(nvae.image), 2).isfinite().all()
+
+
 def test_groups_that_are_not_inferred_are_drawn_from_their_prior(
     nvae: NVAE, monkeypatch: pytest.MonkeyPatch
 ) -> None:
