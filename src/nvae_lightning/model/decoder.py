@@ -112,7 +112,8 @@ class FirstGroup(LatentGroup):
         if feature is None:
             return prior, None
         raw_posterior = full_precision(self.posterior(feature))
-        raw_posterior = raw_posterior.repeat(batch // len(feature), 1, 1, 1)
+        if batch > len(feature):
+            raw_posterior = raw_posterior.repeat(batch // len(feature), 1, 1, 1)
         return prior, Normal.soft_clamped(*raw_posterior.chunk(2, 1))
 
 
