@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nvae_lightning.data.decode import Decoder
-from nvae_lightning.data.prepare import Outcome, decode_all, prepare
+from nvae_lightning.data.prepare import PARTIAL, Outcome, decode_all, prepare
 from nvae_lightning.data.sampler import ReadingAhead, ResumableLoader, ShardedSampler
 from nvae_lightning.data.sources import HUB_PREFIX, SeededSplit, Splits, Wanted, open_source
 from nvae_lightning.data.storage import (
@@ -266,6 +266,11 @@ class ImageDataModule(LightningDataModule):
         if not self.folder.exists():
             remedy = self.download_hint or "set dataset.root to a folder of images"
             raise ValueError(f"dataset.root: '{self.folder}' does not exist; {remedy}")
+        if (self.folder / PARTIAL).exists():
+            raise ValueError(
+                f"dataset.root: the preparation of '{self.folder}' was interrupted; give the same "
+                "prepare command again, which goes on with it"
+            )
         with naming("dataset.root"):
             splits = self.sources(self.folder)
         self.check_memory(sum(len(source) for source in splits.sources.values()))

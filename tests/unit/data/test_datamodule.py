@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nvae_lightning.data import ImageDataModule, datamodule
 from nvae_lightning.data.datamodule import ImageDataset
+from nvae_lightning.data.prepare import PARTIAL
 from nvae_lightning.data.sampler import ReadingAhead
 from nvae_lightning.data.sources import ArraySource, Splits
 
@@ -367,6 +368,12 @@ def test_a_missing_folder_is_reported_with_the_way_to_the_data(
 def test_a_missing_folder_without_a_hint_is_to_be_set(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not exist; set dataset\.root to a folder"):
         from_root(tmp_path / "none").prepare_data()
+
+
+def test_a_preparation_that_was_interrupted_is_to_be_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / PARTIAL).mkdir()
+    with pytest.raises(ValueError, match=r"dataset.root: the preparation of .* was interrupted"):
+        from_root(tmp_path).prepare_data()
 
 
 def test_a_folder_in_the_home_is_found(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
