@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 import torch.distributed
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, InstantiationException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -29,6 +31,7 @@ from nvae_lightning.callbacks import DivergedError
 from nvae_lightning.data import AllImages
 from nvae_lightning.loading import find_checkpoint
 from nvae_lightning.model import NVAE
+from nvae_lightning.settings import check_type
 
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parents[1]
@@ -37,14 +40,30 @@ _CHECKOUT = _PACKAGE.parents[1]
 CONFIG_ROOT = _CHECKOUT if (_CHECKOUT / "conf").is_dir() else _PACKAGE / "_configs"
 
 
+class ExperimentsSource(FileConfigSource):
+    """Files of the root, of which only ``experiments/`` is listed: ``--help`` lists everything."""
+
+    @staticmethod
+    def scheme() -> str:
+        """Begin such paths with this."""
+        return "experiments"
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """List what a folder holds."""
+        if config_path == "":
+            return ["experiments"] if results_filter in (None, ObjectType.GROUP) else []
+        return super().list(config_path, results_filter)
+
+
 class ExperimentsSearchPath(SearchPathPlugin):
     """Let ``experiments=NAME`` find the files beside ``conf/``."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append the root, behind whatever the user gave."""
-        search_path.append("nvae_lightning", f"file://{CONFIG_ROOT}")
+        search_path.append("nvae_lightning", f"experiments://{CONFIG_ROOT}")
 
 
+Plugins.instance().register(ExperimentsSource)
 Plugins.instance().register(ExperimentsSearchPath)
 
 
@@ -187,6 +206,15 @@ def _given(key: str, message: str) -> str:
     return f" (given: {' '.join(given)})" if given else ""
 
 
+def training_dataset(ckpt_path: str) -> Any:  # noqa: ANN401
+    """Return the dataset's settings of the training that a checkpoint is of; None if unknown."""
+    path = find_checkpoint(ckpt_path)
+    run = None if path is None else path.parent.parent / "config.yaml"
+    if run is None or not run.is_file():
+        return None
+    return OmegaConf.select(OmegaConf.load(run), "dataset")
+
+
 def use_training_data(config: Any, model: NVAE) -> None:  # noqa: ANN401
     """Let ``config.dataset`` be that of the model's training, unless a dataset is named.
 
@@ -197,20 +225,19 @@ def use_training_data(config: Any, model: NVAE) -> None:  # noqa: ANN401
             not of the kind that the model is for.
     """
     if HydraConfig.get().runtime.choices.get("dataset") is None:
-        path = find_checkpoint(config.ckpt_path)
-        run = None if path is None else path.parent.parent / "config.yaml"
-        if run is None or not run.is_file():
+        trained = training_dataset(config.ckpt_path)
+        if trained is None:
             raise ValueError(
                 f"dataset: there is no config.yaml of a training beside '{config.ckpt_path}' that "
                 "would name it; add dataset=NAME"
             )
-        trained = OmegaConf.select(OmegaConf.load(run), "dataset")
         given = {name: value for name, value in config.dataset.items() if value is not None}
         with open_dict(config):
             config.dataset = trained
             for name, value in given.items():
                 config.dataset[name] = value
                 config.dataset.datamodule[name] = value
+    config.dataset.datamodule.seed = config.seed
     image = instantiate(config.dataset.image)
     if image != model.image:
         raise ValueError(
@@ -220,13 +247,29 @@ def use_training_data(config: Any, model: NVAE) -> None:  # noqa: ANN401
         )
 
 
-def images_for(model: NVAE, source: str, batch_size: int = 64) -> AllImages:
-    """Return all images of a source as those that a model is for."""
+def images_for(config: Any, model: NVAE, source: str, batch_size: int = 64) -> AllImages:  # noqa: ANN401
+    """Return all images of a source as those that a model is for, cropped as in its training."""
     image = model.image
+    trained = training_dataset(config.ckpt_path)
+    settings = {} if trained is None else trained.datamodule
+    kept = {k: settings[k] for k in ("crop", "interpolation") if settings.get(k) is not None}
     return AllImages(
         source,
         batch_size=batch_size,
         image_size=image.size,
         channels=image.channels,
         bits=image.bits,
+        seed=config.seed,
+        **kept,
     )
+
+
+def check_seed(seed: object) -> None:
+    """Check a seed.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    check_type("seed", seed, int)
+    if not (isinstance(seed, int) and 0 <= seed < 2**32):
+        raise ValueError(f"seed must be at least 0 and below 2^32, got {seed}")

@@ -18,6 +18,7 @@ from nvae_lightning import figures
 from nvae_lightning.cli import (
     CONFIG_ROOT,
     as_single_run,
+    check_seed,
     hide_warnings,
     one_line_errors,
     run,
@@ -42,6 +43,11 @@ def measure(
     started = time.perf_counter()
     trainer.test(module, datamodule, verbose=False)
     found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if "test/nll" not in found:
+        raise ValueError(
+            f"trainer.limit_test_batches: got {config.trainer.limit_test_batches}, which leaves "
+            "nothing to evaluate; set a larger one"
+        )
     others = ("fid", "frechet_distance")
     return {
         "nll_nats": found["test/nll"],
@@ -106,6 +112,7 @@ def main(config: DictConfig) -> float:
     """Evaluate one model on a test split and return its NLL in nats, for sweeps."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     hide_warnings()
+    check_seed(config.seed)
     check_type("num_importance_samples", config.num_importance_samples, int)
     check_type("memory_budget", config.memory_budget, int | float | None)
     check_type("both_likelihoods", config.both_likelihoods, bool)

@@ -86,9 +86,10 @@ class EvaluationModule(LightningModule):
         count, total, squares = (mean_over_ranks(moments) * self.trainer.world_size).unbind()
         # Images differ by far more than their mean is uncertain: nothing cancels here.
         variance = (squares - total.square() / count).clamp_min(0) / (count - 1).clamp_min(1)
-        self.log("test/nll_standard_error", (variance / count).sqrt().float())
-        self.log("test/num_images", count.float())
-        self.log("step", float(self.global_step))
+        error = (variance / count).sqrt().float()
+        self.log("test/nll_standard_error", error, sync_dist=True)
+        self.log("test/num_images", count.float(), sync_dist=True)
+        self.log("step", float(self.global_step), sync_dist=True)
 
     def _as_input(self, x: Images) -> Images:
         # Of the model's number format, and laid out as convolutions are fastest.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -50,22 +50,24 @@ def rate_per_group(
     return figure
 
 
-def most_and_least_likely(images: Tensor, log_likelihood: Tensor, *, num_each: int = 20) -> Figure:
+def most_and_least_likely(
+    images: Callable[[Tensor], Tensor], log_likelihood: Tensor, *, num_each: int = 20
+) -> Figure:
     """Draw the most and the least likely images, from the most to the least.
 
     Args:
-        images: (count, channel, height, width) in [0, 1].
+        images: given indices, returns images (count, channel, height, width) in [0, 1].
         log_likelihood: nats of each.
-        num_each: how many of both.
+        num_each: how many of both, at most half of all.
     """
     order = log_likelihood.argsort(descending=True)
-    num_each = min(num_each, len(order))
+    num_each = min(num_each, max(1, len(order) // 2))
     figure = Figure(figsize=(10, 5.4), layout="constrained")
     titles = ("most likely", "least likely")
     for axes, title, chosen in zip(
         figure.subplots(2), titles, (order[:num_each], order[-num_each:]), strict=True
     ):
-        grid = make_grid(images[chosen].float().cpu(), nrow=10, padding=1, pad_value=1.0)
+        grid = make_grid(images(chosen).float().cpu(), nrow=10, padding=1, pad_value=1.0)
         axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
         first, last = (float(log_likelihood[chosen[index]]) for index in (0, -1))
         axes.set_title(f"{title}: {first:,.1f} to {last:,.1f} nats", fontsize=10)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torchvision.transforms.functional import to_pil_image
 from nvae_lightning.callbacks.pictures import grid
 from nvae_lightning.cli import (
     CONFIG_ROOT,
+    check_seed,
     images_for,
     one_line_errors,
     run,
@@ -27,7 +27,7 @@ from nvae_lightning.cli import (
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.loading import find_checkpoint, load_model
 from nvae_lightning.model import NVAE
-from nvae_lightning.sampling import Settings, cached_recalibration, with_statistics
+from nvae_lightning.sampling import Settings, cached_recalibration
 from nvae_lightning.settings import check_type, check_types
 
 
@@ -38,7 +38,7 @@ def load_images(config: DictConfig, model: NVAE, count: int) -> Tensor:
         ValueError: If there are not so many.
     """
     if config.images is not None:
-        datamodule: ImageDataModule = images_for(model, config.images)
+        datamodule: ImageDataModule = images_for(config, model, config.images)
     else:
         use_training_data(config, model)
         check_types(config)
@@ -90,35 +90,38 @@ def main(config: DictConfig) -> None:
         ("recalibration.batch_size", config.recalibration.batch_size, int),
         ("batch_size", config.batch_size, int),
         ("images", config.images, str | None),
-        ("seed", config.seed, int),
     ):
         check_type(name, value, kind)
+    check_seed(config.seed)
+    check_types(config)
     temperature: Any = config.temperature
     if OmegaConf.is_config(temperature):
         temperature = OmegaConf.to_container(temperature)
     check_type("temperature", temperature, float | list[float])
     device = config.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    model = load_model(config.ckpt_path).to(memory_format=torch.channels_last)
     try:
         device = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device: got '{device}'; set for example device=cpu") from error
-    model = load_model(config.ckpt_path).to(memory_format=torch.channels_last).to(device)
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch's, of devices that are not there
+        raise ValueError(
+            f"device: got '{device}', which cannot be had ({str(error).splitlines()[0]}); set for "
+            "example device=cpu"
+        ) from error
     torch.manual_seed(config.seed)
+    model.temperature_of_groups(temperature)
     settings = Settings(
         model,
         config.num_samples,
         temperature,
         load=lambda count: load_images(config, model, count).to(device),
         batch_size=config.batch_size,
+        statistics=(lambda: statistics(config, model, temperature, run_dir))
+        if config.recalibrate_bn
+        else None,
     )
-    model.temperature_of_groups(temperature)
-    samples: AbstractContextManager[None] = nullcontext()
+    drawing = instantiate(config.mode)(settings)
     mode = HydraConfig.get().runtime.choices["mode"]
-    if config.recalibrate_bn and mode != "reconstruct":
-        measured = statistics(config, model, temperature, run_dir)
-        samples = with_statistics(model, measured)
-    with samples:
-        drawing = instantiate(config.mode)(settings)
     picture, numbers = run_dir / f"{mode}.png", run_dir / f"{mode}.npz"
     to_pil_image(grid(drawing.images, drawing.num_columns)).save(picture)
     pixels = (255 * drawing.images.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -139,7 +140,7 @@ def cached_recalibration(
     statistics = recalibrate(
         model, temperature, num_passes=num_passes, batch_size=batch_size, seed=seed
     )
-    partial_file = file.with_name(f".{file.name}.partial")
+    partial_file = file.with_name(f".{file.name}.{os.getpid()}.partial")
     tensors = {key: value.cpu() for key, value in statistics.items()}
     try:
         save_file(tensors, partial_file, metadata={"fingerprint": fingerprint})
@@ -175,6 +176,9 @@ class Settings:
         temperature: factor on the standard deviation of the priors, one or one per scale.
         load: given a number, returns that many images to begin with.
         batch_size: images per pass.
+        statistics: measures those of batch normalisation that samples have; None leaves samples
+            to the model's own. They are for what is drawn from the prior as a whole: what is
+            inferred from images has the model's own.
 
     Raises:
         ValueError: if there is nothing to draw.
@@ -185,6 +189,7 @@ class Settings:
     temperature: Temperature
     load: Callable[[int], Images]
     batch_size: int
+    statistics: Callable[[], Mapping[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("num_samples", self.num_samples), ("batch_size", self.batch_size)):
@@ -196,15 +201,21 @@ class Settings:
         sizes = [min(self.batch_size, count - start) for start in range(0, count, self.batch_size)]
         return list(_PROGRESS(sizes, "Drawing"))
 
+    def sample(self) -> Images:
+        """Draw images from the prior: means of p(x | z)."""
+        other = None if self.statistics is None else self.statistics()
+        with nullcontext() if other is None else with_statistics(self.model, other):
+            images = [
+                self.model.sample(size, self.temperature).mean
+                for size in self.sizes(self.num_samples)
+            ]
+        return torch.cat(images)
+
 
 @torch.no_grad()
 def prior(settings: Settings) -> Drawing:
-    """Draw ``num_samples`` images from the prior: means of p(x | z)."""
-    images = [
-        settings.model.sample(size, settings.temperature).mean
-        for size in settings.sizes(settings.num_samples)
-    ]
-    return Drawing(torch.cat(images), math.ceil(math.sqrt(settings.num_samples)))
+    """Draw ``num_samples`` images from the prior."""
+    return Drawing(settings.sample(), math.ceil(math.sqrt(settings.num_samples)))
 
 
 @torch.no_grad()
@@ -305,12 +316,10 @@ def resample(settings: Settings, *, keep: Sequence[int] | None = None) -> Drawin
     rows = []
     for count in keep:
         rows.append(x)
+        if count == 0:
+            rows.append(settings.sample())
+            continue
         for size in settings.sizes(settings.num_samples):
             given = [z.expand(size, -1, -1, -1) for z in latents[:count]]
-            likelihood = (
-                model.decode(given, settings.temperature)
-                if given
-                else model.sample(size, settings.temperature)
-            )
-            rows.append(likelihood.mean)
+            rows.append(model.decode(given, settings.temperature).mean)
     return Drawing(torch.cat(rows), settings.num_samples + 1)

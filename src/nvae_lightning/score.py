@@ -20,6 +20,7 @@ from nvae_lightning import figures
 from nvae_lightning.anomaly import AnomalyScores, auroc
 from nvae_lightning.cli import (
     CONFIG_ROOT,
+    check_seed,
     hide_warnings,
     images_for,
     one_line_errors,
@@ -40,9 +41,14 @@ def score(
     datamodule.prepare_data()
     datamodule.setup("test")
     batches = trainer.predict(module, datamodule)
-    assert batches is not None
+    if not batches:
+        raise ValueError(
+            f"trainer.limit_predict_batches: got {trainer.limit_predict_batches}, which leaves "
+            "nothing to score; set a larger one"
+        )
     scores = torch.cat([batch for batch in batches if isinstance(batch, Tensor)]).cpu()
     names = datamodule.names if isinstance(datamodule, AllImages) else range(len(scores))
+    names = names[: len(scores)]
     write_table(csv_file, names, module, scores)
     return scores
 
@@ -56,14 +62,14 @@ def write_table(
         writer = csv.writer(file)
         first, *ratios = module.names
         writer.writerow(["image", first, "bpd", *ratios])
-        for name, (likelihood, *values) in zip(names, scores.tolist(), strict=False):
+        for name, (likelihood, *values) in zip(names, scores.tolist(), strict=True):
             writer.writerow([name, likelihood, bits_per_dim(-likelihood, num_dims), *values])
 
 
-def images_of(config: DictConfig, model: NVAE, source: str) -> ImageDataModule:
+def reference_of(config: DictConfig, model: NVAE) -> ImageDataModule:
     """Return the images of a folder, or those of the training's test split."""
-    if source != "test":
-        return images_for(model, source, config.dataset.batch_size or 64)
+    if config.reference != "test":
+        return images_for(config, model, config.reference, config.dataset.batch_size or 64)
     use_training_data(config, model)
     check_types(config)
     return instantiate(config.dataset.datamodule)
@@ -76,6 +82,8 @@ def main(config: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     hide_warnings()
     ks: Any = OmegaConf.to_container(config.k) if OmegaConf.is_config(config.k) else config.k
+    check_seed(config.seed)
+    check_types(config)
     check_type("k", ks, list[int] | None)
     check_type("images", config.images, str)
     check_type("reference", config.reference, str | None)
@@ -90,17 +98,25 @@ def main(config: DictConfig) -> None:
         memory_budget=config.memory_budget and int(config.memory_budget),
     )
     trainer = instantiate(config.trainer, default_root_dir=str(run_dir), _convert_="all")
-    datamodule = images_of(config, model, config.images)
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"trainer.devices: got {trainer.world_size} in all, but images are scored by one; set "
+            "trainer.devices=1 trainer.num_nodes=1 trainer.strategy=auto"
+        )
+    datamodule = images_for(config, model, config.images, config.dataset.batch_size or 64)
     scores = score(trainer, module, datamodule, run_dir / "scores.csv")
-    shown = datamodule.test_set.__getitems__(range(len(scores)))
-    figure = figures.most_and_least_likely(shown / 255, scores[:, 0])
+
+    def shown(indices: Tensor) -> Tensor:
+        return datamodule.to_input(datamodule.test_set.__getitems__(indices.tolist()), train=False)
+
+    figure = figures.most_and_least_likely(shown, scores[:, 0])
     figures.write(figure, run_dir / "most_and_least_likely.png")
     likelihood = scores[:, 0].mean()
     print(f"log-likelihood {likelihood:.2f} nats on average, {len(scores):,} images")
     print(f"written: '{run_dir / 'scores.csv'}' and most_and_least_likely.png")
     if config.reference is None:
         return
-    reference = images_of(config, model, config.reference)
+    reference = reference_of(config, model)
     known = score(trainer, module, reference, run_dir / "reference_scores.csv")
     areas = auroc(scores, known)
     columns = {

@@ -100,6 +100,7 @@ COMMANDS = {
     "before": (*EVALUATE, RUN),
     "between": (*SAMPLE, RUN, "temperature=0.5"),
     "after": (*EVALUATE, RUN),
+    "other": (*EVALUATE, RUN, "seed=7"),
     "evaluated": (*EVALUATE, RUN, "trainer.limit_test_batches=1"),
     "scored": (
         *(*SCORE, RUN, "images=images", "reference=test", "trainer.limit_predict_batches=1"),
@@ -155,6 +156,8 @@ def test_sampling_changes_nothing_that_is_evaluated(folder: Path, said: dict[str
     assert before["nll_standard_error"] > 0
     assert width(folder / "after" / "rate_per_group.png") > 400
     assert "3 importance samples" in said["after"]
+    other = evaluation(folder, "other")["nll_nats"]
+    assert 0 < abs(other - after["nll_nats"]) < 0.05 * other
 
 
 def test_evaluation_is_the_mean_of_the_images_scores(folder: Path, said: dict[str, str]) -> None:
@@ -297,6 +300,15 @@ def test_bad_input_gets_one_line_each(folder: Path) -> None:
             "there are only 6",
         ),
         (("sample", RUN, "device=abacus"), "device: got 'abacus'"),
+        (("sample", RUN, "mode=resample", "mode.keep=3"), "write mode.keep=[3]"),
+        (("sample", RUN, "seed=-1"), "seed must be at least 0"),
+        (("evaluate", RUN, "trainer.limit_test_batches=0"), "leaves nothing to evaluate"),
+        (("score", RUN, "images=images", "trainer.limit_predict_batches=0"), "nothing to score"),
+        (
+            ("score", RUN, "images=images", "trainer=cpu", "trainer.devices=2"),
+            "trainer.devices: got 2 in all",
+        ),
+        (("score", RUN, "images=test"), "does not exist"),
         (("score", RUN, "images=empty"), "no images in"),
         (("score", RUN, "images=images", "k=[4]"), "k: got 4, but the model has 4 groups"),
         (("score", RUN, "images=images", "k=2"), "write k=[2]"),
@@ -310,6 +322,14 @@ def test_bad_input_gets_one_line_each(folder: Path) -> None:
         assert message in result["status"], (arguments, result)
         assert "\n" not in result["status"], arguments
     assert not (place / "harm").exists()
+
+
+def test_help_lists_the_groups_and_nothing_else_that_lies_around(folder: Path) -> None:
+    (result,) = run_all(folder, ("sample", "--help"))
+    groups = result["said"].partition("== Config ==")[0]
+    assert "mode: interpolate, prior, reconstruct, resample" in groups
+    assert "experiments: table2" in groups
+    assert "conf/" not in groups
 
 
 def test_a_notebook_takes_five_lines(folder: Path) -> None:

@@ -219,6 +219,28 @@ def test_temperature_zero_leaves_one_image(settings: Draw) -> None:
     assert prior(settings(5)).num_columns == math.ceil(math.sqrt(5))
 
 
+def test_only_what_is_drawn_from_the_prior_as_a_whole_has_the_statistics_of_samples(
+    settings: Draw,
+) -> None:
+    model = settings().model
+    other = recalibrate(model, 0.3, num_passes=20, batch_size=4)
+
+    def drawn(draw: Any, *, recalibrated: bool, **arguments: Any) -> Tensor:
+        torch.manual_seed(0)
+        statistics = (lambda: other) if recalibrated else None
+        return draw(settings(3, statistics=statistics), **arguments).images
+
+    for draw, arguments, same in (
+        (prior, {}, False),
+        (resample, {"keep": [0]}, False),
+        (resample, {"keep": [1, 3]}, True),
+        (interpolate, {"num_steps": 3}, True),
+        (reconstruct, {}, True),
+    ):
+        one = drawn(draw, recalibrated=True, **arguments)
+        assert torch.equal(one, drawn(draw, recalibrated=False, **arguments)) == same
+
+
 @pytest.mark.parametrize(
     ("draw", "arguments", "message"),
     [

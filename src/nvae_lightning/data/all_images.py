@@ -18,13 +18,25 @@ class AllImages(ImageDataModule):
         image_size: Height and width that they are brought to.
         channels: 1 (grey) or 3 (colour).
         bits: Bits kept per pixel channel; 1 draws binary pixels.
+        seed: Seed of what is drawn for each batch.
+        crop: See `Decoder`.
+        interpolation: See `Decoder`.
 
     Raises:
         ValueError: If a setting is out of its range.
     """
 
     def __init__(
-        self, root: str | Path, *, batch_size: int, image_size: int, channels: int, bits: int
+        self,
+        root: str | Path,
+        *,
+        batch_size: int,
+        image_size: int,
+        channels: int,
+        bits: int,
+        seed: int = 0,
+        crop: Sequence[int] | None = None,
+        interpolation: str = "lanczos",
     ) -> None:
         super().__init__(
             root=root,
@@ -33,6 +45,9 @@ class AllImages(ImageDataModule):
             channels=channels,
             bits=bits,
             binarize=bits == 1,
+            seed=seed,
+            crop=crop,
+            interpolation=interpolation,
         )
 
     @cached_property
