@@ -1,7 +1,11 @@
 """What every test starts from: a fixed seed, and models small enough to run in one."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +34,20 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def written_by_this_file(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Folder of what a test file wrote when run as a script: a process of its own, as it forks."""
+    place = tmp_path_factory.mktemp("ranks")
+    result = subprocess.run(
+        [sys.executable, str(request.path), str(place)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return place
 
 
 @pytest.fixture

@@ -28,10 +28,10 @@ from omegaconf import OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from nvae_lightning.callbacks import DivergedError
-from nvae_lightning.data import AllImages
-from nvae_lightning.loading import find_checkpoint
+from nvae_lightning.data import AllImages, ImageDataModule
+from nvae_lightning.loading import find_checkpoint, load_model
 from nvae_lightning.model import NVAE
-from nvae_lightning.settings import check_type
+from nvae_lightning.settings import check_type, check_types
 
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parents[1]
@@ -215,8 +215,20 @@ def training_dataset(ckpt_path: str) -> Any:  # noqa: ANN401
     return OmegaConf.select(OmegaConf.load(run), "dataset")
 
 
-def use_training_data(config: Any, model: NVAE) -> None:  # noqa: ANN401
-    """Let ``config.dataset`` be that of the model's training, unless a dataset is named.
+def trained_model(config: Any) -> NVAE:  # noqa: ANN401
+    """Load the model of ``ckpt_path``, which then names the file: a folder is searched once.
+
+    Raises:
+        ValueError: As :func:`load_model`.
+    """
+    found = find_checkpoint(config.ckpt_path)
+    if found is not None:
+        config.ckpt_path = str(found)
+    return load_model(config.ckpt_path)
+
+
+def training_data(config: Any, model: NVAE) -> ImageDataModule:  # noqa: ANN401
+    """Return the data of the model's training, unless a dataset is named; config.dataset says so.
 
     Settings under ``dataset`` that are not null replace the training's.
 
@@ -245,6 +257,8 @@ def use_training_data(config: Any, model: NVAE) -> None:  # noqa: ANN401
             "dataset that it was trained on, or set dataset.image.size, .channels, .bits and "
             ".padding as the model's"
         )
+    check_types(config)
+    return instantiate(config.dataset.datamodule)
 
 
 def images_for(config: Any, model: NVAE, source: str, batch_size: int = 64) -> AllImages:  # noqa: ANN401

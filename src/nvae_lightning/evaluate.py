@@ -22,13 +22,13 @@ from nvae_lightning.cli import (
     hide_warnings,
     one_line_errors,
     run,
-    use_training_data,
+    trained_model,
+    training_data,
 )
 from nvae_lightning.evaluation import EvaluationModule
-from nvae_lightning.loading import load_model
 from nvae_lightning.model import NVAE, DiscretizedLogisticMixtureLikelihood
 from nvae_lightning.model.decoder import FirstGroup
-from nvae_lightning.settings import check_type, check_types
+from nvae_lightning.settings import check_type
 
 
 def measure(
@@ -117,16 +117,15 @@ def main(config: DictConfig) -> float:
     check_type("memory_budget", config.memory_budget, int | float | None)
     check_type("both_likelihoods", config.both_likelihoods, bool)
     seed_everything(config.seed, workers=True, verbose=False)
-    model = load_model(config.ckpt_path)
-    use_training_data(config, model)
-    check_types(config)
-    datamodule = instantiate(config.dataset.datamodule)
+    ckpt_path = config.ckpt_path
+    model = trained_model(config)
+    datamodule = training_data(config, model)
     callbacks = [] if config.fid is None else [instantiate(config.fid, _convert_="all")]
     trainer = instantiate(
         config.trainer, default_root_dir=str(run_dir), callbacks=callbacks, _convert_="all"
     )
     with as_single_run(run_dir):
-        results = {"ckpt_path": config.ckpt_path, **measure(config, model, datamodule, trainer)}
+        results = {"ckpt_path": ckpt_path, **measure(config, model, datamodule, trainer)}
         if config.both_likelihoods and correct_numerics(model):
             for callback in callbacks:  # samples do not depend on it
                 trainer.callbacks.remove(callback)  # pyright: ignore[reportAttributeAccessIssue]

@@ -37,6 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nvae_lightning.archive import damage
 from nvae_lightning.model import (
     NVAE,
     BernoulliLikelihood,
@@ -486,12 +487,7 @@ def read_content(path: FilePath) -> object:
     except Exception as error:
         raise ValueError(f"'{path}' {_why_unreadable(Path(path), error)}") from error
     if zipfile.is_zipfile(path):  # torch compares no checksums; older formats have none
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-        except Exception as error:  # zipfile's own errors are of many kinds
-            damaged = repr(error)
-        if damaged is not None:
+        if (damaged := damage(path)) is not None:
             raise ValueError(
                 f"'{path}' is damaged, its checksums are wrong ({damaged}): give another one"
             )

@@ -15,17 +15,18 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from nvae_lightning.callbacks.pictures import grid
+from nvae_lightning.callbacks.pictures import as_bytes, grid
 from nvae_lightning.cli import (
     CONFIG_ROOT,
     check_seed,
     images_for,
     one_line_errors,
     run,
-    use_training_data,
+    trained_model,
+    training_data,
 )
 from nvae_lightning.data import ImageDataModule
-from nvae_lightning.loading import find_checkpoint, load_model
+from nvae_lightning.loading import find_checkpoint
 from nvae_lightning.model import NVAE
 from nvae_lightning.sampling import Settings, cached_recalibration
 from nvae_lightning.settings import check_type, check_types
@@ -40,9 +41,7 @@ def load_images(config: DictConfig, model: NVAE, count: int) -> Tensor:
     if config.images is not None:
         datamodule: ImageDataModule = images_for(config, model, config.images)
     else:
-        use_training_data(config, model)
-        check_types(config)
-        datamodule = instantiate(config.dataset.datamodule)
+        datamodule = training_data(config, model)
     datamodule.prepare_data()
     datamodule.setup("test")
     available = len(datamodule.test_set)
@@ -99,7 +98,7 @@ def main(config: DictConfig) -> None:
         temperature = OmegaConf.to_container(temperature)
     check_type("temperature", temperature, float | list[float])
     device = config.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    model = load_model(config.ckpt_path).to(memory_format=torch.channels_last)
+    model = trained_model(config).to(memory_format=torch.channels_last)
     try:
         device = torch.device(device)
         model.to(device)
@@ -124,7 +123,7 @@ def main(config: DictConfig) -> None:
     mode = HydraConfig.get().runtime.choices["mode"]
     picture, numbers = run_dir / f"{mode}.png", run_dir / f"{mode}.npz"
     to_pil_image(grid(drawing.images, drawing.num_columns)).save(picture)
-    pixels = (255 * drawing.images.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    pixels = as_bytes(drawing.images).permute(0, 2, 3, 1).cpu().numpy()
     np.savez_compressed(numbers, images=pixels)
     print(f"{len(pixels)} images in '{picture}' and {numbers.name}")
 

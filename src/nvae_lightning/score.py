@@ -25,10 +25,10 @@ from nvae_lightning.cli import (
     images_for,
     one_line_errors,
     run,
-    use_training_data,
+    trained_model,
+    training_data,
 )
 from nvae_lightning.data import AllImages, ImageDataModule
-from nvae_lightning.loading import load_model
 from nvae_lightning.model import NVAE
 from nvae_lightning.objective import bits_per_dim
 from nvae_lightning.settings import check_type, check_types
@@ -70,9 +70,7 @@ def reference_of(config: DictConfig, model: NVAE) -> ImageDataModule:
     """Return the images of a folder, or those of the training's test split."""
     if config.reference != "test":
         return images_for(config, model, config.reference, config.dataset.batch_size or 64)
-    use_training_data(config, model)
-    check_types(config)
-    return instantiate(config.dataset.datamodule)
+    return training_data(config, model)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="score")
@@ -90,7 +88,7 @@ def main(config: DictConfig) -> None:
     check_type("num_importance_samples", config.num_importance_samples, int)
     check_type("memory_budget", config.memory_budget, int | float | None)
     seed_everything(config.seed, workers=True, verbose=False)
-    model = load_model(config.ckpt_path)
+    model = trained_model(config)
     module = AnomalyScores(
         model,
         ks=ks,

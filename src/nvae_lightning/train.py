@@ -22,7 +22,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from nvae_lightning.callbacks import Interrupted, Preemption, last_checkpoint
 from nvae_lightning.callbacks.checkpoint import read_checkpoint
-from nvae_lightning.cli import CONFIG_ROOT, as_single_run, hide_warnings, one_line_errors, run
+from nvae_lightning.cli import (
+    CONFIG_ROOT,
+    as_single_run,
+    check_seed,
+    hide_warnings,
+    one_line_errors,
+    run,
+)
 from nvae_lightning.settings import check_type, check_types
 
 
@@ -48,6 +55,7 @@ def check_settings(config: DictConfig) -> None:
         ValueError: If one is of another type than it should be, or out of range.
     """
     check_types(config)
+    check_seed(config.seed)
     check_type("compile", config.compile, bool)
     check_type("ckpt_path", config.ckpt_path, str | None)
     for group in ("callbacks", "logger"):
@@ -59,7 +67,6 @@ def check_settings(config: DictConfig) -> None:
                 )
     trainer = config.trainer
     for name, value, minimum in (
-        ("seed", config.seed, 0),
         ("trainer.num_nodes", trainer.num_nodes, 1),
         ("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1),
         ("trainer.log_every_n_steps", trainer.log_every_n_steps, 0),
@@ -70,8 +77,6 @@ def check_settings(config: DictConfig) -> None:
     ):
         if value is not None and value < minimum:
             raise ValueError(f"{name} must be at least {minimum}, got {value}")
-    if config.seed >= 2**32:
-        raise ValueError(f"seed must be below 2^32, got {config.seed}")
     for name in ("max_steps", "max_epochs"):
         if trainer[name] == 0:
             raise ValueError(f"trainer.{name} must be positive, got 0; -1 is for no such end")

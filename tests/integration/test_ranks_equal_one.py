@@ -1,7 +1,5 @@
 """Two processes with half a batch each train as one with all of it. As a script it trains."""
 
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -167,15 +165,9 @@ def train(folder: Path, num_ranks: int, cells: str, *callbacks: Callback) -> Non
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(written_by_this_file: Path) -> Path:
     """Folder of what all runs wrote; a process of their own, as they fork."""
-    place = tmp_path_factory.mktemp("ranks")
-    result = subprocess.run(
-        [sys.executable, __file__, str(place)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return place
+    return written_by_this_file
 
 
 def written(folder: Path, name: str, num_ranks: int) -> list[dict[str, Any]]:

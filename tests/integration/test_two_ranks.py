@@ -1,8 +1,6 @@
 """Two processes see together what one sees alone. As a script this file trains and tests."""
 
 import json
-import os
-import subprocess
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -95,15 +93,9 @@ def main(folder: Path, num_ranks: int, num_test: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(written_by_this_file: Path) -> Path:
     """Folder of what all runs wrote; a process of their own, as they fork."""
-    place = tmp_path_factory.mktemp("ranks")
-    result = subprocess.run(
-        [sys.executable, __file__, str(place)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return place
+    return written_by_this_file
 
 
 def written(folder: Path, num_ranks: int, num_test: int, stage: str) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from nvae_lightning.archive import damage
 
 LAST = "last.ckpt"
 
@@ -69,14 +70,11 @@ def verify_checkpoint(path: Path) -> None:
         ValueError: If it is missing, cut off or changed.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+        damaged = damage(path)
     except FileNotFoundError as error:
         raise ValueError(f"ckpt_path: '{path}' does not exist; give a checkpoint file") from error
-    except Exception as error:  # zipfile's own errors are of many kinds
-        raise ValueError(_damaged(path, error)) from error
     if damaged is not None:
-        raise ValueError(_damaged(path, f"wrong checksum of {damaged}"))
+        raise ValueError(_damaged(path, damaged))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm import tqdm
 
+from nvae_lightning.callbacks.pictures import as_bytes
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.storage import checksum
 from nvae_lightning.evaluation import EvaluationModule
@@ -238,7 +239,7 @@ class FrechetDistance(Callback):
             batch = data.train_set.__getitems__(indices).to(metric.device)
             # Binary pixels are drawn: always the same, whatever the number of ranks.
             torch.manual_seed(start)
-            metric.update(_as_bytes(data.to_input(batch, train=False)), real=True)
+            metric.update(_as_colour(data.to_input(batch, train=False)), real=True)
         with metric.sync_context():
             totals = {name: getattr(metric, name).cpu() for name in _REAL}
         if trainer.is_global_zero:
@@ -261,7 +262,7 @@ class FrechetDistance(Callback):
                     f"fid: samples at fid.temperature={self.temperature} are not finite; lower "
                     "it, or take a checkpoint of before the training diverged"
                 )
-            metric.update(_as_bytes(pixels), real=False)
+            metric.update(_as_colour(pixels), real=False)
 
     def _fingerprint(self, data: ImageDataModule) -> str:
         """Name what the training images' statistics depend on."""
@@ -337,12 +338,11 @@ def _model_of(pl_module: LightningModule) -> NVAE:
     return pl_module.model
 
 
-def _as_bytes(
+def _as_colour(
     pixels: Float[Tensor, "batch channel height width"],
 ) -> UInt8[Tensor, "batch 3 height width"]:
     """Round to 8 bits; grey becomes a colour."""
-    levels = (pixels.float().clamp(0.0, 1.0) * 255).round().to(torch.uint8)
-    return levels.expand(-1, 3, -1, -1).contiguous()
+    return as_bytes(pixels).expand(-1, 3, -1, -1).contiguous()
 
 
 def _bar_options(trainer: Trainer) -> dict[str, Any]:

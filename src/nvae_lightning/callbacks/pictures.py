@@ -18,11 +18,15 @@ from nvae_lightning.module import NVAEModule
 _LEAST_SIDE = 480
 
 
+def as_bytes(images: Tensor) -> Tensor:
+    """Round images in [0, 1] to 8 bits."""
+    return (255 * images.float().clamp(0.0, 1.0)).round().byte()
+
+
 def grid(images: Tensor, num_columns: int) -> Tensor:
     """Lay images out row by row as bytes, enlarged by whole pixels until fit to be looked at."""
-    canvas = make_grid(images.float().cpu().clamp(0.0, 1.0), nrow=num_columns, padding=1)
+    canvas = as_bytes(make_grid(images.float().cpu(), nrow=num_columns, padding=1))
     factor = max(1, -(-_LEAST_SIDE // canvas.shape[-1]))
-    canvas = (255 * canvas).round().byte()
     return canvas.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 

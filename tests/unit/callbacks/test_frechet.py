@@ -3,8 +3,6 @@
 import importlib.util
 import inspect
 import json
-import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -476,15 +474,9 @@ def main(folder: Path, num_ranks: int, temperature: float, cache: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ranks(written_by_this_file: Path) -> Path:
     """Folder of what all ranks wrote; a process of their own, as they fork."""
-    place = tmp_path_factory.mktemp("ranks")
-    result = subprocess.run(
-        [sys.executable, __file__, str(place)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return place
+    return written_by_this_file
 
 
 def _records(folder: Path) -> Sequence[dict[str, Any]]:
