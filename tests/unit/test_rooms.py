@@ -47,7 +47,7 @@ def test_room_has_files(folder: str) -> None:
 
 
 def test_model_knows_torch_and_itself_only() -> None:
-    own = ("torch", "jaxtyping", "nvae_lightning.model")
+    own = ("torch", "jaxtyping", "triton", "nvae_lightning.model")
     hub = ("huggingface_hub", "safetensors")
     offences = _offences("model", own)
     assert offences  # of the one file that reads and writes models
@@ -68,7 +68,8 @@ def test_data_does_not_know_the_model() -> None:
 
 def test_only_the_commands_know_the_configuration() -> None:
     names = (
-        "cli", "convert", "evaluate", "inspect", "prepare", "sample", "score", "settings", "train"
+        "benchmark", "cli", "convert", "dashboard", "evaluate", "inspect", "prepare", "report",
+        "sample", "score", "settings", "train",
     )  # fmt: skip
     commands = {ROOT / f"{name}.py" for name in names}
     users = {p for p in FILES if any(_is_within(n, CONFIGURATION) for n in _imports(p))}
@@ -76,5 +77,7 @@ def test_only_the_commands_know_the_configuration() -> None:
 
 
 def test_only_callbacks_know_wandb() -> None:
-    users = [p for p in FILES if any(_is_within(n, ("wandb",)) for n in _imports(p))]
+    names = ("wandb", "wandb_workspaces")
+    users = [p for p in FILES if any(_is_within(n, names) for n in _imports(p))]
+    assert users
     assert [p for p in users if p.relative_to(ROOT).parts[0] != "callbacks"] == []

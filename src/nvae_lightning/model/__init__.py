@@ -1,6 +1,7 @@
 """NVAE as plain PyTorch modules: nothing here knows of training, data or configuration."""
 
 from nvae_lightning.model.cells import DepthwiseCell, RegularCell, Resampling
+from nvae_lightning.model.compute import Compute
 from nvae_lightning.model.distributions import (
     Inference,
     Latent,
@@ -21,6 +22,7 @@ from nvae_lightning.model.nvae import NVAE
 __all__ = [
     "NVAE",
     "BernoulliLikelihood",
+    "Compute",
     "DepthwiseCell",
     "DiscretizedLogisticMixtureLikelihood",
     "FlowPair",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from nvae_lightning.model.layers import (
     BatchNormSwish,
+    ConvolutionalBody,
     FeatureMap,
     SkipDown,
     SkipUp,
@@ -17,6 +21,7 @@ from nvae_lightning.model.layers import (
     WeightNormConv2d,
     batch_norm,
 )
+from nvae_lightning.model.normalization import BatchNorm
 
 
 class Resampling(enum.Enum):
@@ -53,6 +58,10 @@ class ResidualCell(nn.Module):
         resampling: what the cell does to the resolution.
         squeeze_excitation: whether the body's output is gated channel-wise.
 
+    Attributes:
+        checkpoint_min_size: width from which on inputs are all that is kept of the cell for the
+            backward pass, which computes it anew; None for never.
+
     Raises:
         ValueError: if the channels change where the resolution does not.
     """
@@ -78,10 +87,35 @@ class ResidualCell(nn.Module):
             Resampling.UP: lambda: SkipUp(in_channels, out_channels),
         }[resampling]()
         self.body = body
+        self.checkpoint_min_size: int | None = None
         self.gate = SqueezeExcitation(out_channels) if squeeze_excitation else nn.Identity()
 
     def forward(self, x: FeatureMap) -> FeatureMap:
+        least = self.checkpoint_min_size
+        if least is None or x.shape[-1] < least or not torch.is_grad_enabled():
+            return self._compute(x)
+        return checkpoint(
+            self._compute,
+            x,
+            use_reentrant=False,
+            preserve_rng_state=False,  # nothing is drawn in a cell
+            context_fn=lambda: (nullcontext(), self._repeated()),
+        )
+
+    def _compute(self, x: FeatureMap) -> FeatureMap:
         return self.skip(x) + self.residual_weight * self.gate(self.body(x))
+
+    @contextmanager
+    def _repeated(self) -> Iterator[None]:
+        """Let no batch count twice in running statistics."""
+        norms = [module for module in self.modules() if isinstance(module, BatchNorm)]
+        for norm in norms:
+            norm.is_repeated = True
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.is_repeated = False
 
 
 class RegularCell(ResidualCell):
@@ -131,7 +165,7 @@ class RegularCell(ResidualCell):
                 )
             )
             channels, step = out_channels, Resampling.SAME
-        body = nn.Sequential(*layers)
+        body = ConvolutionalBody(*layers)
         super().__init__(body, in_channels, out_channels, resampling, squeeze_excitation)
 
 
@@ -198,5 +232,5 @@ class DepthwiseCell(ResidualCell):
         ]
         if resampling is Resampling.UP:
             layers.insert(0, nn.UpsamplingNearest2d(scale_factor=2))
-        body = nn.Sequential(*layers)
+        body = ConvolutionalBody(*layers)
         super().__init__(body, in_channels, out_channels, resampling, squeeze_excitation)

@@ -13,7 +13,12 @@ from nvae_lightning.model.cells import CellConstructor, Resampling
 from nvae_lightning.model.distributions import Latent, Normal
 from nvae_lightning.model.flows import FlowPair
 from nvae_lightning.model.hierarchy import Hierarchy, Image
-from nvae_lightning.model.layers import FeatureMap, WeightNormConv2d, full_precision
+from nvae_lightning.model.layers import (
+    FeatureMap,
+    WeightNormConv2d,
+    as_parameters,
+    full_precision,
+)
 
 
 class EncoderCombiner(nn.Module):
@@ -43,7 +48,10 @@ class DecoderCombiner(nn.Module):
         self.convolution = WeightNormConv2d(channels + latent_channels, channels, 1)
 
     def forward(self, state: FeatureMap, z: FeatureMap) -> FeatureMap:
-        return self.convolution(torch.cat([state, z.to(state.dtype)], 1))
+        z = z.to(
+            state.dtype, memory_format=torch.channels_last
+        )  # of another layout, cat would copy
+        return self.convolution(torch.cat([state, z], 1))
 
 
 class LatentGroup(nn.Module, ABC):
@@ -111,7 +119,7 @@ class FirstGroup(LatentGroup):
         prior = Normal(mean, torch.full_like(mean, self.prior_std).log())
         if feature is None:
             return prior, None
-        raw_posterior = full_precision(self.posterior(feature))
+        raw_posterior = as_parameters(self.posterior(feature))
         if batch > len(feature):
             raw_posterior = raw_posterior.repeat(batch // len(feature), 1, 1, 1)
         return prior, Normal.soft_clamped(*raw_posterior.chunk(2, 1))
@@ -155,11 +163,11 @@ class ConditionalGroup(LatentGroup):
     def distributions(
         self, state: FeatureMap, feature: Tensor | None
     ) -> tuple[Normal, Normal | None]:
-        raw_prior = full_precision(self.prior(state))
+        raw_prior = as_parameters(self.prior(state))
         prior = Normal.soft_clamped(*raw_prior.chunk(2, 1))
         if feature is None:
             return prior, None
-        raw_posterior = full_precision(self.posterior(self.merge(feature, state)))
+        raw_posterior = as_parameters(self.posterior(self.merge(feature, state)))
         if self.residual_posterior:
             raw_posterior = raw_prior + raw_posterior
         return prior, Normal.soft_clamped(*raw_posterior.chunk(2, 1))
@@ -267,6 +275,7 @@ class Decoder(nn.Module):
             The latent groups, coarsest first, and the likelihood's raw parameters.
         """
         state = self.initial_state.expand(batch_size, -1, -1, -1)
+        state = state.contiguous(memory_format=torch.channels_last)
         latents = []
         for index, group in enumerate(self.groups):
             assert isinstance(group, LatentGroup)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nvae_lightning.model.convolution import Convolution, Geometry
 from nvae_lightning.model.normalization import BatchNorm, mean_over_ranks
 
 #: Only the batch is held: what channels and resolution a layer gives differs from what it takes.
@@ -19,6 +20,55 @@ FeatureMap = Float[Tensor, "batch _channel _height _width"]
 def full_precision(x: Tensor) -> Tensor:
     """Lift 16-bit numbers to float32: distributions are never computed in fewer bits."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def as_parameters(x: FeatureMap) -> FeatureMap:
+    """Lay a network's output out for distributions: in full precision, each channel in one piece.
+
+    In channels_last layout the halves of the channels lie in pieces of a few numbers each, on
+    which elementwise operations and random numbers are several times slower on a CPU.
+    """
+    return full_precision(x).contiguous()
+
+
+class ConvolutionalBody(nn.Sequential):
+    """Layers one after the other; a convolution behind a normalisation is computed with it.
+
+    In training such a convolution is not called, and forward hooks of it neither.
+    """
+
+    def forward(self, input: FeatureMap) -> FeatureMap:
+        norm: BatchNorm | None = None
+        for layer in self:
+            layer = layer.norm if isinstance(layer, BatchNormSwish) else layer
+            if norm is not None and torch.is_grad_enabled() and (known := as_convolution(layer)):
+                input, norm = norm(input, known), None
+                continue
+            if norm is not None:
+                input = norm(input)
+            norm = layer if isinstance(layer, BatchNorm) else None
+            if norm is None:
+                input = layer(input)
+        return input if norm is None else norm(input)
+
+
+def as_convolution(layer: nn.Module) -> Convolution | None:
+    """Describe what a layer computes; None unless it is a plain convolution padded by zeros."""
+    if type(layer) not in (nn.Conv2d, WeightNormConv2d):
+        return None
+    assert isinstance(layer, nn.Conv2d)
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return None
+    kernel = layer.weight
+    if isinstance(layer, WeightNormConv2d):
+        kernel = weight_norm(layer.unnormalized_weight(), layer.log_gain)
+    geometry = Geometry(
+        stride=(layer.stride[0], layer.stride[1]),
+        padding=(layer.padding[0], layer.padding[1]),
+        dilation=(layer.dilation[0], layer.dilation[1]),
+        groups=layer.groups,
+    )
+    return Convolution(kernel, layer.bias, geometry)
 
 
 def batch_norm(channels: int) -> BatchNorm:

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Follow the storages that operations make, until they are freed."""
 
     def __init__(self) -> None:
@@ -53,6 +53,6 @@ def peak_bytes(function: Callable[[], object]) -> int:
 
     What an operation needs inside itself is not counted.
     """
-    with _LiveBytes() as mode:
+    with LiveBytes() as mode:
         function()
     return mode.peak

@@ -1,7 +1,8 @@
-"""Batch normalisation over the batches of all ranks, fused with the swish that follows it."""
+"""Batch normalisation over all ranks' batches, fused with the swish and convolution after it."""
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 import torch
@@ -12,7 +13,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _NormBase
 
-FeatureMap = Float[Tensor, "batch channel height width"]
+from nvae_lightning.model.convolution import Convolution, Geometry
+from nvae_lightning.model.fused import Affine, TorchKernels
+
+FeatureMap = Float[Tensor, "batch _channel _height _width"]
+
+
+class Recompute(enum.Enum):
+    """What the backward pass of a normalisation computes anew, to keep fewer feature maps."""
+
+    NOTHING = "nothing"  #: all is kept that PyTorch's layers keep
+    NORMALIZATION = "normalization"  #: what swish is applied to (the paper)
+    ACTIVATION = "activation"  #: also what the convolution behind it is applied to
 
 
 def num_ranks() -> int:
@@ -34,9 +46,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 class BatchNorm(_NormBase):
     r"""Batch normalisation, and swish :math:`u \sigma(u)` after it if asked for.
 
-    In training, mean and variance are those of the batches of all ranks, on any backend. Of the
-    feature maps only the input is kept for the backward pass, which computes the normalised one
-    anew: the paper's 18 % of memory.
+    In training, mean and variance are those of the batches of all ranks, on any backend.
 
     Not an ``nn.BatchNorm2d``, which ``trainer.sync_batchnorm`` would replace by a layer without
     the swish; the state dict is that of one.
@@ -47,6 +57,11 @@ class BatchNorm(_NormBase):
         channels: of the feature map.
         swish: whether to apply swish.
 
+    Attributes:
+        recompute: what the backward pass computes anew rather than keeping it.
+        kernels: how it is computed where something is recomputed, or there are several ranks.
+        is_repeated: whether a pass repeats an earlier one, whose statistics have been counted.
+
     Raises:
         ValueError: in training, if there is but one value per channel.
     """
@@ -54,23 +69,64 @@ class BatchNorm(_NormBase):
     def __init__(self, channels: int, *, swish: bool = False) -> None:
         super().__init__(channels, eps=1e-5, momentum=0.05)
         self.swish = swish
+        self.recompute = Recompute.ACTIVATION
+        self.kernels = TorchKernels()
+        self.is_repeated = False
 
-    def forward(self, input: FeatureMap) -> FeatureMap:
-        if self.training:
+    def forward(
+        self, input: FeatureMap, convolution: Convolution | None = None
+    ) -> Float[Tensor, "batch _out _out_height _out_width"]:
+        """Normalise, and convolve if there is a convolution.
+
+        Args:
+            input: feature map.
+            convolution: what follows, whose input is then not kept for the backward pass.
+        """
+        if convolution is not None and (
+            not self.training or self.recompute is not Recompute.ACTIVATION
+        ):
+            return convolution.apply(self.forward(input))
+        running_mean, running_var = self.running_mean, self.running_var
+        assert running_mean is not None
+        assert running_var is not None
+        if not self.training:
+            output = F.batch_norm(
+                input, running_mean, running_var, self.weight, self.bias, eps=self.eps
+            )
+            return F.silu(output, inplace=not output.requires_grad) if self.swish else output
+        if num_ranks() == 1 and input.numel() == input.shape[1]:
+            raise ValueError(
+                "dataset.batch_size: got 1, but batch normalisation of a single pixel has no "
+                "variance; set dataset.batch_size=2 or more"
+            )
+        if self.is_repeated:
+            running_mean, running_var = running_mean.clone(), running_var.clone()
+        else:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
-            return _BatchNormSwish.apply(
-                input, self.weight, self.bias, self.running_mean, self.running_var,
-                self.momentum, self.eps, self.swish,
+        if self.recompute is Recompute.NOTHING and num_ranks() == 1:
+            output = F.batch_norm(
+                input, running_mean, running_var, self.weight, self.bias, True, self.momentum,
+                self.eps,
             )  # fmt: skip
-        output = F.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-        )
-        return F.silu(output) if self.swish else output
+            return F.silu(output) if self.swish else output
+        kernel = bias = geometry = None
+        if convolution is not None:
+            convolution = convolution.cast(input.device.type)
+            kernel, bias, geometry = convolution.kernel, convolution.bias, convolution.geometry
+        return _NormalizeAndConvolve.apply(
+            input, self.weight, self.bias, kernel, bias, running_mean, running_var,
+            (self.momentum, self.eps, self.swish), geometry, self.kernels,
+        )  # fmt: skip
 
 
-class _BatchNormSwish(torch.autograd.Function):
-    """Normalise by the statistics of the batches of all ranks; swish if asked for."""
+class _NormalizeAndConvolve(torch.autograd.Function):
+    """Normalise by the statistics of all ranks' batches; swish and convolve if asked for.
+
+    Of the feature maps only the input is kept for the backward pass, which computes the others
+    anew. That is the paper's trick (Sec. 3.1.3), and here the convolution's input is another map
+    not to keep.
+    """
 
     @staticmethod
     def forward(
@@ -78,32 +134,29 @@ class _BatchNormSwish(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
+        kernel: Tensor | None,
+        kernel_bias: Tensor | None,
         running_mean: Tensor,
         running_var: Tensor,
-        momentum: float,
-        eps: float,
-        swish: bool,
+        settings: tuple[float, float, bool],
+        geometry: Geometry | None,
+        kernels: TorchKernels,
     ) -> Tensor:
-        ctx.num_values = x.numel() // x.shape[1]  # per channel, of all ranks
-        if num_ranks() == 1:
-            if ctx.num_values == 1:
-                raise ValueError(
-                    "dataset.batch_size: got 1, but batch normalisation of a single pixel has no "
-                    "variance; set dataset.batch_size=2 or more"
-                )
-            output, mean, inverse_std = torch.native_batch_norm(
-                x, weight, bias, running_mean, running_var, True, momentum, eps
-            )
-        else:
-            mean, var, ctx.num_values = _statistics(x)
-            inverse_std = (var + eps).rsqrt()
-            unbiased = var * (ctx.num_values / (ctx.num_values - 1))
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-            output = _normalize(x, weight, bias, mean, inverse_std, eps)
-        ctx.eps, ctx.swish, ctx.synchronized = eps, swish, num_ranks() > 1
-        ctx.save_for_backward(x, weight, bias, mean, inverse_std)
-        return F.silu(output, inplace=True) if swish else output
+        momentum, eps, swish = settings
+        mean, var = kernels.statistics(x)
+        num_values: int | Tensor = x.numel() // x.shape[1]  # per channel
+        if num_ranks() > 1:
+            mean, var, num_values = _over_ranks(mean, var, num_values)
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        unbiased = var * (num_values / (num_values - 1))
+        running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+        affine = Affine(mean, (var + eps).rsqrt(), weight.to(mean.dtype), bias.to(mean.dtype))
+        ctx.save_for_backward(x, *affine, kernel, kernel_bias)
+        ctx.num_values, ctx.swish, ctx.geometry, ctx.kernels = num_values, swish, geometry, kernels
+        if kernel is None:
+            return kernels.normalize(x, affine, swish)
+        assert geometry is not None
+        return kernels.convolve(x, affine, swish, Convolution(kernel, kernel_bias, geometry))
 
     @staticmethod
     @once_differentiable
@@ -111,39 +164,27 @@ class _BatchNormSwish(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         gradient: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, inverse_std = ctx.saved_tensors
-        if ctx.swish:
-            output = _normalize(x, weight, bias, mean, inverse_std, ctx.eps)
-            gradient = torch.ops.aten.silu_backward(gradient, output)
-        if not ctx.synchronized:
-            for_inputs = torch.ops.aten.native_batch_norm_backward(
-                gradient, x, weight, None, None, mean, inverse_std, True, ctx.eps,
-                list(ctx.needs_input_grad[:3]),
-            )  # fmt: skip
-            return *for_inputs, None, None, None, None, None
-        statistics = mean.dtype
-        by_channel = (slice(None), None, None)
-        normalized = (x.to(statistics) - mean[by_channel]) * inverse_std[by_channel]
-        gradient = gradient.to(statistics)
-        for_weight = (gradient * normalized).sum((0, 2, 3))
-        for_bias = gradient.sum((0, 2, 3))
-        sums = torch.stack([for_weight, for_bias])
-        torch.distributed.all_reduce(sums)
-        along_normalized, along_one = (sums / ctx.num_values)[..., None, None]
-        for_x = gradient - along_one - normalized * along_normalized
-        for_x = for_x * (weight.to(statistics) * inverse_std)[by_channel]
-        return (
-            for_x.to(x.dtype), for_weight.to(weight.dtype), for_bias.to(bias.dtype),
-            None, None, None, None, None,
+        x, *affine, kernel, kernel_bias = ctx.saved_tensors
+
+        def share(sums: Tensor) -> Tensor:
+            if num_ranks() > 1:
+                sums = sums.clone()
+                torch.distributed.all_reduce(sums)
+            return sums / ctx.num_values
+
+        if kernel is None:
+            found = ctx.kernels.normalize_gradients(gradient, x, Affine(*affine), ctx.swish, share)
+            return *found, *(None,) * 7
+        found = ctx.kernels.convolve_gradients(
+            gradient, x, Affine(*affine), ctx.swish,
+            Convolution(kernel, kernel_bias, ctx.geometry), share,
         )  # fmt: skip
+        return *found, *(None,) * 5
 
 
-def _statistics(x: FeatureMap) -> tuple[Tensor, Tensor, Tensor]:
+def _over_ranks(mean: Tensor, var: Tensor, num_values: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, variance and count per channel over all ranks, whose batches may differ in size."""
-    values = x.to(torch.promote_types(x.dtype, torch.float32))
-    var, mean = torch.var_mean(values, (0, 2, 3), correction=0)
-    count = values.new_full((1,), values.numel() // values.shape[1])
-    own = torch.cat([count, mean, var])
+    own = torch.cat([mean.new_full((1,), num_values), mean, var])
     gathered = [torch.empty_like(own) for _ in range(num_ranks())]
     torch.distributed.all_gather(gathered, own)
     every = torch.stack(gathered)
@@ -152,9 +193,3 @@ def _statistics(x: FeatureMap) -> tuple[Tensor, Tensor, Tensor]:
     mean = (share * means).sum(0)
     var = (share * (variances + (means - mean).square())).sum(0)
     return mean, var, counts.sum()
-
-
-def _normalize(
-    x: FeatureMap, weight: Tensor, bias: Tensor, mean: Tensor, inverse_std: Tensor, eps: float
-) -> FeatureMap:
-    return F.batch_norm(x, mean, inverse_std.pow(-2) - eps, weight, bias, eps=eps)

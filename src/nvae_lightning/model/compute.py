@@ -1,0 +1,88 @@
+"""How a model is computed: the same numbers, up to rounding, in other time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch._functorch.config
+from torch import nn
+
+from nvae_lightning.model.cells import ResidualCell
+from nvae_lightning.model.fused import CompiledKernels, TorchKernels, TritonKernels
+from nvae_lightning.model.normalization import BatchNorm, Recompute
+
+#: Cells are of few kinds, but each kind comes in several widths, resolutions and modes.
+_MOST_KINDS_OF_CELLS = 256
+
+
+def _recomputing(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+    """Torch's compiler, which by itself keeps what costs anything to compute anew."""
+    from torch._inductor.compile_fx import compile_fx  # takes seconds to import
+
+    with torch._functorch.config.patch(aggressive_recomputation=True):
+        return compile_fx(graph, inputs)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Settings of speed and memory; weights and state dict know nothing of them.
+
+    Args:
+        compile: whether cells are compiled, when they are first used. Cells of one shape share
+            what was compiled, so that it takes a minute, not the many that the whole model takes.
+        kernels: what normalisation and swish are computed by: ``torch``'s operations, formulas
+            that torch's compiler has ``compiled``, or ``triton`` kernels, which also compute the
+            depthwise convolution (GPU). ``auto`` is compiled in compiled cells, else torch.
+        recompute: what the backward pass computes anew rather than keeping it: ``nothing``,
+            ``normalization`` (the paper, Sec. 3.1.3: of BN and swish one feature map is kept) or
+            ``activation`` (of BN, swish and the convolution after them one map is kept).
+        checkpoint_min_size: cells whose input is at least so many pixels wide keep nothing but
+            that input; the backward pass computes them anew. None for no such cells.
+
+    Raises:
+        ValueError: if a setting is not one of those.
+    """
+
+    compile: bool = False
+    kernels: Literal["auto", "torch", "compiled", "triton"] = "auto"
+    recompute: Literal["nothing", "normalization", "activation"] = "activation"
+    checkpoint_min_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kernels not in ("auto", *_KERNELS):
+            raise ValueError(
+                f"compute.kernels must be auto, {', '.join(_KERNELS)}, got {self.kernels!r}"
+            )
+        if self.recompute not in [one.value for one in Recompute]:
+            raise ValueError(
+                "compute.recompute must be nothing, normalization or activation, got "
+                f"{self.recompute!r}"
+            )
+        if self.checkpoint_min_size is not None and self.checkpoint_min_size < 1:
+            raise ValueError(
+                "compute.checkpoint_min_size must be at least 1, or null for no checkpointing, "
+                f"got {self.checkpoint_min_size}"
+            )
+
+    def apply(self, model: nn.Module) -> None:
+        """Let a model be computed so, in place."""
+        default = "compiled" if self.compile else "torch"
+        kernels = _KERNELS[default if self.kernels == "auto" else self.kernels]()
+        if self.compile:
+            torch._dynamo.config.recompile_limit = _MOST_KINDS_OF_CELLS
+        for module in model.modules():
+            if isinstance(module, BatchNorm):
+                module.kernels = kernels
+                module.recompute = Recompute(self.recompute)
+            if isinstance(module, ResidualCell):
+                module.checkpoint_min_size = self.checkpoint_min_size
+                if self.compile:  # all of a cell, unless it is computed twice
+                    whole = self.checkpoint_min_size is None
+                    backend = "inductor" if self.recompute == "nothing" else _recomputing
+                    (module if whole else module.body).compile(backend=backend, dynamic=False)
+
+
+_KERNELS = {"torch": TorchKernels, "compiled": CompiledKernels, "triton": TritonKernels}

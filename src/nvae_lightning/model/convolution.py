@@ -1,0 +1,98 @@
+"""A convolution as a value, and its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+FeatureMap = Float[Tensor, "batch _channel _height _width"]
+#: Gradient of a depthwise kernel, given that of the output, the input and the convolution.
+KernelGradient = Callable[[FeatureMap, FeatureMap, "Convolution"], Tensor]
+
+
+class Geometry(NamedTuple):
+    """How a convolution goes over its input, as in ``F.conv2d``; zeros pad it."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """What ``F.conv2d`` is given but for the input.
+
+    Args:
+        kernel: weight as used, that is normalised or masked if it is.
+        bias: per output channel, or None.
+        geometry: how it goes over the input.
+    """
+
+    kernel: Float[Tensor, "out in height width"]
+    bias: Float[Tensor, " out"] | None
+    geometry: Geometry
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each output channel is of one input channel, and as large as it."""
+        stride, padding, dilation, groups = self.geometry
+        out_channels, in_channels, height, width = self.kernel.shape
+        return (
+            groups == out_channels
+            and in_channels == stride[0] == stride[1] == dilation[0] == dilation[1] == 1
+            and height == width == 2 * padding[0] + 1 == 2 * padding[1] + 1
+        )
+
+    def cast(self, device: str) -> Convolution:
+        """Cast the weights as autocast does where it is on."""
+        if not torch.is_autocast_enabled(device):
+            return self
+        dtype = torch.get_autocast_dtype(device)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return Convolution(self.kernel.to(dtype), bias, self.geometry)
+
+    def apply(self, x: FeatureMap) -> FeatureMap:
+        """Convolve."""
+        return F.conv2d(x, self.kernel, self.bias, *self.geometry)
+
+    def gradients(
+        self, gradient: FeatureMap, x: FeatureMap, kernel_gradient: KernelGradient | None = None
+    ) -> tuple[FeatureMap, Tensor, Tensor | None]:
+        """Gradients of input, kernel and bias.
+
+        Args:
+            gradient: of the output.
+            x: input.
+            kernel_gradient: how to compute that of a depthwise kernel, if not by torch.
+        """
+        stride, padding, dilation, groups = self.geometry
+        if self.is_depthwise and (kernel_gradient is not None or x.device.type == "cpu"):
+            # oneDNN, CPUs' library, is slower at this gradient of the input.
+            for_x = F.conv2d(gradient, self.kernel.flip(2, 3), None, *self.geometry)
+            for_bias = None if self.bias is None else gradient.sum((0, 2, 3))
+            return for_x, (kernel_gradient or wide_kernel_gradient)(gradient, x, self), for_bias
+        return torch.ops.aten.convolution_backward(
+            gradient, x, self.kernel, [len(self.kernel)], list(stride), list(padding),
+            list(dilation), False, [0, 0], groups, [True, True, self.bias is not None],
+        )  # fmt: skip
+
+
+def wide_kernel_gradient(
+    gradient: FeatureMap, x: FeatureMap, convolution: Convolution
+) -> Float[Tensor, "channel 1 height width"]:
+    """Gradient of a depthwise kernel by torch, in float32: oneDNN's 16 bits take twice as long."""
+    stride, padding, dilation, groups = convolution.geometry
+    kernel = convolution.kernel
+    wide = torch.promote_types(kernel.dtype, torch.float32)
+    for_kernel = torch.ops.aten.convolution_backward(
+        gradient.to(wide), x.to(wide), kernel.to(wide), None, list(stride), list(padding),
+        list(dilation), False, [0, 0], groups, [False, True, False],
+    )[1]  # fmt: skip
+    return for_kernel.to(kernel.dtype)

@@ -1,0 +1,222 @@
+"""Normalisation, swish and convolution in one, against PyTorch's three operations."""
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nvae_lightning.model import kernels
+from nvae_lightning.model.convolution import Convolution
+from nvae_lightning.model.fused import (
+    CompiledKernels,
+    TorchKernels,
+    TritonKernels,
+    depthwise_taps_gradient,
+    swish_gradient_and_sums,
+)
+from nvae_lightning.model.layers import as_convolution
+from nvae_lightning.model.normalization import BatchNorm
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SHAPE = (3, 4, 5, 6)
+CHANNELS = SHAPE[1]
+SWISH = pytest.mark.parametrize("swish", [False, True])
+CONVOLUTIONS: dict[str, Callable[[], nn.Conv2d] | None] = {
+    "none": None,
+    "1x1": partial(nn.Conv2d, CHANNELS, 3, 1, bias=False),
+    "3x3 of stride 2": partial(nn.Conv2d, CHANNELS, 3, 3, stride=2, padding=1),
+    "dilated": partial(nn.Conv2d, CHANNELS, 3, 3, padding=2, dilation=2),
+    "depthwise": partial(nn.Conv2d, CHANNELS, CHANNELS, 5, padding=2, groups=4, bias=False),
+    "depthwise with bias": partial(nn.Conv2d, CHANNELS, CHANNELS, 5, padding=2, groups=4),
+    "depthwise of stride 2": partial(
+        nn.Conv2d, CHANNELS, CHANNELS, 3, stride=2, padding=1, groups=4
+    ),
+}
+FOLLOWED_BY = pytest.mark.parametrize("name", CONVOLUTIONS)
+
+
+class Problem(NamedTuple):
+    """A normalisation and the convolution after it, if there is one."""
+
+    norm: BatchNorm
+    convolution: nn.Conv2d | None
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        of_convolution = (
+            {} if self.convolution is None else dict(self.convolution.named_parameters())
+        )
+        return {
+            **dict(self.norm.named_parameters()),
+            **{f"convolution.{name}": value for name, value in of_convolution.items()},
+        }
+
+    def ours(self, x: Tensor) -> Tensor:
+        return self.norm(x, None if self.convolution is None else as_convolution(self.convolution))
+
+    def theirs(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        x = F.batch_norm(
+            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, True, 0.05, 1e-5
+        )
+        x = F.silu(x) if norm.swish else x
+        return x if self.convolution is None else self.convolution(x)
+
+
+def problem(name: str, swish: bool, dtype: torch.dtype = torch.float64) -> Problem:
+    """Draw one, with the same numbers at each call."""
+    torch.manual_seed(1)
+    norm = BatchNorm(CHANNELS, swish=swish)
+    nn.init.uniform_(norm.weight, 0.5, 2.0)
+    nn.init.normal_(norm.bias)
+    build = CONVOLUTIONS[name]
+    convolution = None if build is None else build().to(DEVICE, dtype)
+    return Problem(norm.to(DEVICE, dtype), convolution)
+
+
+def batch(shape: tuple[int, ...] = SHAPE) -> Tensor:
+    """A batch whose mean and variance are far from 0 and 1."""
+    return 3 * torch.randn(shape, dtype=torch.float64, device=DEVICE) + 2
+
+
+class Result(NamedTuple):
+    """What a pass gives; gradients by the name of what they are for."""
+
+    output: Tensor
+    gradients: dict[str, Tensor]
+
+
+def run(given: Problem, function: Callable[[Tensor], Tensor], x: Tensor) -> Result:
+    """Forward and backward, the latter of a function that weighs each output by another number."""
+    x = x.detach().requires_grad_()
+    output = function(x)
+    torch.manual_seed(2)
+    upstream = torch.randn(output.shape, dtype=torch.float64).to(output)
+    variables = {"x": x, **given.parameters}
+    gradients = torch.autograd.grad(output, list(variables.values()), upstream)
+    return Result(output.detach(), dict(zip(variables, gradients, strict=True)))
+
+
+def assert_equal_to_torch(
+    chosen: TorchKernels, name: str, swish: bool, shape: tuple[int, ...] = SHAPE
+) -> None:
+    """In two passes, of maps in each layout, the second after the statistics of the first."""
+    ours, theirs = problem(name, swish), problem(name, swish)
+    ours.norm.kernels = chosen
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = batch(shape).contiguous(memory_format=layout)
+        torch.testing.assert_close(run(ours, ours.ours, x), run(theirs, theirs.theirs, x))
+    statistics = [
+        {key: value for key, value in one.norm.state_dict().items() if key.startswith("running")}
+        for one in (ours, theirs)
+    ]
+    torch.testing.assert_close(*statistics)
+    assert ours.norm.num_batches_tracked == 2
+
+
+@SWISH
+@FOLLOWED_BY
+def test_gradient_is_that_of_finite_differences(name: str, swish: bool) -> None:
+    given = problem(name, swish)
+    geometry = None
+    if given.convolution is not None:
+        known = as_convolution(given.convolution)
+        assert known is not None
+        geometry = known.geometry
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor, *of_convolution: Tensor) -> Tensor:
+        known = None
+        if geometry is not None:
+            kernel, kernel_bias = (*of_convolution, None)[:2]
+            assert kernel is not None
+            known = Convolution(kernel, kernel_bias, geometry)
+        of_norm = {"weight": weight, "bias": bias}
+        return torch.func.functional_call(given.norm, of_norm, (x, known))
+
+    inputs = [batch((2, CHANNELS, 3, 4)), *given.parameters.values()]
+    assert torch.autograd.gradcheck(function, [t.detach().requires_grad_() for t in inputs])
+
+
+@SWISH
+@FOLLOWED_BY
+def test_operations_of_torch_give_what_its_layers_do(name: str, swish: bool) -> None:
+    assert_equal_to_torch(TorchKernels(), name, swish)
+
+
+@pytest.mark.slow
+@SWISH
+@FOLLOWED_BY
+def test_compiled_formulas_give_what_the_layers_of_torch_do(name: str, swish: bool) -> None:
+    assert_equal_to_torch(CompiledKernels(), name, swish)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="there is no Triton for this system"
+)
+@SWISH
+@pytest.mark.parametrize("name", ["none", "1x1", "depthwise", "depthwise with bias"])
+def test_triton_kernels_give_what_the_layers_of_torch_do(
+    name: str, swish: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "is_available", lambda device: True)  # by the interpreter
+    # Few pixels, for the interpreter.
+    assert_equal_to_torch(TritonKernels(), name, swish, shape=(2, CHANNELS, 3, 2))
+
+
+@SWISH
+@FOLLOWED_BY
+@pytest.mark.parametrize(
+    "chosen", [TorchKernels, pytest.param(CompiledKernels, marks=pytest.mark.slow)]
+)
+def test_sixteen_bits_lose_no_more_than_their_rounding(
+    chosen: type[TorchKernels], name: str, swish: bool
+) -> None:
+    given, exact = problem(name, swish, torch.float32), problem(name, swish)
+    given.norm.kernels = chosen()
+    x = batch().bfloat16()
+
+    def function(x: Tensor) -> Tensor:
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            return given.ours(x)
+
+    result, expected = run(given, function, x), run(exact, exact.theirs, x.double())
+    assert result.output.dtype == torch.bfloat16
+    for key, parameter in given.parameters.items():
+        assert result.gradients[key].dtype == parameter.dtype
+    found = {"output": result.output, **result.gradients}
+    for key, value in {"output": expected.output, **expected.gradients}.items():
+        # A rounding is of at most 2^-9 of a number, and each has been through several.
+        error = (found[key] - value).abs().max() / value.abs().max()
+        assert error < 2**-6, key
+
+
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("sides", [(7, 5), (1, 3)])
+def test_gradient_of_depthwise_taps_is_that_of_autograd(sides: tuple[int, int], size: int) -> None:
+    x, upstream = batch((2, CHANNELS, *sides)), batch((2, CHANNELS, *sides))
+    kernel = torch.zeros(CHANNELS, 1, size, size, dtype=torch.float64, device=DEVICE)
+    kernel.requires_grad_()
+    output = F.conv2d(x, kernel, padding=size // 2, groups=CHANNELS)
+    expected = torch.autograd.grad(output, kernel, upstream)[0].flatten(1)
+    torch.testing.assert_close(depthwise_taps_gradient(upstream, x, size), expected)
+
+
+@pytest.mark.slow
+def test_operations_that_compilers_leave_whole_describe_what_they_give() -> None:
+    x = batch((2, 6, CHANNELS)).float()
+    affine = [torch.rand(CHANNELS, device=DEVICE) + 0.5 for _ in range(4)]
+    maps = batch().float(), batch().float()
+    for dtype in (torch.float32, torch.bfloat16):
+        arguments = (x.to(dtype), x.to(dtype), *affine)
+        torch.library.opcheck(
+            swish_gradient_and_sums, arguments, test_utils=("test_schema", "test_faketensor")
+        )
+        arguments = (maps[0].to(dtype), maps[1].to(dtype), 3)
+        torch.library.opcheck(
+            depthwise_taps_gradient, arguments, test_utils=("test_schema", "test_faketensor")
+        )

@@ -1,0 +1,338 @@
+"""The Triton kernels against PyTorch's layers; without a GPU Triton's interpreter runs them.
+
+As a script this file compiles them for an H100, which takes no GPU, and prints what each takes.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nvae_lightning.model import kernels
+from nvae_lightning.model.kernels import Normalization
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="there is no Triton for this system"
+)
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EPS = 1e-5
+SWISH = pytest.mark.parametrize("swish", [False, True])
+SHAPES_AND_SIZES = pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((2, 1, 1, 1), 5),  # one pixel
+        ((1, 3, 2, 7), 5),  # smaller than the kernel, no multiple of a patch
+        ((2, 5, 5, 6), 3),
+        ((1, 40, 3, 9), 3),  # two blocks of channels, the second with idle lanes
+        ((2, 64, 4, 4), 5),
+    ],
+)
+# What the interpreter does in a second; on a GPU enough for many programs.
+ORDINARY = (8, 96, 32, 32) if DEVICE.type == "cuda" else (2, 5, 4, 4)
+
+
+class Problem(NamedTuple):
+    """A map whose mean and variance are far from 0 and 1, and what it is put through."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    kernel: Tensor
+    gradient: Tensor  # of the result
+
+    def to(self, dtype: torch.dtype) -> "Problem":
+        return Problem(*(tensor.to(dtype) for tensor in self))
+
+    def normalization(self, swish: bool) -> Normalization:
+        wide = torch.promote_types(self.x.dtype, torch.float32)
+        var, mean = torch.var_mean(self.x.to(wide), (0, 2, 3), correction=0)
+        return Normalization(mean, (var + EPS).rsqrt(), self.weight, self.bias, swish)
+
+
+def problem(shape: tuple[int, ...] = ORDINARY, size: int = 3) -> Problem:
+    """Draw one in float64."""
+    channels = shape[1]
+    x, gradient = torch.randn(2, *shape, dtype=torch.float64, device=DEVICE)
+    weight, bias = torch.randn(2, channels, dtype=torch.float64, device=DEVICE)
+    kernel = torch.randn(channels, 1, size, size, dtype=torch.float64, device=DEVICE)
+    x = (3 * x + 2).contiguous(memory_format=torch.channels_last)
+    return Problem(x, weight.abs() + 0.5, bias, kernel, gradient)
+
+
+def by_torch(given: Problem, swish: bool, convolve: bool) -> tuple[Tensor, ...]:
+    """The result, and gradients of feature map, weight, bias and kernel."""
+    inputs = [tensor.detach().requires_grad_() for tensor in given[:4]]
+    x, weight, bias, kernel = inputs
+    result = F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
+    result = F.silu(result) if swish else result
+    if convolve:
+        result = F.conv2d(result, kernel, padding=kernel.shape[-1] // 2, groups=len(kernel))
+    gradients = torch.autograd.grad(result, inputs if convolve else inputs[:3], given.gradient)
+    return result.detach(), *gradients
+
+
+def input_gradients(
+    gradient: Tensor, x: Tensor, normalization: Normalization
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of feature map, weight and bias from that of the activations."""
+    sum_du, sum_du_xhat = kernels.normalize_sums(gradient, x, normalization)
+    share = x.shape[1] / x.numel()
+    for_x = kernels.normalize_gradient(
+        gradient, x, normalization, sum_du * share, sum_du_xhat * share
+    )
+    return for_x, sum_du_xhat, sum_du
+
+
+def by_kernels(given: Problem, swish: bool, convolve: bool) -> tuple[Tensor, ...]:
+    """As by_torch."""
+    x, _, _, kernel, gradient = given
+    normalization = given.normalization(swish)
+    if not convolve:
+        result = kernels.normalize(x, normalization)
+        return result, *input_gradients(gradient, x, normalization)
+    return (
+        kernels.depthwise(x, normalization, kernel),
+        *input_gradients(kernels.depthwise(gradient, None, kernel.flip(2, 3)), x, normalization),
+        kernels.depthwise_kernel_gradient(gradient, x, normalization, kernel.shape[-1]),
+    )
+
+
+@SWISH
+@SHAPES_AND_SIZES
+def test_normalization_is_that_of_torch(shape: tuple[int, ...], size: int, swish: bool) -> None:
+    given = problem(shape, size)
+    torch.testing.assert_close(
+        by_kernels(given, swish, convolve=False), by_torch(given, swish, convolve=False)
+    )
+
+
+@SWISH
+@SHAPES_AND_SIZES
+def test_convolution_is_that_of_torch(shape: tuple[int, ...], size: int, swish: bool) -> None:
+    given = problem(shape, size)
+    torch.testing.assert_close(
+        by_kernels(given, swish, convolve=True), by_torch(given, swish, convolve=True)
+    )
+
+
+@pytest.mark.parametrize("least", [0, 10**9])
+def test_results_do_not_depend_on_the_size_of_patches_and_parts(
+    least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The largest patches, then the smallest, of which each of two programs sums many.
+    monkeypatch.setattr(kernels, "MIN_PATCH_PROGRAMS", least)
+    monkeypatch.setattr(kernels, "MAX_REDUCING_PROGRAMS", 2)
+    given = problem((1, 3, 18, 9))
+    torch.testing.assert_close(
+        by_kernels(given, True, convolve=True), by_torch(given, True, convolve=True)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("convolve", [False, True])
+def test_results_are_computed_in_float32_and_rounded_once(
+    dtype: torch.dtype, convolve: bool
+) -> None:
+    given = problem().to(dtype)
+    exact = given.to(torch.float64)
+    result, *gradients = by_kernels(given, True, convolve)
+    expected, *expected_gradients = by_torch(exact, True, convolve)
+    # Half a unit in the last place; a whole one in the interpreter, which cuts off.
+    unit = torch.finfo(dtype).eps * (0.5 if DEVICE.type == "cuda" else 1.0)
+    rtol = max(unit, 1e-5)
+    assert result.dtype == gradients[0].dtype == dtype
+    torch.testing.assert_close(result.double(), expected, rtol=rtol, atol=1e-5)
+    if not convolve:
+        torch.testing.assert_close(
+            gradients[0].double(), expected_gradients[0], rtol=rtol, atol=1e-5
+        )
+    sums = gradients[-1:] if convolve else gradients[1:]
+    for sum_, expected_sum in zip(sums, expected_gradients[-len(sums) :], strict=True):
+        assert sum_.dtype == torch.float32
+        torch.testing.assert_close(sum_.double(), expected_sum, rtol=1e-5, atol=1e-4)
+
+
+def test_equal_inputs_give_equal_bits_in_any_layout() -> None:
+    given = problem().to(torch.float32)
+    x, weight, bias, kernel, gradient = given
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    transposed = kernel.transpose(2, 3).contiguous().transpose(2, 3)
+    other = Problem(
+        x.contiguous(), weight.repeat_interleave(2)[::2], bias, transposed,
+        gradient.contiguous(memory_format=torch.channels_last),
+    )  # fmt: skip
+    results = by_kernels(given, True, convolve=True)
+    for again in (given, other):
+        for result, same in zip(results, by_kernels(again, True, convolve=True), strict=True):
+            assert torch.equal(result, same)
+            if same.shape == x.shape:
+                assert same.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_number_formats_may_differ_as_under_autocast() -> None:
+    given = problem().to(torch.float32)
+    low = given._replace(kernel=given.kernel.bfloat16(), gradient=given.gradient.bfloat16())
+    result, for_x, *_ = by_kernels(low, True, convolve=True)
+    assert result.dtype == torch.bfloat16
+    assert for_x.dtype == torch.float32
+    exact = by_torch(low.to(torch.float64), True, convolve=True)
+    torch.testing.assert_close(result.double(), exact[0], rtol=2**-7, atol=1e-5)
+    # Of this the gradient of the activations was rounded to bfloat16.
+    torch.testing.assert_close(for_x.double(), exact[1], rtol=0.0, atol=0.02)
+
+
+def test_a_large_mean_costs_no_digits() -> None:
+    given = problem().to(torch.float32)
+    given = given._replace(x=given.x / 30 + 1000)
+    normalization = given.normalization(False)
+    mean, inverse_std, weight, bias = (
+        tensor.double()[:, None, None] for tensor in normalization.tensors(given.x)
+    )
+    expected = (given.x.double() - mean) * inverse_std * weight + bias
+    result = kernels.normalize(given.x, normalization)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_of_torch_are_float32_whatever_the_mean(dtype: torch.dtype) -> None:
+    x = problem((8, 3, 16, 16)).x.float().add(300.0).to(dtype)
+    running_mean, running_var = torch.zeros(2, 3, device=DEVICE)
+    mean, var = torch.batch_norm_update_stats(x, running_mean, running_var, 0.05)
+    assert mean.dtype == var.dtype == torch.float32
+    exact_var, exact_mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    torch.testing.assert_close(mean.double(), exact_mean, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(var.double(), exact_var, rtol=1e-4, atol=0.0)
+
+
+def test_swish_of_large_values_overflows_nowhere() -> None:
+    given = problem((1, 2, 3, 3)).to(torch.float32)
+    given = given._replace(bias=torch.tensor([-200.0, 200.0], device=DEVICE))
+    with np.errstate(over="ignore"):  # of the exponential, which the interpreter takes from NumPy
+        results = by_kernels(given, True, convolve=True)
+    expected = by_torch(given.to(torch.float64), True, convolve=True)
+    for result, right in zip(results, expected, strict=True):
+        torch.testing.assert_close(result.double(), right, rtol=1e-5, atol=1e-3)
+
+
+def test_a_cpu_is_left_to_torch() -> None:
+    assert not kernels.is_available(torch.device("cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="takes a GPU of 24 GB")
+def test_maps_may_have_more_than_2_to_the_31_values() -> None:
+    last = problem((1, 64, 256, 256)).to(torch.bfloat16)
+    x = torch.zeros(600, 64, 256, 256, dtype=torch.bfloat16, device=DEVICE)
+    x = x.contiguous(memory_format=torch.channels_last)
+    assert x.numel() > 2**31
+    x[-1:] = last.x
+    normalization = last.normalization(True)
+    result = kernels.normalize(x, normalization)[-1:]
+    assert torch.equal(result, kernels.normalize(last.x, normalization))
+    result = kernels.depthwise(x, normalization, last.kernel)[-1:]
+    assert torch.equal(result, kernels.depthwise(last.x, normalization, last.kernel))
+    # The gradient is zero but for the last image.
+    result = kernels.depthwise_kernel_gradient(x, x, normalization, 3)
+    expected = kernels.depthwise_kernel_gradient(last.x, last.x, normalization, 3)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1.0)
+
+
+# --------------------------------------------------------------------------------------------
+# What compiles
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_an_h100_and_spill_no_registers(tmp_path: Path) -> None:
+    folder = _tools()
+    if not (folder / "ptxas").exists():
+        pytest.skip("this Triton comes without ptxas")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    output = subprocess.run(
+        [sys.executable, __file__], env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
+        check=True, stdout=subprocess.PIPE, text=True, timeout=300,
+    ).stdout  # fmt: skip
+    compiled = [json.loads(line) for line in output.splitlines()]
+    names = {name for name in vars(kernels) if name.endswith("_kernel")}
+    assert {kernel["name"] for kernel in compiled} == names
+    for kernel in compiled:
+        assert kernel["spilled_bytes"] == 0, kernel
+        # Three programs at the same time, as MAX_REDUCING_PROGRAMS has it.
+        assert 3 * 32 * kernels.NUM_WARPS * kernel["registers"] <= 65536, kernel
+
+
+def _tools() -> Path:
+    spec = importlib.util.find_spec("triton")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "backends/nvidia/bin"
+
+
+def _compile(kernel: Any, _: int, *arguments: Any, **constants: Any) -> None:
+    """Compile what would be launched, as a launch would, and print what it takes."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature: dict[str, str] = {}
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    for place, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
+        if isinstance(value, Tensor):
+            signature[name] = {
+                torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"
+            }[value.dtype]  # fmt: skip
+        elif value is None or value == 1:
+            signature[name], constants[name] = "constexpr", value
+        else:
+            signature[name] = "i32" if value < 2**31 else "i64"
+        if isinstance(value, Tensor) or (value is not None and value % 16 == 0):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    signature |= dict.fromkeys(constants, "constexpr")
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constants, attributes),
+        target=GPUTarget("cuda", 90, 32),
+        options=kernels.OPTIONS,
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run(
+            [_tools() / "cuobjdump", "-res-usage", file.name],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found is not None, usage
+    registers, stack = map(int, found.groups())
+    name = kernel.__name__
+    print(json.dumps({"name": name, "registers": registers, "spilled_bytes": stack}))
+
+
+def _compile_all() -> None:
+    kernels._launch = _compile
+    shape = (32, 192, 32, 32)
+    for dtype, size in [(torch.float32, 5), (torch.bfloat16, 5), (torch.bfloat16, 3)]:
+        x = torch.empty(shape, dtype=dtype, device="meta")
+        channels = torch.empty(shape[1], device="meta")
+        kernel = torch.empty(shape[1], 1, size, size, dtype=dtype, device="meta")
+        normalization = Normalization(channels, channels, channels, channels, swish=True)
+        kernels.normalize(x, normalization)
+        kernels.normalize_sums(x, x, normalization)
+        kernels.normalize_gradient(x, x, normalization, channels, channels)
+        kernels.depthwise(x, normalization, kernel)
+        kernels.depthwise(x, None, kernel)
+        kernels.depthwise_kernel_gradient(x, x, normalization, size)
+
+
+if __name__ == "__main__":
+    _compile_all()
