@@ -20,6 +20,7 @@ from nvae_lightning.cli import (
     as_single_run,
     check_seed,
     hide_warnings,
+    keep_freed_memory,
     one_line_errors,
     run,
     trained_model,
@@ -111,6 +112,7 @@ def report(results: dict[str, Any], model: NVAE, folder: Path) -> None:
 def main(config: DictConfig) -> float:
     """Evaluate one model on a test split and return its NLL in nats, for sweeps."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    keep_freed_memory()
     hide_warnings()
     check_seed(config.seed)
     check_type("num_importance_samples", config.num_importance_samples, int)

@@ -158,10 +158,11 @@ class NVAEModule(EvaluationModule):
         )
         loss = (terms.distortion + balance_kl(terms.rate, self.size_factor, beta)).mean()
         penalties = {}
-        if self.spectral_penalty is not None:
-            penalties["train/spectral"] = self.spectral_penalty()
-        if self.penalty.bn_scale:
-            penalties["train/bn_scale"] = bn_scale_penalty(self.model)
+        with self.trainer.profiler.profile("penalties"):
+            if self.spectral_penalty is not None:
+                penalties["train/spectral"] = self.spectral_penalty()
+            if self.penalty.bn_scale:
+                penalties["train/bn_scale"] = bn_scale_penalty(self.model)
         for value in penalties.values():
             loss = loss + weight * value
         self.last_terms = ELBO(terms.distortion.detach(), terms.rate.detach())
@@ -193,8 +194,10 @@ class NVAEModule(EvaluationModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradient that the optimiser is about to use."""
+        """Log the norms of the weights and of the gradient that the optimiser is about to use."""
         if self._is_logging_step:
+            weights = [p.detach() for p in self.model.parameters()]
+            self.log("train/weight_norm", torch.nn.utils.get_total_norm(weights))
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             if gradients:  # the step is not skipped
                 self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))

@@ -20,6 +20,7 @@ from nvae_lightning.cli import (
     CONFIG_ROOT,
     check_seed,
     images_for,
+    keep_freed_memory,
     one_line_errors,
     run,
     trained_model,
@@ -82,6 +83,7 @@ def statistics(
 def main(config: DictConfig) -> None:
     """Draw one picture, and keep its images as numbers, too."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    keep_freed_memory()
     for name, value, kind in (
         ("num_samples", config.num_samples, int),
         ("recalibrate_bn", config.recalibrate_bn, bool),

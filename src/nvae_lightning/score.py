@@ -23,6 +23,7 @@ from nvae_lightning.cli import (
     check_seed,
     hide_warnings,
     images_for,
+    keep_freed_memory,
     one_line_errors,
     run,
     trained_model,
@@ -78,6 +79,7 @@ def reference_of(config: DictConfig, model: NVAE) -> ImageDataModule:
 def main(config: DictConfig) -> None:
     """Score images, draw the most and the least likely, and tell them from a reference."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    keep_freed_memory()
     hide_warnings()
     ks: Any = OmegaConf.to_container(config.k) if OmegaConf.is_config(config.k) else config.k
     check_seed(config.seed)

@@ -27,9 +27,12 @@ from nvae_lightning.cli import (
     as_single_run,
     check_seed,
     hide_warnings,
+    keep_freed_memory,
     one_line_errors,
     run,
 )
+from nvae_lightning.environment import device_name, version
+from nvae_lightning.module import NVAEModule
 from nvae_lightning.settings import check_type, check_types
 
 
@@ -134,6 +137,13 @@ def save_config(resolved: dict[Any, Any], path: Path) -> None:
     partial.replace(path)
 
 
+def build_module(config: DictConfig) -> NVAEModule:
+    """Build what is trained, and let it be computed as configured."""
+    module = instantiate(config.module, _convert_="all")
+    instantiate(config.compute).apply(module.model)
+    return module
+
+
 def build_trainer(config: DictConfig, run_dir: Path) -> Trainer:
     """Build Lightning's trainer with its callbacks and loggers.
 
@@ -174,6 +184,7 @@ def main(config: DictConfig) -> float:
     # DDP's advice on 1x1 kernels, whose two memory formats are one.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     hide_warnings()
+    keep_freed_memory()
     check_settings(config)
     seed_everything(config.seed, workers=True, verbose=False)
 
@@ -181,10 +192,11 @@ def main(config: DictConfig) -> float:
     checkpoint = find_checkpoint(config.ckpt_path, run_dir / "checkpoints")
     load_data(datamodule)
     config.run_id = run_id(run_dir, resumed=checkpoint is not None)
-    module = instantiate(config.module, _convert_="all")
-    if config.compile:
-        module.model.compile()
+    config.version = version()
+    module = build_module(config)
     trainer = build_trainer(config, run_dir)
+    config.device = device_name(trainer.strategy.root_device, trainer.world_size)
+    config.num_devices = trainer.world_size
     check_batches(datamodule, trainer)
     if checkpoint is None or config.ckpt_path not in (None, "last"):
         set_aside(run_dir / "metrics.csv", move=checkpoint is None)

@@ -2,9 +2,13 @@
 
 A change that is not meant to change the computation leaves the curve alone. One that is meant to
 is committed with the new curve: delete the file, run the test twice, and say why.
+
+As a script this file trains a compiled model, which the type checker of the tests would get into,
+and writes its curve: ``test_loss_curve.py FOLDER``.
 """
 
 import csv
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,32 +40,68 @@ class Recorder(Callback):
         self.rows.append({name: float(trainer.callback_metrics[name]) for name in NAMES})
 
 
-def _train(folder: Path) -> list[dict[str, float]]:
+def _train(folder: Path, *overrides: str, precision: Any = "64-true") -> list[dict[str, float]]:
     with initialize_config_dir(str(CONFIG_ROOT / "conf"), version_base="1.3"):
-        config = compose("train", ["dataset.batch_size=8"])
+        config = compose("train", ["dataset.batch_size=8", *overrides])
     seed_everything(0)
     recorder = Recorder()
     trainer = Trainer(
-        default_root_dir=folder, accelerator="cpu", devices=1, precision="64-true", max_steps=50,
+        default_root_dir=folder, accelerator="cpu", devices=1, precision=precision, max_steps=50,
         log_every_n_steps=1, callbacks=[recorder], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
     datamodule = instantiate(config.dataset.datamodule)
-    trainer.fit(instantiate(config.module, _convert_="all"), datamodule)
+    module = instantiate(config.module, _convert_="all")
+    instantiate(config.compute).apply(module.model)
+    trainer.fit(module, datamodule)
     return recorder.rows
+
+
+def _write(file: Path, rows: list[dict[str, float]]) -> None:
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(NAMES)
+        writer.writerows([row[name] for name in NAMES] for row in rows)
+
+
+def _read(file: Path) -> list[dict[str, float]]:
+    with file.open() as stream:
+        return [{name: float(row[name]) for name in NAMES} for row in csv.DictReader(stream)]
+
+
+def _check(rows: list[dict[str, float]]) -> None:
+    for step, (row, expected) in enumerate(zip(rows, _read(GOLDEN), strict=True)):
+        assert row == pytest.approx(expected, rel=1e-6), f"step {step}"
 
 
 def test_fifty_steps_follow_the_golden_curve(tmp_path: Path) -> None:
     rows = _train(tmp_path)
     assert len(rows) == 50
     if not GOLDEN.exists():
-        with GOLDEN.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(NAMES)
-            writer.writerows([row[name] for name in NAMES] for row in rows)
+        _write(GOLDEN, rows)
         pytest.fail(f"there was no golden curve; one has been written to {GOLDEN.name}")
-    with GOLDEN.open() as file:
-        golden = [{name: float(row[name]) for name in NAMES} for row in csv.DictReader(file)]
-    for step, (row, expected) in enumerate(zip(rows, golden, strict=True)):
-        assert row == pytest.approx(expected, rel=1e-6), f"step {step}"
-    assert golden[-1]["train/elbo"] > golden[0]["train/elbo"]
+    _check(rows)
+    assert rows[-1]["train/elbo"] > rows[0]["train/elbo"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "compute.recompute=nothing",
+        "compute.recompute=normalization",
+        "compute.checkpoint_min_size=1",
+    ],
+)
+def test_the_curve_is_the_same_whatever_is_recomputed(setting: str, tmp_path: Path) -> None:
+    _check(_train(tmp_path, setting))
+
+
+@pytest.mark.slow
+def test_a_compiled_model_follows_the_golden_curve(written_by_this_file: Path) -> None:
+    _check(_read(written_by_this_file / "compiled.csv"))
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    _write(place / "compiled.csv", _train(place, "compile=true"))
