@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 
 import matplotlib as mpl
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torchvision.utils import make_grid
+
+_MOST_COLUMNS = 1000  # of a heat map: about its pixels
+_LEAST_RATE = 1e-2  # nats: what lies below is of one colour, and no information
 
 
 def write(figure: Figure, path: Path) -> None:
@@ -48,6 +55,89 @@ def rate_per_group(
     axes.grid(axis="y", alpha=0.3)
     axes.legend(title="coarsest first", fontsize=8, title_fontsize=8)
     return figure
+
+
+def lines_per_group(steps: Sequence[int], rates: Sequence[Sequence[float]]) -> Figure:
+    """Draw the rate of every group over the training, as the paper's Fig. 5b does.
+
+    Args:
+        steps: of the training, rising.
+        rates: nats per image at each of them, coarsest group first.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    colours = mpl.colormaps["viridis"]
+    scale = Normalize(0, max(len(rates[0]) - 1, 1))
+    marker = "o" if len(steps) == 1 else ""
+    for group, values in enumerate(zip(*rates, strict=True)):
+        axes.plot(steps, values, color=colours(scale(group)), linewidth=1.2, marker=marker)
+    axes.set(xlabel="training step", ylabel="KL per group (nats)")
+    # KL starts hundreds of times higher than it ends, and flows' estimates may be negative.
+    axes.set_yscale("symlog", linthresh=1.0)
+    axes.grid(alpha=0.3)
+    bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, ticks=MaxNLocator(integer=True))
+    bar.set_label("group, coarsest (0) to finest")
+    return figure
+
+
+def heat_maps_per_group(
+    steps: Sequence[int],
+    rates: Sequence[Sequence[float]],
+    balance: Sequence[Sequence[float]],
+    active: Sequence[Sequence[float]],
+    *,
+    scale_of_group: Sequence[int],
+    latent_channels: int,
+) -> Figure:
+    """Draw rate, balancing factor and active channels of every group over the training.
+
+    A column reaches from the step before to its own; of very many only some are drawn. White lines
+    part the scales, what is not a number is grey.
+
+    Args:
+        steps: of the training, rising.
+        rates: nats per image at each of them, coarsest group first.
+        balance: balancing factors.
+        active: numbers of active channels.
+        scale_of_group: index of the group's scale.
+        latent_channels: channels of a group.
+    """
+    stride = -(-len(steps) // _MOST_COLUMNS)
+    chosen = range(len(steps))[::-stride][::-1]  # the last one among them
+    ends = [steps[index] for index in chosen]
+    edges = [max(0, 2 * ends[0] - ends[1]) if len(ends) > 1 else ends[0] - 1, *ends]
+    maps = [torch.tensor([rows[index] for index in chosen]) for rows in (rates, balance, active)]
+    norms = [
+        LogNorm(_LEAST_RATE, _largest(maps[0], 10 * _LEAST_RATE)),
+        Normalize(0.0, _largest(maps[1], 1.0)),
+        Normalize(0, latent_channels),
+    ]
+    # Flows' estimates of a collapsed group may be negative, which has no logarithm.
+    maps[0] = maps[0].clamp_min(_LEAST_RATE)
+    labels = ("KL (nats per image)", "balancing factor", f"active channels, of {latent_channels}")
+    num_groups = len(scale_of_group)
+    height = max(1.6, 0.6 + 0.11 * num_groups)
+    figure = Figure(figsize=(9, 0.6 + 3 * height), layout="constrained")
+    colours = mpl.colormaps["viridis"].with_extremes(bad="lightgrey")
+    rows = [group - 0.5 for group in range(num_groups + 1)]
+    all_axes = figure.subplots(3, sharex=True)
+    for axes, values, norm, label in zip(all_axes, maps, norms, labels, strict=True):
+        mesh = axes.pcolormesh(edges, rows, values.T.numpy(), norm=norm, cmap=colours)
+        for group in range(1, num_groups):
+            if scale_of_group[group] != scale_of_group[group - 1]:
+                axes.axhline(group - 0.5, color="white", linewidth=1.0)
+        axes.set_ylim(num_groups - 0.5, -0.5)  # the coarsest on top
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylabel("group (0: coarsest)")
+        figure.colorbar(mesh, ax=axes, label=label, extend="min" if norm is norms[0] else None)
+    all_axes[-1].set_xlabel("training step")
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def _largest(values: Tensor, least: float) -> float:
+    """Return the largest finite value, and no less than the least."""
+    return float(torch.cat([values[values.isfinite()], torch.tensor([least])]).max())
 
 
 def most_and_least_likely(
@@ -100,4 +190,106 @@ def histograms(
         axes.set_xlabel("nats", fontsize=8)
         axes.set_yticks([])
     figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+def rows_of_images(rows: Tensor, labels: Sequence[str]) -> Figure:
+    """Draw rows of images, each with a label at its left.
+
+    Args:
+        rows: images (row, column, channel, height, width) in [0, 1].
+        labels: one per row.
+    """
+    num_rows, num_columns = rows.shape[:2]
+    figure = Figure(figsize=(1.0 * num_columns + 0.8, 1.0 * num_rows), layout="constrained")
+    all_axes = figure.subplots(num_rows, squeeze=False).flatten()
+    for axes, row, label in zip(all_axes, rows, labels, strict=True):
+        grid = make_grid(row.float().cpu().clamp(0.0, 1.0), nrow=num_columns, padding=1)
+        axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+        axes.set(xticks=[], yticks=[])
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    figure.set_dpi(150)
+    return figure
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity of several rows of a table, measured and published.
+
+    Args:
+        title: what it is.
+        labels: of the rows.
+        measured: means; NaN where there is none.
+        errors: standard errors of them; NaN where there is none.
+        published: NaN where there is none.
+    """
+
+    title: str
+    labels: Sequence[str]
+    measured: Sequence[float]
+    errors: Sequence[float]
+    published: Sequence[float]
+
+
+def measured_beside_published(comparisons: Sequence[Comparison]) -> Figure:
+    """Draw a panel per quantity: what is measured on the left axis, the published on the right.
+
+    The axes differ as budgets do; it is the order of the rows that can be compared.
+    """
+    num_columns = min(3, len(comparisons))
+    num_rows = -(-len(comparisons) // num_columns)
+    figure = Figure(figsize=(4.4 * num_columns, 3.4 * num_rows), layout="constrained")
+    all_axes = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+    for axes in all_axes[len(comparisons) :]:
+        axes.set_axis_off()
+    for axes, panel in zip(all_axes, comparisons, strict=False):
+        places = range(len(panel.labels))
+        bars = [0.0 if error != error else error for error in panel.errors]
+        left, right = "tab:blue", "tab:orange"
+        beside = [place - 0.08 for place in places]
+        axes.errorbar(beside, panel.measured, bars, fmt="o", color=left, capsize=3)
+        axes.set_title(panel.title, fontsize=10)
+        axes.set_xticks(places, panel.labels, fontsize=8)
+        if len(panel.labels) > 3:
+            axes.tick_params("x", rotation=20)
+        axes.set_xlim(-0.5, len(panel.labels) - 0.5)
+        axes.set_ylabel("measured here", color=left, fontsize=8)
+        axes.tick_params("y", colors=left, labelsize=8)
+        if any(value == value for value in panel.published):
+            other = axes.twinx()
+            other.plot([place + 0.08 for place in places], panel.published, "D", color=right)
+            other.set_ylabel("in the paper", color=right, fontsize=8)
+            other.tick_params("y", colors=right, labelsize=8)
+    return figure
+
+
+def phases_beside_floor(
+    labels: Sequence[str], phases: Sequence[Mapping[str, float]], floors: Sequence[float]
+) -> Figure:
+    """Draw what a step is made of as one bar per setting, and the least that it could take.
+
+    Args:
+        labels: of the settings.
+        phases: milliseconds per image of each phase, for each setting.
+        floors: least milliseconds per image, for each setting.
+    """
+    figure = Figure(figsize=(8, 1.6 + 0.6 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    colours = mpl.colormaps["viridis"].resampled(len(phases[0]) + 1)
+    ends = [0.0] * len(labels)
+    for index, phase in enumerate(phases[0]):
+        widths = [own[phase] for own in phases]
+        axes.barh(range(len(labels)), widths, 0.6, ends, color=colours(index), label=phase)
+        ends = [end + width for end, width in zip(ends, widths, strict=True)]
+    for index, floor in enumerate(floors):
+        label = "floor" if index == 0 else None
+        axes.plot([floor] * 2, [index - 0.4, index + 0.4], color="tab:red", lw=2, label=label)
+    wrapped = ["\n".join(wrap(label, 40)) for label in labels]
+    axes.set_yticks(range(len(labels)), wrapped, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds per image")
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=len(phases[0]) + 1, fontsize=8)
     return figure

@@ -1,0 +1,191 @@
+"""What is repeated in rounds, and that it is the real thing."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+
+from nvae_lightning import figures
+from nvae_lightning.benchmarking import (
+    Cost,
+    Loading,
+    Memory,
+    RandomImages,
+    Ratio,
+    Repetition,
+    Result,
+    Roof,
+    Rounds,
+    Times,
+    Training,
+    Work,
+    alternate,
+    work,
+)
+
+from .conftest import BATCH, Build
+
+
+def test_the_phases_are_the_whole_step(build_training: Callable[[], Training]) -> None:
+    times = build_training().run(num_warmup_steps=1, num_steps=5)
+    assert sum(times.phases.values()) == pytest.approx(times.step, rel=0.02)
+    for phase in ("data", "forward", "penalties", "backward", "optimizer"):
+        assert times.phases[phase] > 0.0
+    assert times.phases["forward"] > times.phases["data"]
+
+
+def test_rounds_are_of_one_training(build_training: Callable[[], Training]) -> None:
+    training = build_training()
+    weight = training.module.get_parameter("model.encoder.stem.weight")
+    before = weight.detach().clone()
+    training.run(num_warmup_steps=2, num_steps=3)
+    assert training.trainer.global_step == 5
+    between = weight.detach().clone()
+    assert not torch.equal(before, between)
+    training.run(num_warmup_steps=1, num_steps=1)
+    assert training.trainer.global_step == 7
+    assert not torch.equal(between, weight)
+
+
+def test_phases_of_an_accelerator_are_measured_in_steps_of_their_own(
+    build_training: Callable[[], Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[int] = []
+    training = build_training()
+    training.device = torch.device("cuda")  # which Lightning knows nothing of
+    monkeypatch.setattr(
+        work, "synchronize", lambda device: waits.append(training.trainer.global_step)
+    )
+    times = training.run(num_warmup_steps=2, num_steps=3)
+    assert training.trainer.global_step == 2 + 2 * 3
+    counts = [waits.count(step) for step in range(2 + 2 * 3 + 1)]
+    assert counts[:5] == [0, 1, 1, 0, 0]  # where clocks are read, and nowhere else
+    assert min(counts[5:8]) > 8
+    assert sum(times.phases.values()) > 0.0
+    assert training.trainer.profiler.synchronize is None  # pyright: ignore
+
+
+def test_weights_gradients_and_moments_are_kept(build_training: Callable[[], Training]) -> None:
+    training = build_training()
+    training.run(num_warmup_steps=1, num_steps=1)
+    parameters = list(training.module.parameters())
+    expected = 3 * sum(p.nbytes for p in parameters) + 4 * len(parameters)  # step counters
+    assert training.kept_bytes - training.weight_bytes == expected
+    # Not while others are measured.
+    assert all(p.grad is None for p in parameters)
+    assert training.trainer.optimizers == []
+
+
+def test_rounds_alternate(build_training: Callable[[], Training]) -> None:
+    order: list[str] = []
+
+    class Noted(Work):
+        def __init__(self, name: str) -> None:
+            self.name = name
+            self.work = build_training()
+            self.device = self.work.device
+            self.weight_bytes = self.work.weight_bytes
+
+        def run(self, *, num_warmup_steps: int, num_steps: int) -> Times:
+            order.append(f"{self.name}{num_steps}")
+            times = self.work.run(num_warmup_steps=num_warmup_steps, num_steps=num_steps)
+            self.kept_bytes = self.work.kept_bytes
+            return times
+
+    first, second = alternate(
+        [Noted("a"), Noted("b")], num_rounds=2, num_warmup_steps=1, num_steps=2
+    )
+    assert order == ["a1", "b1", *["a2", "b2"] * 2, "a1", "b1"]  # the last ones to see the memory
+    assert len(first.times) == len(second.times) == 2
+    assert first.warmup_seconds > 0.0
+    assert first.memory.tensors > first.memory.kept > 0
+    assert first.memory.resident > 1 << 20
+
+
+def test_a_model_is_used_without_gradients_and_in_its_precision(
+    build_module: Build,
+) -> None:
+    seen = []
+    trainer = Trainer(accelerator="cpu", devices=1, precision="bf16-mixed", logger=False)
+    module = build_module()
+
+    def step() -> None:
+        mean = module.model.sample(BATCH).mean
+        x = torch.ones(2, 2) @ torch.ones(2, 2)
+        seen.append((x.dtype, mean.requires_grad, module.training))
+
+    times = Repetition(trainer, module, "sample", step).run(num_warmup_steps=2, num_steps=3)
+    assert seen == [(torch.bfloat16, False, False)] * 5
+    assert times.phases == {"sample": times.step}
+    assert times.first_step > 0.0
+
+
+def test_loading_begins_again_when_the_images_are_through() -> None:
+    loading = Loading(DataLoader(range(4), batch_size=2))  # pyright: ignore[reportArgumentType]
+    times = loading.run(num_warmup_steps=1, num_steps=9)
+    assert times.phases["data"] == times.step > 0.0
+
+
+def test_random_images_use_all_levels_and_are_the_same_for_one_seed() -> None:
+    settings = {"num_batches": 3, "batch_size": 8, "image_size": 16, "channels": 3}
+    data = RandomImages(**settings, bits=5)
+    loader = data.train_dataloader()
+    assert len(loader) == 3
+    x = data.to_input(next(iter(loader)), train=True)
+    assert x.shape == (8, 3, 16, 16)
+    assert len(x.unique()) == 2**5
+    again = RandomImages(**settings, bits=5)
+    assert (data.images("train") == again.images("train")).all()
+
+
+RESULT = Result(
+    label="a",
+    device="CPU",
+    precision="32-true",
+    batch_size=10,
+    rounds=Rounds(
+        2.0,
+        [
+            Times(9.0, step, {"forward": step / 4, "backward": step * 3 / 4})
+            for step in (1.0, 2.0, 4.0)
+        ],
+        Memory(tensors=3000, kept=1000, resident=9000),
+    ),
+    cost=Cost(flops=40, bytes=10),
+    roof=Roof(flops_per_second=100.0, bytes_per_second=100.0),
+    largest_batch=None,
+)
+
+
+def test_results_are_per_image_and_medians() -> None:
+    assert RESULT.rates == [10.0, 5.0, 2.5]
+    assert RESULT.images_per_second == 5.0
+    assert RESULT.ms_per_image == 200.0
+    assert RESULT.phases == {"forward": 50.0, "backward": 150.0}
+    assert RESULT.bytes_per_image == 200.0
+    assert RESULT.floor == pytest.approx(1e3 * 0.4 / 10)
+    assert RESULT.fraction == pytest.approx(0.2)
+    plain = RESULT.as_dict()
+    assert plain["phases"]["backward"] == {"ms_per_image": 150.0, "share": 0.75}
+    assert plain["floor"]["gflop_per_image"] == 4e-9
+
+
+def test_the_figure_shows_phases_beside_the_floor() -> None:
+    phases = [RESULT.phases, {"forward": 20.0, "backward": 60.0}]
+    (axes,) = figures.phases_beside_floor(["a", "b"], phases, [RESULT.floor, 4.0]).axes
+    ends = [(bar.get_x(), bar.get_width()) for bars in axes.containers for bar in bars]  # pyright: ignore
+    assert ends == [(0.0, 50.0), (0.0, 20.0), (50.0, 150.0), (20.0, 60.0)]
+    assert [line.get_xdata()[0] for line in axes.lines] == [RESULT.floor, 4.0]  # pyright: ignore
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    ratio = Ratio.of(RESULT, RESULT).as_dict()
+    assert ratio["of_rounds"] == [1.0] * 3
+    ratio = Ratio([2.0, 1.0, 1.5]).as_dict()
+    assert (ratio["min"], ratio["median"], ratio["max"]) == (1.0, 1.5, 2.0)
+    assert statistics.median(ratio["of_rounds"]) == ratio["median"]
