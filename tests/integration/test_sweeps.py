@@ -93,6 +93,20 @@ def test_joblib_runs_jobs_side_by_side(sweep: Run, tmp_path: Path) -> None:
     assert _seen(tmp_path, num_jobs=2, num_ranks=1) == [0.002, 0.003]
 
 
+@pytest.mark.slow
+def test_a_job_that_fails_ends_alone_and_is_told(sweep: Run, tmp_path: Path) -> None:
+    result = sweep("num_importance_samples=0,1,-1", "trainer=cpu")
+    assert result.returncode == 1
+    lines = [line for line in result.stderr.splitlines() if "error: " in line]
+    message = "error: module: num_importance_samples must be at least 1, got"
+    assert [line.partition(" (given")[0] for line in lines] == [
+        f"job 0: {message} 0",
+        f"job 2: {message} -1",
+    ]
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "sweep" / "1" / "checkpoints" / "last.ckpt").is_file()
+
+
 LAUNCHERS = {
     "joblib": "JoblibLauncher",
     "submitit_local": "LocalLauncher",

@@ -28,7 +28,7 @@ def test_a_run_leaves_everything_in_its_folder(run_train: Run, tmp_path: Path) -
     result = run_train(*QUICK, "trainer.max_steps=4", "logger=default")
     assert result.returncode == 0, result.stderr
     run = tmp_path / "run"
-    for name in ("samples.png", "reconstructions.png", "kl_per_group.png"):
+    for name in ("samples.png", "reconstructions.png", "kl_per_group.png", "kl_heatmap.png"):
         with Image.open(run / name) as picture:
             assert min(picture.size) >= 400
             assert len(np.unique(np.asarray(picture.convert("L")))) > 10
@@ -147,18 +147,6 @@ def test_a_run_without_a_test_ends_well(run_train: Run, tmp_path: Path) -> None:
     result = run_train(*QUICK, "trainer.max_steps=1", "+trainer.limit_test_batches=0")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
-
-
-def test_a_sweep_keeps_its_jobs_apart(run_train: Run, tmp_path: Path) -> None:
-    result = run_train(
-        "-m", "trainer=cpu", "logger=default", "trainer.max_steps=2", "hydra.sweep.dir=sweep",
-        "experiments=table4", "dataset=mnist_5k", "model=tiny", "model.hierarchy.num_groups=[1,1]",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    for job, residual in ((0, True), (1, False)):
-        folder = tmp_path / "sweep" / str(job)
-        assert OmegaConf.load(folder / "config.yaml").model.residual_posterior is residual
-        assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
 
 
 def test_the_printed_config_is_resolved(run_train: Run) -> None:

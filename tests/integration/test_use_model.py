@@ -328,7 +328,7 @@ def test_help_lists_the_groups_and_nothing_else_that_lies_around(folder: Path) -
     (result,) = run_all(folder, ("sample", "--help"))
     groups = result["said"].partition("== Config ==")[0]
     assert "mode: interpolate, prior, reconstruct, resample" in groups
-    assert "experiments: table2" in groups
+    assert "table2, table3" in groups
     assert "conf/" not in groups
 
 

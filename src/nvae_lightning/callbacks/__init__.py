@@ -12,10 +12,13 @@ from nvae_lightning.callbacks.ema import EMA
 from nvae_lightning.callbacks.frechet import FrechetDistance
 from nvae_lightning.callbacks.guard import DivergedError, Guard
 from nvae_lightning.callbacks.kl_per_group import KLPerGroup
+from nvae_lightning.callbacks.memory import PeakMemory
 from nvae_lightning.callbacks.pictures import Pictures
 from nvae_lightning.callbacks.preemption import Interrupted, Preemption
 from nvae_lightning.callbacks.resumption import Resumption
+from nvae_lightning.callbacks.sampling_speed import SamplingSpeed
 from nvae_lightning.callbacks.summary import Summary
+from nvae_lightning.callbacks.temperatures import Temperatures
 from nvae_lightning.callbacks.throughput import Throughput
 from nvae_lightning.callbacks.wandb import FinishWandb
 
@@ -29,11 +32,14 @@ __all__ = [
     "Guard",
     "Interrupted",
     "KLPerGroup",
+    "PeakMemory",
     "Pictures",
     "Preemption",
     "ResumableCSVLogger",
     "Resumption",
+    "SamplingSpeed",
     "Summary",
+    "Temperatures",
     "Throughput",
     "last_checkpoint",
     "read_checkpoint",

@@ -174,10 +174,10 @@ class Guard(Callback):
         if self._in_a_row[_NOT_FINITE] < self.patience:
             return
         if self.num_rollbacks >= self.max_rollbacks:
-            raise DivergedError(self._report(trainer, f"after {self.num_rollbacks} rollbacks"))
+            raise self._diverged(trainer, f"after {self.num_rollbacks} rollbacks")
         path = trainer.strategy.broadcast(self._last_good(trainer))
         if path is None:
-            raise DivergedError(self._report(trainer, "before the first checkpoint"))
+            raise self._diverged(trainer, "before the first checkpoint")
         checkpoint = read_checkpoint(Path(path))
         pl_module.load_state_dict(checkpoint.get("current_model_state", checkpoint["state_dict"]))
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
@@ -196,6 +196,13 @@ class Guard(Callback):
             f"λ is now {pl_module.penalty_factor:g} times and the learning rate "
             f"{pl_module.learning_rate_factor:g} times what is set"
         )
+
+    def _diverged(self, trainer: Trainer, when: str) -> DivergedError:
+        """Say it in the metrics, too: from other unfinished runs it could not be told there."""
+        for logger in trainer.loggers:
+            logger.log_metrics({"train/diverged": 1.0}, step=trainer.global_step - 1)
+            logger.save()
+        return DivergedError(self._report(trainer, when))
 
     def _last_good(self, trainer: Trainer) -> str | None:
         """Return the newest whole checkpoint that was not made while steps were skipped."""

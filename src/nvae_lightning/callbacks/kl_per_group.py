@@ -1,38 +1,55 @@
-"""The rate of every latent group over the training, as the paper's Fig. 5b draws it."""
+"""Rate, balancing factor and active channels of every latent group over the training."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
-from nvae_lightning.module import is_logging_step
+from nvae_lightning import figures
+from nvae_lightning.callbacks.pictures import log_picture
+from nvae_lightning.module import NVAEModule, is_logging_step
 
-_PREFIX = "train/kl_group/"
+# Of the history: what is kept, and under which name it is logged.
+_LOGGED = {"rates": "kl_group", "balance": "kl_balance", "active": "active_channels"}
 
 
 class KLPerGroup(Callback):
-    """Write ``kl_per_group.png`` at the end of the training; its history survives a resume."""
+    """Draw ``kl_per_group.png`` and ``kl_heatmap.png`` after every validation and the training.
+
+    They go to the loggers, too, as ``train/kl_per_group`` and ``train/kl_heatmap``. The history
+    that is drawn survives a resume. W&B also gets the table ``val/groups`` of what the groups have
+    come to.
+
+    Attributes:
+        steps: at which something was logged.
+        history: by name, the values of all groups at each of them.
+    """
 
     def __init__(self) -> None:
         self.steps: list[int] = []
-        self.rates: list[list[float]] = []
+        self.history: dict[str, list[list[float]]] = {name: [] for name in _LOGGED}
+        self._num_drawn = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """History so far, as plain numbers."""
-        return {"steps": self.steps, "rates": self.rates}
+        """History so far, as tensors: there are as many numbers as steps times groups."""
+        return {
+            "steps": torch.tensor(self.steps),
+            **{name: torch.tensor(values) for name, values in self.history.items()},
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
-        self.steps, self.rates = list(state_dict["steps"]), list(state_dict["rates"])
+        """Go on from what :meth:`state_dict` gave; earlier versions gave the rates alone."""
+        self.steps = torch.as_tensor(state_dict["steps"]).tolist()
+        unknown = torch.full_like(torch.as_tensor(state_dict["rates"]), math.nan)
+        for name in _LOGGED:
+            self.history[name] = torch.as_tensor(state_dict.get(name, unknown)).tolist()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
@@ -42,36 +59,61 @@ class KLPerGroup(Callback):
         step = trainer.global_step
         if not is_logging_step(trainer, step) or step in self.steps[-1:]:
             return
-        metrics = trainer.callback_metrics
-        rates = [float(metrics[name]) for name in sorted(metrics) if name.startswith(_PREFIX)]
         self.steps.append(step)
-        self.rates.append(rates)
+        for name, logged in _LOGGED.items():
+            self.history[name].append(_by_group(trainer, f"train/{logged}/"))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw, and log the table."""
+        if not trainer.sanity_checking:
+            self._draw(trainer, pl_module)
+            self._log_table(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the whole training."""
+        self._draw(trainer, pl_module)
 
     @rank_zero_only
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the picture."""
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if len(self.steps) == self._num_drawn:
+            return
+        self._num_drawn = len(self.steps)
+        assert isinstance(pl_module, NVAEModule)
+        hierarchy = pl_module.model.hierarchy
+        heat_maps = figures.heat_maps_per_group(
+            self.steps,
+            **self.history,
+            scale_of_group=[scale for scale, _ in hierarchy.groups],
+            latent_channels=hierarchy.latent_channels,
+        )
+        lines = figures.lines_per_group(self.steps, self.history["rates"])
+        for name, figure in (("kl_per_group", lines), ("kl_heatmap", heat_maps)):
+            path = Path(trainer.default_root_dir) / f"{name}.png"
+            figures.write(figure, path)
+            with Image.open(path) as picture:
+                log_picture(trainer, f"train/{name}", picture.convert("RGB"))
+
+    @rank_zero_only
+    def _log_table(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.steps:
             return
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = figure.subplots()
-        num_groups = len(self.rates[0])
-        colours = mpl.colormaps["viridis"]
-        scale = Normalize(0, max(num_groups - 1, 1))
-        marker = "o" if len(self.steps) == 1 else ""
-        for group in range(num_groups):
-            axes.plot(
-                self.steps,
-                [rates[group] for rates in self.rates],
-                color=colours(scale(group)),
-                linewidth=1.2,
-                marker=marker,
-            )
-        axes.set(xlabel="training step", ylabel="KL per group (nats)")
-        # KL starts hundreds of times higher than it ends, and flows' estimates may be negative.
-        axes.set_yscale("symlog", linthresh=1.0)
-        axes.grid(alpha=0.3)
-        bar = figure.colorbar(
-            ScalarMappable(scale, colours), ax=axes, ticks=MaxNLocator(integer=True)
-        )
-        bar.set_label("group, coarsest (0) to finest")
-        FigureCanvasAgg(figure).print_png(Path(trainer.default_root_dir) / "kl_per_group.png")
+        assert isinstance(pl_module, NVAEModule)
+        scales = [scale for scale, _ in pl_module.model.hierarchy.groups]
+        columns = {
+            "group": list(range(len(scales))),
+            "scale": scales,
+            "KL (nats)": _by_group(trainer, "val/kl_group/"),
+            "balancing factor": self.history["balance"][-1],  # of the training: it is of no other
+            "active channels": _by_group(trainer, "val/active_channels/"),
+        }
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("val/groups", list(columns), rows, step=trainer.global_step)
+
+
+def _by_group(trainer: Trainer, prefix: str) -> list[float]:
+    """Return what has last been logged of every group, coarsest first."""
+    metrics = trainer.callback_metrics
+    values = [metrics[name] for name in sorted(metrics) if name.startswith(prefix)]
+    return torch.stack(values).tolist()  # one wait for the device, not one per group

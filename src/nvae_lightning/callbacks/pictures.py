@@ -1,4 +1,4 @@
-"""Samples and reconstructions as PNG files and in W&B."""
+"""Samples and reconstructions as PNG files and at the loggers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
 from nvae_lightning.module import NVAEModule
@@ -30,8 +31,19 @@ def grid(images: Tensor, num_columns: int) -> Tensor:
     return canvas.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
+def log_picture(trainer: Trainer, name: str, picture: Image.Image) -> None:
+    """Give a picture to the loggers that take any."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [picture], step=trainer.global_step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, pil_to_tensor(picture), trainer.global_step)
+
+
 class Pictures(Callback):
     """Write ``samples.png`` and ``reconstructions.png`` after every validation and the test.
+
+    They go to the loggers, too, as ``val/samples`` … and ``test/samples`` …
 
     Samples are the means of p(x | z). Reconstructions stand to the right of their image. The
     same noise is used each time, so that pictures of one run can be compared.
@@ -69,7 +81,7 @@ class Pictures(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw, except in the sanity check."""
         if not trainer.sanity_checking:
-            self._draw(trainer, pl_module)
+            self._draw(trainer, pl_module, "val")
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Tensor,
@@ -80,7 +92,7 @@ class Pictures(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the finished model's."""
-        self._draw(trainer, pl_module)
+        self._draw(trainer, pl_module, "test")
 
     def _keep(self, batch: Tensor, batch_idx: int, num_batches: int | float) -> None:
         """Take images from all over the split, which may be sorted by class."""
@@ -92,7 +104,7 @@ class Pictures(Callback):
             self._images += batch[: math.ceil(num_wanted / num_batches)].unbind()
 
     @rank_zero_only
-    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert isinstance(pl_module, NVAEModule)
         model = pl_module.model
         images = torch.stack(self._images[: self.num_images // 2]).to(pl_module.dtype)
@@ -117,6 +129,4 @@ class Pictures(Callback):
         for name, pictures in (("samples", samples), ("reconstructions", pairs)):
             picture = to_pil_image(grid(pictures, num_columns=8))
             picture.save(Path(trainer.default_root_dir) / f"{name}.png")
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image(f"val/{name}", [picture], step=trainer.global_step)
+            log_picture(trainer, f"{stage}/{name}", picture)

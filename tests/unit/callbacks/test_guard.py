@@ -1,4 +1,5 @@
 import copy
+import csv
 import re
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -10,9 +11,16 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from nvae_lightning.callbacks import Checkpoint, DivergedError, Guard, read_checkpoint
+from nvae_lightning.callbacks import (
+    Checkpoint,
+    DivergedError,
+    Guard,
+    ResumableCSVLogger,
+    read_checkpoint,
+)
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.sources import ArraySource, Splits
 from nvae_lightning.model import RegularCell
@@ -84,6 +92,7 @@ class Run:
     def __init__(self, folder: Path, build_nvae: Any, **settings: Any) -> None:
         self.folder = folder
         self.guard = Guard(**settings)
+        self.logger: CSVLogger | bool = False
         self.recorder = Recorder(self.guard)
         self.module = NVAEModule(
             build_nvae(),
@@ -107,7 +116,7 @@ class Run:
         checkpoint = Checkpoint(str(self.folder), every_n_train_steps=save_every, keep=9)
         self.trainer = Trainer(
             accelerator="cpu", devices=1, max_steps=num_steps, log_every_n_steps=1,
-            callbacks=[*callbacks, self.guard, self.recorder, checkpoint], logger=False,
+            callbacks=[*callbacks, self.guard, self.recorder, checkpoint], logger=self.logger,
             default_root_dir=self.folder, enable_progress_bar=False, limit_val_batches=0,
             enable_model_summary=False, **trainer,
         )  # fmt: skip
@@ -292,6 +301,22 @@ def test_a_training_that_never_recovers_ends_and_says_why(run: Any, where: str) 
 def test_a_training_without_a_checkpoint_ends_and_says_why(run: Any) -> None:
     with pytest.raises(DivergedError, match="before the first checkpoint; seen: KL of groups"):
         run(patience=2)(9, lambda batch: True)
+
+
+@pytest.mark.filterwarnings("ignore:step .* skipped")
+@pytest.mark.parametrize("diverges", [True, False])
+def test_metrics_say_that_a_training_diverged(run: Any, tmp_path: Path, diverges: bool) -> None:
+    guarded = run(patience=1, max_rollbacks=0)
+    guarded.logger = ResumableCSVLogger(str(tmp_path))
+    if diverges:
+        with pytest.raises(DivergedError, match="up to step 4, after 0 rollbacks"):
+            guarded(6, lambda batch: batch >= 3)
+    else:
+        guarded(6)
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    said = [(row["step"], row["train/diverged"]) for row in rows if row.get("train/diverged")]
+    assert said == ([("3", "1.0")] if diverges else [])
 
 
 @pytest.mark.filterwarnings("ignore:step .* skipped")

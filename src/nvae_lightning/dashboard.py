@@ -1,0 +1,38 @@
+"""Build the workspace at W&B: ``python -m nvae_lightning.dashboard entity=… project=…``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, run
+from nvae_lightning.settings import check_type
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="dashboard")
+@one_line_errors()
+def main(config: DictConfig) -> None:
+    """Write the workspace as JSON and save it at W&B."""
+    for name in ("entity", "project", "name"):
+        check_type(name, config[name], str)
+    check_type("save", config.save, bool)
+    try:
+        from nvae_lightning.callbacks import workspace as workspaces
+    except ImportError as error:
+        raise ValueError(
+            f"the dashboard takes the package wandb-workspaces ({error}); install it: "
+            "pip install 'nvae-lightning[dashboard]'"
+        ) from error
+    workspace = workspaces.build_workspace(config.entity, config.project, config.name)
+    path = Path(HydraConfig.get().runtime.output_dir) / "workspace.json"
+    workspaces.write_workspace(workspace, path)
+    print(f"written: '{path}'")
+    if config.save:
+        workspaces.save_workspace(workspace)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,105 @@
+"""Results beside the paper's: ``python -m nvae_lightning.report runs=FOLDER table=2``."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from nvae_lightning import figures, reporting
+from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, run
+from nvae_lightning.reporting import Layout, Run, as_layout, report
+from nvae_lightning.settings import check_type
+
+_LAYOUTS = Path(reporting.__file__).parent / "tables"
+
+
+def load_layout(table: object) -> Layout:
+    """Load a table of the paper by its number or name.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    name = f"table{table}" if str(table).isdecimal() else str(table)
+    names = sorted(path.stem for path in _LAYOUTS.glob("*.yaml"))
+    if name not in names:
+        raise ValueError(
+            f"table: got {table!r}, which the paper has no numbers for; set one of "
+            f"{', '.join(known.removeprefix('table') for known in names)}"
+        )
+    values: Any = OmegaConf.to_container(OmegaConf.load(_LAYOUTS / f"{name}.yaml"))
+    return as_layout(values)
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """Find the folders of runs in a folder, in the order of their numbers."""
+    if (folder / "config.yaml").is_file():
+        yield folder
+        return
+    children = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    for child in sorted(children, key=lambda p: (not p.name.isdecimal(), p.name.zfill(9))):
+        yield from find_runs(child)
+
+
+def load_runs(folders: Sequence[str]) -> list[Run]:
+    """Load all runs of folders, named so as to tell them apart.
+
+    Raises:
+        ValueError: If there is none in one of them.
+    """
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        runs = list(find_runs(folder.absolute())) if folder.is_dir() else []
+        if not runs:
+            raise ValueError(
+                f"runs: no run in '{folder}', a folder with a config.yaml; give the folder of a "
+                "run or of a sweep"
+            )
+        found += [path for path in runs if path not in found]
+    # Where there is but one run, its own name is all that tells it.
+    root = os.path.commonpath([path.parent for path in found])
+    return [load_run(path, str(path.relative_to(root))) for path in found]
+
+
+def load_run(folder: Path, name: str) -> Run:
+    """Load settings and metrics of a run."""
+    settings: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    metrics = folder / "metrics.csv"
+    rows: list[dict[str, float]] = []
+    if metrics.is_file():
+        with metrics.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                rows.append({key: float(value) for key, value in row.items() if value})
+    return Run(name, settings, rows)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="report")
+@one_line_errors()
+def main(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
+    """Write ``report.md`` and ``report.png``, and print the former."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    runs: Any = config.runs
+    if OmegaConf.is_config(runs):
+        runs = OmegaConf.to_container(runs)
+    check_type("runs", runs, str | list[str])
+    check_type("table", config.table, int | str)
+    check_type("allow_different_budgets", config.allow_different_budgets, bool)
+    made = report(
+        load_layout(config.table),
+        load_runs([runs] if isinstance(runs, str) else runs),
+        allow_different_budgets=config.allow_different_budgets,
+    )
+    figures.write(figures.measured_beside_published(made.comparisons), run_dir / "report.png")
+    (run_dir / "report.md").write_text(made.markdown, encoding="utf-8")
+    print(made.markdown)
+    print(f"written: '{run_dir / 'report.md'}' and report.png")
+
+
+if __name__ == "__main__":
+    run(main)

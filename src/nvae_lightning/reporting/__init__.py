@@ -1,0 +1,7 @@
+"""Reports: what runs have measured beside what the paper has."""
+
+from nvae_lightning.reporting.layout import Layout, as_layout
+from nvae_lightning.reporting.run import Run
+from nvae_lightning.reporting.table import Report, report
+
+__all__ = ["Layout", "Report", "Run", "as_layout", "report"]

@@ -1,0 +1,162 @@
+"""Tables of the paper as data: rows, columns and what is published, and how runs fit into them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nvae_lightning.reporting.run import Quantity, Run, listed, shown
+
+Conditions = Sequence[Mapping[str, object]]
+Axis = Literal["rows", "columns"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: the runs whose settings are as one of the conditions says."""
+
+    label: str
+    where: Conditions
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Args:
+        label: what it shows.
+        quantity: what is taken of a run.
+        published: what the paper has, by row.
+        where: the runs that it is of.
+        digits: after the point, of what is measured.
+        relative_to: row whose mean is the unit.
+    """
+
+    label: str
+    quantity: Quantity
+    published: Sequence[int | float | None]
+    where: Conditions = ({},)
+    digits: int = 2
+    relative_to: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table of the paper: a file of ``tables/``.
+
+    Args:
+        title: of the table.
+        source: where the paper's numbers are from.
+        paper_budget: what they took.
+        rows: see there.
+        columns: see there.
+        varies: settings, or groups of them, that the table compares.
+        compared: whether runs of all cells are compared, or only those of a row or of a column.
+        orders: along which axes neighbours are compared.
+        compares_cost: whether time or memory is compared, which depends on the device.
+        scaled: setting of the columns whose values may be others, in the same order.
+        others: axis that gets an entry for each other value of a setting.
+        budget: further settings that the budget names.
+        notes: what a reader should know.
+    """
+
+    title: str
+    source: str
+    paper_budget: str
+    rows: Sequence[Row]
+    columns: Sequence[Column]
+    varies: Sequence[str] = ()
+    compared: Literal["all", "rows", "columns"] = "all"
+    orders: Sequence[Axis] = ()
+    compares_cost: bool = False
+    scaled: str | None = None
+    others: Mapping[str, Any] | None = None
+    budget: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def as_layout(values: Mapping[str, Any]) -> Layout:
+    """Make a layout of what its file says."""
+    rows = [Row(row["label"], _conditions(row["where"])) for row in values["rows"]]
+    columns = [_as_column(column) for column in values["columns"]]
+    assert all(len(column.published) == len(rows) for column in columns), values["title"]
+    return Layout(**{**values, "rows": rows, "columns": columns})
+
+
+def _as_column(values: Mapping[str, Any]) -> Column:
+    own = {"label", "published", "digits", "relative_to"}
+    return Column(
+        **{key: value for key, value in values.items() if key in own},
+        where=_conditions(values.get("where", {})),
+        quantity=Quantity(**{k: v for k, v in values.items() if k not in {*own, "where"}}),
+    )
+
+
+def _conditions(where: Mapping[str, object] | Conditions) -> Conditions:
+    return [where] if isinstance(where, Mapping) else where
+
+
+def fitted(layout: Layout, runs: Sequence[Run]) -> Layout:
+    """Let a layout have columns, or rows, for runs that were scaled down.
+
+    Raises:
+        ValueError: if the runs have more or fewer values of the scaled setting than the paper.
+    """
+    if layout.scaled is not None:
+        layout = _rescaled(layout, layout.scaled, runs)
+    if layout.others is not None:
+        layout = _with_others(layout, **layout.others, runs=runs)
+    return layout
+
+
+def _rescaled(layout: Layout, setting: str, runs: Sequence[Run]) -> Layout:
+    published = [column.where[0][setting] for column in layout.columns]
+    found = [run.setting(setting) for run in runs]
+    distinct = sorted(value for i, value in enumerate(found) if value not in found[:i])
+    if all(value in published for value in distinct):
+        return layout
+    if len(distinct) != len(published):
+        raise ValueError(
+            f"runs: {setting} is {listed(distinct)}, but the paper compares {len(published)} "
+            f"values of it, {listed(published)}: make runs with as many, whose order is the same"
+        )
+    columns = [
+        dataclasses.replace(
+            column,
+            label=f"{column.label} (here {shown(value)})",
+            where=[{setting: value}],
+        )
+        for column, value in zip(layout.columns, distinct, strict=True)
+    ]
+    return dataclasses.replace(layout, columns=columns)
+
+
+def _with_others(
+    layout: Layout, *, axis: Axis, setting: str, runs: Sequence[Run], **column: Any
+) -> Layout:
+    entries = layout.rows if axis == "rows" else layout.columns
+    new = []
+    for run in runs:
+        if not any(run.fits(entry.where) for entry in entries) and run.setting(setting) not in new:
+            new.append(run.setting(setting))
+    if axis == "rows":
+        rows = [*layout.rows, *(Row(str(value), [{setting: value}]) for value in new)]
+        columns = [
+            dataclasses.replace(column, published=[*column.published, *[None] * len(new)])
+            for column in layout.columns
+        ]
+        return dataclasses.replace(layout, rows=rows, columns=columns)
+    columns = [
+        _as_column(
+            {
+                **column,
+                "label": str(value),
+                "where": {setting: value},
+                "published": [None] * len(layout.rows),
+            }
+        )
+        for value in new
+    ]
+    return dataclasses.replace(layout, columns=[*layout.columns, *columns])

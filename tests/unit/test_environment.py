@@ -1,0 +1,39 @@
+"""What a run says of the version and the device that made it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from nvae_lightning import environment
+
+GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@b")
+
+
+def test_a_checkout_names_its_commit_and_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "_ROOT", tmp_path)
+    number = environment.version()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", number)
+    (tmp_path / "file").write_text("first")
+    for command in (("init", "-q"), ("add", "file"), ("commit", "-q", "-m", "first")):
+        subprocess.run([*GIT, *command], cwd=tmp_path, check=True)
+    commit = environment.version()
+    assert re.fullmatch(rf"{re.escape(number)}\+[0-9a-f]{{7,}}", commit)
+    (tmp_path / "file").write_text("second")
+    assert environment.version() == f"{commit}.dirty"
+    monkeypatch.setenv("PATH", "")  # no git
+    assert environment.version() == number
+
+
+def test_devices_are_named_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    assert environment.device_name(torch.device("cuda:0"), 1) == "NVIDIA H100"
+    assert environment.device_name(torch.device("cuda:0"), 8) == "8 x NVIDIA H100"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert re.fullmatch(r"CPU \(.+\), 3 threads", environment.device_name(torch.device("cpu"), 1))
