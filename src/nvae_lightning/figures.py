@@ -251,9 +251,8 @@ def measured_beside_published(comparisons: Sequence[Comparison]) -> Figure:
         beside = [place - 0.08 for place in places]
         axes.errorbar(beside, panel.measured, bars, fmt="o", color=left, capsize=3)
         axes.set_title(panel.title, fontsize=10)
-        axes.set_xticks(places, panel.labels, fontsize=8)
-        if len(panel.labels) > 3:
-            axes.tick_params("x", rotation=20)
+        many = {"rotation": 20, "ha": "right"} if len(panel.labels) > 3 else {}
+        axes.set_xticks(places, panel.labels, fontsize=8, **many)
         axes.set_xlim(-0.5, len(panel.labels) - 0.5)
         axes.set_ylabel("measured here", color=left, fontsize=8)
         axes.tick_params("y", colors=left, labelsize=8)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -158,7 +159,8 @@ class NVAEModule(EvaluationModule):
         )
         loss = (terms.distortion + balance_kl(terms.rate, self.size_factor, beta)).mean()
         penalties = {}
-        with self.trainer.profiler.profile("penalties"):
+        profiler: Profiler = self.trainer.profiler  # pyright: ignore[reportAttributeAccessIssue]
+        with profiler.profile("penalties"):
             if self.spectral_penalty is not None:
                 penalties["train/spectral"] = self.spectral_penalty()
             if self.penalty.bn_scale:

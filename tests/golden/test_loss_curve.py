@@ -102,6 +102,16 @@ def test_a_compiled_model_follows_the_golden_curve(written_by_this_file: Path) -
     _check(_read(written_by_this_file / "compiled.csv"))
 
 
+@pytest.mark.slow
+def test_sixteen_bits_follow_thirty_two(tmp_path: Path) -> None:
+    # Not the golden curve: in float64 other random numbers are drawn.
+    wide = _train(tmp_path, precision="32-true")
+    for row, expected in zip(_train(tmp_path, precision="bf16-mixed"), wide, strict=True):
+        # Measured, at most: 0.6 % and 1.9 %. The norm of the gradient differs by up to 6 %.
+        assert row["train/loss"] == pytest.approx(expected["train/loss"], rel=0.02)
+        assert row["train/rate"] == pytest.approx(expected["train/rate"], rel=0.05)
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     _write(place / "compiled.csv", _train(place, "compile=true"))

@@ -26,6 +26,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPE = (3, 4, 5, 6)
 CHANNELS = SHAPE[1]
 SWISH = pytest.mark.parametrize("swish", [False, True])
+#: Dynamo looks at the gradients of all it is given; where warnings are no errors it hides this.
+LOOKED_AT = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 CONVOLUTIONS: dict[str, Callable[[], nn.Conv2d] | None] = {
     "none": None,
     "1x1": partial(nn.Conv2d, CHANNELS, 3, 1, bias=False),
@@ -149,6 +151,7 @@ def test_operations_of_torch_give_what_its_layers_do(name: str, swish: bool) -> 
 
 
 @pytest.mark.slow
+@LOOKED_AT
 @SWISH
 @FOLLOWED_BY
 def test_compiled_formulas_give_what_the_layers_of_torch_do(name: str, swish: bool) -> None:
@@ -168,6 +171,7 @@ def test_triton_kernels_give_what_the_layers_of_torch_do(
     assert_equal_to_torch(TritonKernels(), name, swish, shape=(2, CHANNELS, 3, 2))
 
 
+@LOOKED_AT
 @SWISH
 @FOLLOWED_BY
 @pytest.mark.parametrize(

@@ -93,6 +93,7 @@ class Result:
                 for phase, value in phases.items()
             },
             "warmup_seconds": self.rounds.warmup_seconds,
+            "first_step_seconds": self.rounds.first_step_seconds,
             "memory": {
                 "peak_tensor_bytes": memory.tensors,
                 "kept_tensor_bytes": memory.kept,

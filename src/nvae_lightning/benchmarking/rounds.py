@@ -25,11 +25,13 @@ class Rounds:
 
     Args:
         warmup_seconds: of a short round before them, in which all is compiled and tuned.
+        first_step_seconds: of its first step, where most of that is done.
         times: of each round.
         memory: the most of all rounds.
     """
 
     warmup_seconds: float
+    first_step_seconds: float
     times: Sequence[Times]
     memory: Memory
 
@@ -45,7 +47,7 @@ def alternate(
         num_warmup_steps: at the beginning of each round, not measured.
         num_steps: of each round, measured.
     """
-    warmups = [_seconds_of_warmup(work, num_warmup_steps) for work in works]
+    warmups = [_warm_up(work, num_warmup_steps) for work in works]
     times: list[list[Times]] = [[] for _ in works]
     memories: list[list[Memory]] = [[] for _ in works]
     with tqdm(total=num_rounds * len(works), desc="Rounds", leave=False, disable=None) as bar:
@@ -58,17 +60,18 @@ def alternate(
             memories[index].append(peaks(works[index]))
             bar.update()
     return [
-        Rounds(seconds, own_times, _most(work, own_memories))
+        Rounds(*seconds, own_times, _most(work, own_memories))
         for work, seconds, own_times, own_memories in zip(
             works, warmups, times, memories, strict=True
         )
     ]
 
 
-def _seconds_of_warmup(work: Work, num_warmup_steps: int) -> float:
+def _warm_up(work: Work, num_warmup_steps: int) -> tuple[float, float]:
+    """Return seconds of it all, and of its first step."""
     started = time.perf_counter()
-    work.run(num_warmup_steps=num_warmup_steps, num_steps=1)
-    return time.perf_counter() - started
+    times = work.run(num_warmup_steps=num_warmup_steps, num_steps=1)
+    return time.perf_counter() - started, times.first_step
 
 
 def _most(work: Work, memories: Sequence[Memory]) -> Memory:

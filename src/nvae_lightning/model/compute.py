@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from nvae_lightning.model.normalization import BatchNorm, Recompute
 _MOST_KINDS_OF_CELLS = 256
 
 
-def _recomputing(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+def _recomputing(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:  # noqa: ANN401
     """Torch's compiler, which by itself keeps what costs anything to compute anew."""
     from torch._inductor.compile_fx import compile_fx  # takes seconds to import
 

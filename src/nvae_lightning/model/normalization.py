@@ -105,6 +105,7 @@ class BatchNorm(_NormBase):
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
         if self.recompute is Recompute.NOTHING and num_ranks() == 1:
+            assert self.momentum is not None
             output = F.batch_norm(
                 input, running_mean, running_var, self.weight, self.bias, True, self.momentum,
                 self.eps,

@@ -102,7 +102,7 @@ def test_rounds_alternate(build_training: Callable[[], Training]) -> None:
     )
     assert order == ["a1", "b1", *["a2", "b2"] * 2, "a1", "b1"]  # the last ones to see the memory
     assert len(first.times) == len(second.times) == 2
-    assert first.warmup_seconds > 0.0
+    assert first.warmup_seconds > first.first_step_seconds > 0.0
     assert first.memory.tensors > first.memory.kept > 0
     assert first.memory.resident > 1 << 20
 
@@ -149,7 +149,8 @@ RESULT = Result(
     precision="32-true",
     batch_size=10,
     rounds=Rounds(
-        2.0,
+        20.0,
+        9.0,
         [
             Times(9.0, step, {"forward": step / 4, "backward": step * 3 / 4})
             for step in (1.0, 2.0, 4.0)

@@ -1,20 +1,25 @@
 """Settings of speed and memory change neither numbers nor names.
 
-As a script this file compiles a model, out of the sight of the type checker under which tests
-run, and prints what it finds: ``test_compute.py``.
+As a script this file does what the type checker of the tests would get in the way of, and writes
+what it finds: ``test_compute.py FOLDER``.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nvae_lightning.model import NVAE, Compute
+from nvae_lightning.model import NVAE, Compute, DepthwiseCell, RegularCell
+from nvae_lightning.model import compute as implementation
 from nvae_lightning.model.normalization import BatchNorm
 
 NOTHING = Compute(recompute="nothing")
@@ -133,21 +138,22 @@ def test_kernels_are_those_that_were_asked_for(colour_nvae: NVAE) -> None:
         assert {type(norm.kernels).__name__ for norm in norms} == {expected}
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"kernels": "cuda"},
-            r"compute\.kernels must be auto, torch, compiled, triton, got 'cuda'",
-        ),
-        ({"recompute": "all"}, r"compute\.recompute must be nothing, .* got 'all'"),
-        ({"checkpoint_min_size": 0}, r"compute\.checkpoint_min_size must be at least 1.* got 0"),
-        ({"checkpoint_min_size": -8}, r"compute\.checkpoint_min_size must be .* got -8"),
-    ],
-)
-def test_a_setting_that_there_is_not_is_refused(settings: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Compute(**settings)
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"kernels": "cuda"}, "compute.kernels must be auto, torch, compiled, triton, got 'cuda'"),
+    (
+        {"recompute": "all"},
+        "compute.recompute must be nothing, normalization or activation, got 'all'",
+    ),
+    (
+        {"checkpoint_min_size": 0},
+        "compute.checkpoint_min_size must be at least 1, or null for no checkpointing, got 0",
+    ),
+]
+
+
+@pytest.mark.slow
+def test_a_setting_that_there_is_not_is_refused(findings: dict[str, Any]) -> None:
+    assert findings["refusals"] == [message for _, message in REFUSED]
 
 
 def test_triton_on_a_cpu_is_refused(build_nvae: Callable[..., NVAE]) -> None:
@@ -155,3 +161,105 @@ def test_triton_on_a_cpu_is_refused(build_nvae: Callable[..., NVAE]) -> None:
     Compute(kernels="triton").apply(model)
     with pytest.raises(ValueError, match=r"compute\.kernels: got triton, .*'cpu'.*kernels=auto"):
         model(batch(model)[0])
+
+
+@pytest.fixture(scope="module")
+def findings(written_by_this_file: Path) -> dict[str, Any]:
+    """What the script found."""
+    return torch.load(written_by_this_file / "findings.pt")
+
+
+CHECKPOINTED = pytest.mark.parametrize("least", [None, 1])
+CELLS: list[Callable[[], nn.Module]] = [
+    partial(RegularCell, 4, 4),
+    partial(DepthwiseCell, 4, 4, expansion=2.0),
+]
+
+
+@pytest.mark.slow
+@CHECKPOINTED
+def test_compiling_changes_no_number(least: int | None, findings: dict[str, Any]) -> None:
+    found = findings[least]
+    torch.testing.assert_close(found["compiled"], found["plain"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@CHECKPOINTED
+def test_cells_of_one_shape_share_what_is_compiled(
+    least: int | None, findings: dict[str, Any]
+) -> None:
+    first, second, copied = findings[least]["graphs"]
+    assert first > 0
+    assert first == second
+    assert first == copied
+
+
+@pytest.mark.slow
+@CHECKPOINTED
+def test_a_copy_of_a_compiled_model_computes_with_its_own_weights(
+    least: int | None, findings: dict[str, Any]
+) -> None:
+    found = findings[least]["copy of zeros"]
+    assert torch.equal(found, torch.zeros_like(found))
+
+
+def _passes(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Output, gradients and buffers of training; outputs of evaluation, with gradient and not."""
+    x = x.detach().requires_grad_()
+    output = model.train()(x)
+    inputs = {"x": x, **dict(model.named_parameters())}
+    gradients = torch.autograd.grad(output.square().mean(), list(inputs.values()))
+    found = {"output": output.detach(), **dict(zip(inputs, gradients, strict=True))}
+    found.update({name: value.clone() for name, value in model.named_buffers()})
+    model.eval()
+    found["evaluated"] = model(x).detach()
+    with torch.no_grad():
+        found["without gradients"] = model(x)
+    return found
+
+
+def _compare(least: int | None) -> dict[str, Any]:
+    """Put cells, two of each shape, through all kinds of passes, compiled and not."""
+    graphs: list[None] = []
+    recomputing = implementation._recomputing
+
+    def count(*arguments: Any) -> Callable[..., Any]:
+        graphs.append(None)
+        return recomputing(*arguments)
+
+    implementation._recomputing = count
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    ones = nn.ModuleList(build() for build in CELLS)
+    others = nn.ModuleList(build() for build in CELLS)
+    x = torch.randn(2, 4, 8, 8)
+    plain = [_passes(copy.deepcopy(cell), x) for cell in (*ones, *others)]
+    numbers, found = [], []
+    for cells in (ones, others):
+        Compute(compile=True, checkpoint_min_size=least).apply(cells)
+        found += [_passes(cell, x) for cell in cells]
+        numbers.append(len(graphs))
+    zeros = copy.deepcopy(others)
+    with torch.no_grad():
+        for parameter in zeros.parameters():
+            parameter.zero_()
+        of_copy = torch.stack([cell.train()(x) - x for cell in zeros])
+    implementation._recomputing = recomputing
+    return {
+        "plain": plain, "compiled": found, "graphs": [*numbers, len(graphs)],
+        "copy of zeros": of_copy,
+    }  # fmt: skip
+
+
+def _refusal(settings: dict[str, Any]) -> str:
+    try:
+        Compute(**settings)
+    except ValueError as error:
+        return str(error)
+    return "none"
+
+
+if __name__ == "__main__":
+    refusals = [_refusal(settings) for settings, _ in REFUSED]
+    everything = {"refusals": refusals, **{least: _compare(least) for least in (None, 1)}}
+    torch.save(everything, Path(sys.argv[1]) / "findings.pt")
