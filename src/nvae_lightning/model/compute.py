@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,14 @@ import torch._functorch.config
 from torch import nn
 
 from nvae_lightning.model.cells import ResidualCell
-from nvae_lightning.model.fused import CompiledKernels, TorchKernels, TritonKernels
+from nvae_lightning.model.decoder import LatentGroup
+from nvae_lightning.model.encoder import Encoder
+from nvae_lightning.model.fused import (
+    COMPILER_OPTIONS,
+    CompiledKernels,
+    TorchKernels,
+    TritonKernels,
+)
 from nvae_lightning.model.normalization import BatchNorm, Recompute
 
 #: Cells are of few kinds, but each kind comes in several widths, resolutions and modes.
@@ -22,7 +30,7 @@ def _recomputing(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:  # noqa
     from torch._inductor.compile_fx import compile_fx  # takes seconds to import
 
     with torch._functorch.config.patch(aggressive_recomputation=True):
-        return compile_fx(graph, inputs)
+        return compile_fx(graph, inputs, config_patches=COMPILER_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,10 @@ class Compute:
     """Settings of speed and memory; weights and state dict know nothing of them.
 
     Args:
-        compile: whether cells are compiled, when they are first used. Cells of one shape share
-            what was compiled, so that it takes a minute, not the many that the whole model takes.
+        compile: whether the model is compiled piece by piece, when they are first used: latent
+            groups with their cells and draws, the encoder's groups, and the cells before and
+            after them. Pieces of one shape share what was compiled, so that it takes a minute or
+            two, not the many that the whole model takes.
         kernels: what normalisation and swish are computed by: ``torch``'s operations, formulas
             that torch's compiler has ``compiled``, or ``triton`` kernels, which also compute the
             depthwise convolution (GPU). ``auto`` is compiled in compiled cells, else torch.
@@ -78,10 +88,23 @@ class Compute:
                 module.recompute = Recompute(self.recompute)
             if isinstance(module, ResidualCell):
                 module.checkpoint_min_size = self.checkpoint_min_size
-                if self.compile:  # all of a cell, unless it is computed twice
-                    whole = self.checkpoint_min_size is None
-                    backend = "inductor" if self.recompute == "nothing" else _recomputing
-                    (module if whole else module.body).compile(backend=backend, dynamic=False)
+        if self.compile:
+            backend = "inductor" if self.recompute == "nothing" else _recomputing
+            for piece in self._pieces(model):
+                piece.compile(backend=backend, dynamic=False)
+
+    def _pieces(self, module: nn.Module) -> Iterator[nn.Module]:
+        """Find what to compile: as much in one as is repeated."""
+        if self.checkpoint_min_size is not None:  # what is computed twice is not compiled whole
+            yield from (cell.body for cell in module.modules() if isinstance(cell, ResidualCell))
+        elif isinstance(module, ResidualCell | LatentGroup):
+            yield module
+        elif isinstance(module, Encoder):
+            yield from self._pieces(module.preprocess)
+            yield from module.groups
+        else:
+            for child in module.children():
+                yield from self._pieces(child)
 
 
 _KERNELS = {"torch": TorchKernels, "compiled": CompiledKernels, "triton": TritonKernels}

@@ -55,7 +55,7 @@ class DecoderCombiner(nn.Module):
 
 
 class LatentGroup(nn.Module, ABC):
-    """One group of latent variables and the cells that lead to it.
+    """One group of latent variables and the cells that lead to it: a step of the decoder.
 
     Args:
         cells: from the state after the group above to this group's state.
@@ -78,7 +78,38 @@ class LatentGroup(nn.Module, ABC):
     ) -> tuple[Normal, Normal | None]:
         """Prior given the state and, where a bottom-up ``feature`` is given, posterior."""
 
-    def infer(self, prior: Normal, posterior: Normal, noise: FeatureMap | None) -> Latent:
+    def forward(
+        self,
+        state: FeatureMap,
+        noise: FeatureMap | None,
+        *,
+        feature: Tensor | None = None,
+        z: FeatureMap | None = None,
+        temperature: Float[Tensor, ""] | None = None,
+    ) -> tuple[FeatureMap, Latent]:
+        """Go from the state after the group above to the state after this one.
+
+        Args:
+            state: top-down state after the group above.
+            noise: standard-normal numbers of the draw; None where ``z`` is given.
+            feature: bottom-up feature map, if z is drawn from the posterior.
+            z: value of the latents, if there is nothing to draw.
+            temperature: factor on the prior's standard deviation, if z is drawn from it.
+        """
+        state = self.cells(state)
+        prior, posterior = self.distributions(state, feature)
+        if posterior is not None:
+            assert noise is not None
+            latent = self._infer(prior, posterior, noise)
+        elif z is not None:
+            latent = Latent(prior, prior, z)
+        else:
+            assert noise is not None
+            tempered = prior if temperature is None else prior.tempered(temperature)
+            latent = Latent(tempered, prior, tempered.sample(noise))
+        return self.combine(state, latent.z), latent
+
+    def _infer(self, prior: Normal, posterior: Normal, noise: FeatureMap) -> Latent:
         """Draw from the posterior, through the flows."""
         base = posterior.sample(noise)
         if len(self.flows) == 0:
@@ -212,6 +243,8 @@ class Decoder(nn.Module):
         side = image.padded_size // coarsest.downsample
         self.initial_state = nn.Parameter(torch.rand(channels, side, side))
         latent_channels = hierarchy.latent_channels
+        sides = [image.padded_size // scale.downsample for _, scale in hierarchy.groups]
+        self.latent_shapes = [(latent_channels, side, side) for side in sides]
 
         self.groups = nn.ModuleList()
         for scale in hierarchy.scales:
@@ -276,21 +309,26 @@ class Decoder(nn.Module):
         """
         state = self.initial_state.expand(batch_size, -1, -1, -1)
         state = state.contiguous(memory_format=torch.channels_last)
+        dtype = torch.promote_types(state.dtype, torch.float32)
         latents = []
         for index, group in enumerate(self.groups):
-            assert isinstance(group, LatentGroup)
-            state = group.cells(state)
             feature = features[index] if index < len(features) else None
-            epsilon = None if noise is None else noise[index]
-            prior, posterior = group.distributions(state, feature)
-            if posterior is not None:
-                latent = group.infer(prior, posterior, epsilon)
-            elif index < len(given):
-                latent = Latent(prior, prior, z=given[index])
-            else:
-                single = isinstance(temperature, int | float)
-                tempered = prior.tempered(temperature if single else temperature[index])
-                latent = Latent(tempered, prior, z=tempered.sample(epsilon))
-            state = group.combine(state, latent.z)
+            z = given[index] if feature is None and index < len(given) else None
+            epsilon = factor = None
+            if z is None:
+                # Drawn out here: a compiled group would have random numbers of its own.
+                shape = (batch_size, *self.latent_shapes[index])
+                epsilon = (
+                    torch.randn(shape, dtype=dtype, device=state.device)
+                    if noise is None
+                    else noise[index]
+                )
+                if feature is None:  # a tensor, for a compiled group is made for one number
+                    single = isinstance(temperature, int | float)
+                    factor = torch.full(
+                        (), temperature if single else temperature[index], dtype=dtype,
+                        device=state.device,
+                    )  # fmt: skip
+            state, latent = group(state, epsilon, feature=feature, z=z, temperature=factor)
             latents.append(latent)
         return tuple(latents), full_precision(self.head(self.postprocess(state)))

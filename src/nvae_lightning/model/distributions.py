@@ -47,12 +47,10 @@ class Normal:
         std = torch.exp(5.0 * torch.tanh(log_std / 5.0)) + 1e-2
         return cls(5.0 * torch.tanh(mean / 5.0), std.log())
 
-    def tempered(self, temperature: float) -> Normal:
+    def tempered(self, temperature: float | Float[Tensor, ""]) -> Normal:
         """Scale the standard deviation by ``temperature`` (0 leaves the mean alone)."""
-        if temperature == 1.0:
-            return self
-        shift = math.log(temperature) if temperature > 0.0 else -math.inf
-        return Normal(self.mean, self.log_std + shift)
+        factor = torch.as_tensor(temperature, dtype=self.log_std.dtype)
+        return Normal(self.mean, self.log_std + factor.log())
 
     def sample(self, noise: Float[Tensor, "*shape"] | None = None) -> Float[Tensor, "*shape"]:
         """Draw by reparameterisation, from standard-normal ``noise`` where it is given."""

@@ -37,6 +37,10 @@ Rows = Float[Tensor, "batch pixel channel"]
 #: Given sums (2, channel) over this rank's batch: their means over the batches of all ranks.
 Share = Callable[[Float[Tensor, "2 channel"]], Float[Tensor, "2 channel"]]
 
+#: What is normalised is read from five tensors; more than four, and the compiler would write it to
+#: memory to read it again.
+COMPILER_OPTIONS: dict[str, Any] = {"realize_reads_threshold": 16}
+
 _EPS = 1e-5  # of torch's statistics, which come as inverse standard deviations
 
 
@@ -260,7 +264,9 @@ def _as_map(rows: Rows, like: FeatureMap) -> FeatureMap:
 
 def _compile(*, dynamic: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile at the first call; a type checker's wrapper around the function is taken off."""
-    return lambda function: torch.compile(inspect.unwrap(function), dynamic=dynamic)
+    return lambda function: torch.compile(
+        inspect.unwrap(function), dynamic=dynamic, options=dict(COMPILER_OPTIONS)
+    )
 
 
 def _sum(values: Rows) -> PerChannel:

@@ -141,8 +141,7 @@ class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nva
     @property
     def latent_shapes(self) -> list[tuple[int, int, int]]:
         """(channel, height, width) of every latent group."""
-        sides = [self.image.padded_size // scale.downsample for _, scale in self.hierarchy.groups]
-        return [(self.hierarchy.latent_channels, side, side) for side in sides]
+        return self.decoder.latent_shapes
 
     def forward(self, x: Pixels, noise: Latents | None = None) -> Inference:
         """Infer the latents of images.

@@ -82,14 +82,23 @@ class SpectralPenalty(nn.Module):
                 with torch.no_grad():
                     fixed, new_left, right = weight.detach(), left, left
                     for _ in range(iterations):
-                        right = F.normalize(fixed.mT @ new_left, dim=1, eps=1e-3)
-                        new_left = F.normalize(fixed @ right, dim=1, eps=1e-3)
+                        right = F.normalize(_times(fixed.mT, new_left), dim=1, eps=1e-3)
+                        new_left = F.normalize(_times(fixed, right), dim=1, eps=1e-3)
                     if self.training:
                         left.copy_(new_left)
                 values.append((new_left * (weight @ right)).sum())
         if self.training:
             self.converged = True
         return torch.stack(values).sum()
+
+
+def _times(
+    matrices: Float[Tensor, "layer row column"], vectors: Float[Tensor, "layer column 1"]
+) -> Float[Tensor, "layer row 1"]:
+    """Multiply each matrix by its vector."""
+    if matrices.device.type == "cpu":  # whose matrix products take three times as long at this
+        return (matrices * vectors.mT).sum(2, keepdim=True)
+    return matrices @ vectors
 
 
 def bn_scale_penalty(model: nn.Module) -> Float[Tensor, ""]:
