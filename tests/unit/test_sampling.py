@@ -167,7 +167,7 @@ def test_an_interpolation_begins_and_ends_with_reconstructions(
 ) -> None:
     given = settings(2)
     x = _images(4)
-    monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, 0.2))
+    monkeypatch.setattr(torch, "randn", lambda shape, **kind: torch.full(shape, 0.2, **kind))
     drawing = interpolate(given, num_steps=5)
     assert drawing.num_columns == 7
     rows = drawing.images.unflatten(0, (2, 7))

@@ -19,6 +19,7 @@ from nvae_lightning.model.fused import (
     TorchKernels,
     TritonKernels,
 )
+from nvae_lightning.model.likelihood import Likelihood
 from nvae_lightning.model.normalization import BatchNorm, Recompute
 
 #: Cells are of few kinds, but each kind comes in several widths, resolutions and modes.
@@ -88,6 +89,8 @@ class Compute:
                 module.recompute = Recompute(self.recompute)
             if isinstance(module, ResidualCell):
                 module.checkpoint_min_size = self.checkpoint_min_size
+            if isinstance(module, Likelihood):
+                module.compile_log_prob = self.compile
         if self.compile:
             backend = "inductor" if self.recompute == "nothing" else _recomputing
             for piece in self._pieces(model):

@@ -6,6 +6,7 @@ parameters into a distribution.
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -78,12 +79,16 @@ class Likelihood(nn.Module, ABC):
     Args:
         image: what is modelled.
         num_logits: raw parameters per pixel, the channels of the network's output.
+
+    Attributes:
+        compile_log_prob: whether log probabilities are compiled where that is worth it.
     """
 
     def __init__(self, image: Image, num_logits: int) -> None:
         super().__init__()
         self.image = image
         self.num_logits = num_logits
+        self.compile_log_prob = False
 
     @abstractmethod
     def forward(
@@ -136,12 +141,14 @@ class DiscretizedLogisticMixture:
         image: the image they are about.
         published_tails: see :class:`DiscretizedLogisticMixtureLikelihood`.
         published_temperature: see there.
+        compile: whether log probabilities are computed by what torch's compiler makes of them.
     """
 
     logits: Float[Tensor, "batch parameter height width"]
     image: Image
     published_tails: bool = False
     published_temperature: bool = False
+    compile: bool = False
 
     @property
     def _parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -162,45 +169,9 @@ class DiscretizedLogisticMixture:
 
     def log_prob(self, image: Pixels) -> Float[Tensor, " batch"]:
         """Log probability in nats per image of pixels that lie on the levels of [0, 1]."""
-        mixture, means, log_scales, coefficients = self._parameters
-        x = (2.0 * self.image.crop(image) - 1.0).unsqueeze(2)
-        if self.image.channels == 3:
-            red, green, _ = x.unbind(1)
-            to_green, to_blue, green_to_blue = coefficients.unbind(1)
-            shifts = [
-                torch.zeros_like(to_green),
-                to_green * red,
-                to_blue * red + green_to_blue * green,
-            ]
-            means = means + torch.stack(shifts, 1)
-        per_channel = self._log_prob_of_levels(x, means, log_scales)
-        per_component = F.log_softmax(mixture, 1) + per_channel.sum(1)
-        return torch.logsumexp(per_component, 1).flatten(1).sum(1)
-
-    def _log_prob_of_levels(self, x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
-        top_level = 2**self.image.bits - 1
-        inverse_scale = torch.exp(-log_scales)
-        centred = x - means
-        upper = inverse_scale * (centred + 1.0 / top_level)
-        lower = inverse_scale * (centred - 1.0 / top_level)
-        if self.published_tails:
-            middle = inverse_scale * centred
-            log_density = middle - log_scales - 2.0 * F.softplus(middle)
-            difference = torch.sigmoid(upper) - torch.sigmoid(lower)
-            inside = torch.where(
-                difference > 1e-5,
-                difference.clamp_min(1e-10).log(),
-                log_density - math.log(top_level / 2),
-            )
-            inside = torch.where(x < -0.999, F.logsigmoid(upper), inside)
-            return torch.where(x > 0.99, F.logsigmoid(-lower), inside)
-        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)) holds its digits where
-        # the difference of two sigmoids would vanish.
-        width = (2.0 / top_level) * inverse_scale
-        inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
-        half_a_level = 0.5 / top_level
-        inside = torch.where(x < -1.0 + half_a_level, F.logsigmoid(upper), inside)
-        return torch.where(x > 1.0 - half_a_level, F.logsigmoid(-lower), inside)
+        function = _compiled_log_prob if self.compile else _log_prob
+        x = 2.0 * self.image.crop(image) - 1.0
+        return function(x, *self._parameters, 2**self.image.bits - 1, self.published_tails)
 
     @property
     def mean(self) -> Pixels:
@@ -243,6 +214,62 @@ class DiscretizedLogisticMixture:
             blue = values[:, 2] + to_blue * colours[0] + green_to_blue * colours[1]
             colours.append(blue.clamp(-1.0, 1.0))
         return 0.5 * torch.stack(colours, 1) + 0.5
+
+
+def _log_prob(
+    x: Pixels,
+    mixture: Float[Tensor, "batch component height width"],
+    means: Float[Tensor, "batch channel component height width"],
+    log_scales: Float[Tensor, "batch channel component height width"],
+    coefficients: Float[Tensor, "batch channel component height width"],
+    top_level: int,
+    published_tails: bool,
+) -> Float[Tensor, " batch"]:
+    """Log probability of pixels on the [-1, 1] scale under a mixture of logistics."""
+    x = x.unsqueeze(2)
+    if x.shape[1] == 3:
+        red, green, _ = x.unbind(1)
+        to_green, to_blue, green_to_blue = coefficients.unbind(1)
+        shifts = [
+            torch.zeros_like(to_green),
+            to_green * red,
+            to_blue * red + green_to_blue * green,
+        ]
+        means = means + torch.stack(shifts, 1)
+    per_channel = _log_prob_of_levels(x, means, log_scales, top_level, published_tails)
+    per_component = F.log_softmax(mixture, 1) + per_channel.sum(1)
+    return torch.logsumexp(per_component, 1).flatten(1).sum(1)
+
+
+def _log_prob_of_levels(
+    x: Tensor, means: Tensor, log_scales: Tensor, top_level: int, published_tails: bool
+) -> Tensor:
+    inverse_scale = torch.exp(-log_scales)
+    centred = x - means
+    upper = inverse_scale * (centred + 1.0 / top_level)
+    lower = inverse_scale * (centred - 1.0 / top_level)
+    if published_tails:
+        middle = inverse_scale * centred
+        log_density = middle - log_scales - 2.0 * F.softplus(middle)
+        difference = torch.sigmoid(upper) - torch.sigmoid(lower)
+        inside = torch.where(
+            difference > 1e-5,
+            difference.clamp_min(1e-10).log(),
+            log_density - math.log(top_level / 2),
+        )
+        inside = torch.where(x < -0.999, F.logsigmoid(upper), inside)
+        return torch.where(x > 0.99, F.logsigmoid(-lower), inside)
+    # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)) holds its digits where
+    # the difference of two sigmoids would vanish.
+    width = (2.0 / top_level) * inverse_scale
+    inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
+    half_a_level = 0.5 / top_level
+    inside = torch.where(x < -1.0 + half_a_level, F.logsigmoid(upper), inside)
+    return torch.where(x > 1.0 - half_a_level, F.logsigmoid(-lower), inside)
+
+
+#: A type checker's wrapper around the function is taken off.
+_compiled_log_prob = torch.compile(inspect.unwrap(_log_prob), dynamic=False)
 
 
 def _open_uniform(like: Tensor) -> Tensor:
@@ -288,8 +315,9 @@ class DiscretizedLogisticMixtureLikelihood(Likelihood):
         self, logits: Float[Tensor, "batch parameter height width"]
     ) -> DiscretizedLogisticMixture:
         return DiscretizedLogisticMixture(
-            logits, self.image, self.published_tails, self.published_temperature
-        )
+            logits, self.image, self.published_tails, self.published_temperature,
+            self.compile_log_prob,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ def test_memory_is_bounded_by_the_budget_and_no_number_depends_on_it(
         with pytest.raises(ValueError, match=r"memory_budget must be at least .* got 1$") as error:
             nvae.log_weights(x, 1, memory_budget=1)
         budget = int(str(error.value).split()[5].replace(",", ""))
-    monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, 0.3))
+    monkeypatch.setattr(torch, "randn", lambda shape, **kind: torch.full(shape, 0.3, **kind))
     weights: list[Tensor] = []
     peak = peak_bytes(lambda: weights.append(nvae.log_weights(x, 9, memory_budget=budget)))
     slack = x.nbytes + 9 * 3 * 64  # the images themselves, and the weights that are returned
@@ -236,7 +236,7 @@ def test_groups_that_are_not_inferred_are_drawn_from_their_prior(
     nvae: NVAE, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = _images(nvae.image)
-    monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, 0.3))
+    monkeypatch.setattr(torch, "randn", lambda shape, **kind: torch.full(shape, 0.3, **kind))
     noise = [torch.full((len(x), *shape), 0.3) for shape in nvae.latent_shapes]
     with torch.no_grad():
         inference = nvae(x, noise)
