@@ -27,7 +27,7 @@ from nvae_lightning.cli import (
     training_data,
 )
 from nvae_lightning.evaluation import EvaluationModule
-from nvae_lightning.model import NVAE, DiscretizedLogisticMixtureLikelihood
+from nvae_lightning.model import NVAE, Compute, DiscretizedLogisticMixtureLikelihood
 from nvae_lightning.model.decoder import FirstGroup
 from nvae_lightning.settings import check_type
 
@@ -118,9 +118,11 @@ def main(config: DictConfig) -> float:
     check_type("num_importance_samples", config.num_importance_samples, int)
     check_type("memory_budget", config.memory_budget, int | float | None)
     check_type("both_likelihoods", config.both_likelihoods, bool)
+    check_type("compile", config.compile, bool)
     seed_everything(config.seed, workers=True, verbose=False)
     ckpt_path = config.ckpt_path
     model = trained_model(config)
+    Compute(compile=config.compile).apply(model)
     datamodule = training_data(config, model)
     callbacks = [] if config.fid is None else [instantiate(config.fid, _convert_="all")]
     trainer = instantiate(

@@ -28,7 +28,7 @@ from nvae_lightning.cli import (
 )
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.loading import find_checkpoint
-from nvae_lightning.model import NVAE
+from nvae_lightning.model import NVAE, Compute
 from nvae_lightning.sampling import Settings, cached_recalibration
 from nvae_lightning.settings import check_type, check_types
 
@@ -90,6 +90,7 @@ def main(config: DictConfig) -> None:
         ("recalibration.num_passes", config.recalibration.num_passes, int),
         ("recalibration.batch_size", config.recalibration.batch_size, int),
         ("batch_size", config.batch_size, int),
+        ("compile", config.compile, bool),
         ("images", config.images, str | None),
     ):
         check_type(name, value, kind)
@@ -109,6 +110,7 @@ def main(config: DictConfig) -> None:
             f"device: got '{device}', which cannot be had ({str(error).splitlines()[0]}); set for "
             "example device=cpu"
         ) from error
+    Compute(compile=config.compile).apply(model)
     torch.manual_seed(config.seed)
     model.temperature_of_groups(temperature)
     settings = Settings(
