@@ -9,7 +9,9 @@ from nvae_lightning.model.layers import (
     SkipDown,
     SkipUp,
     SqueezeExcitation,
+    WeightNormConv2d,
     batch_norm,
+    weight_norm,
 )
 
 
@@ -73,6 +75,34 @@ def test_each_part_of_skip_down_looks_at_its_own_pixel_of_the_block() -> None:
         one[0, 0, row, column] = 3.0
         changed = (layer(one) - rest).flatten()
         assert changed.nonzero().flatten().tolist() == [part]
+
+
+def test_skip_down_is_a_strided_convolution_of_each_pixel_of_the_block() -> None:
+    layer = SkipDown(12, 8).double()
+    x = torch.randn(2, 12, 48, 48, dtype=torch.float64, requires_grad=True)
+    parts = [
+        F.conv2d(
+            F.silu(x)[:, :, dy:, dx:],
+            weight_norm(part.weight, part.log_gain),
+            part.bias,
+            stride=2,
+        )
+        for part, (dy, dx) in zip(layer.parts, [(0, 0), (1, 1), (0, 1), (1, 0)], strict=True)
+        if isinstance(part, WeightNormConv2d)
+    ]
+    output = layer(x)
+    torch.testing.assert_close(output, torch.cat(parts, 1), rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_skip_down_do_not_write_past_their_memory() -> None:
+    # oneDNN's of a strided 1x1 convolution of this shape and layout did: the process crashed.
+    layer = SkipDown(12, 32)
+    for _ in range(40):
+        x = torch.randn(2, 12, 64, 64).to(memory_format=torch.channels_last).requires_grad_()
+        gradients = torch.autograd.grad(layer(x).sum(), [x, *layer.parameters()])
+        kept = [torch.zeros(7 * n + 1) for n in range(50)]
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        assert not any(zeros.any() for zeros in kept)
 
 
 def test_skip_up_doubles_the_sides_and_keeps_the_corners() -> None:
