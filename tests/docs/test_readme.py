@@ -42,7 +42,7 @@ def test_commands_compose(tmp_path: Path) -> None:
     }  # fmt: skip
     assert len(commands) >= 19
     # Of a sweep's list of values, or of its distributions, one value stands for all.
-    values = [(r"=(\w+),.*", r"=\1"), (r"=interval\((.*),.*\)", r"=\1")]
+    values = [(r"=(\w+|\[\d+\]),.*", r"=\1"), (r"=interval\((.*),.*\)", r"=\1")]
     printing = []
     for command in commands:
         for pattern, value in values:
@@ -75,6 +75,7 @@ def test_the_python_examples_run(
 
 
 def test_no_figure_is_left_to_fill_in() -> None:
+    assert "@@" not in README
     assert not re.findall(r"\b(?:TODO|TBD|XXX|(?!SIGTERM)[A-Z]{7,})\b", README)
 
 
