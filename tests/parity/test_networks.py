@@ -167,8 +167,9 @@ def test_total_and_its_gradients(model: NVAE, network: Recorded) -> None:
         gradients = _gradients(model, loss)
         got = torch.stack([gradients[key].norm() for key in network.facts["param_names"]])
         expected = network[f"train/grad_norm_{name}"]
-        counted = expected > 1e-3
-        assert ((got - expected).abs() / expected)[counted].max() <= 1e-3, name
+        # Gains and biases before a batch normalisation have gradients of almost nothing, which are
+        # what is left of large numbers: 0.0011 is 2e-6 off in the recording, 9e-6 here.
+        assert ((got - expected).abs() <= 1e-3 * expected + 2e-5).all(), name
 
 
 def test_one_step_of_training(model: NVAE, network: Recorded) -> None:
