@@ -289,12 +289,16 @@ class SkipDown(nn.Module):
 
 
 class SkipUp(nn.Module):
-    """Skip connection of an up cell: bilinear doubling, then a 1x1 convolution."""
+    """Skip connection of an up cell: bilinear doubling and a 1x1 convolution.
+
+    Either may come first, as the weights of an interpolation sum to 1. The convolution does: on a
+    quarter of the pixels, and leaves fewer channels to interpolate.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.convolution = WeightNormConv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: FeatureMap) -> FeatureMap:
-        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-        return self.convolution(x)
+        x = self.convolution(x)
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
