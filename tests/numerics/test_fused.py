@@ -20,7 +20,7 @@ from nvae_lightning.model.fused import (
     swish_gradient_and_sums,
 )
 from nvae_lightning.model.layers import as_convolution
-from nvae_lightning.model.normalization import BatchNorm
+from nvae_lightning.model.normalization import BatchNorm, Recompute
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPE = (3, 4, 5, 6)
@@ -224,3 +224,11 @@ def test_operations_that_compilers_leave_whole_describe_what_they_give() -> None
         torch.library.opcheck(
             depthwise_taps_gradient, arguments, test_utils=("test_schema", "test_faketensor")
         )
+
+
+@pytest.mark.parametrize("recompute", Recompute)
+def test_float64_stays_float64_under_autocast(recompute: Recompute) -> None:
+    given = problem("1x1", True)
+    given.norm.recompute = recompute
+    with torch.autocast("cpu", torch.bfloat16):
+        assert given.ours(batch()).dtype == torch.float64

@@ -46,14 +46,15 @@ class Compute:
         kernels: what normalisation and swish are computed by: ``torch``'s operations, formulas
             that torch's compiler has ``compiled``, or ``triton`` kernels, which also compute the
             depthwise convolution (GPU). ``auto`` is compiled in compiled cells, else torch.
-        recompute: what the backward pass computes anew rather than keeping it: ``nothing``,
-            ``normalization`` (the paper, Sec. 3.1.3: of BN and swish one feature map is kept) or
-            ``activation`` (of BN, swish and the convolution after them one map is kept).
+        recompute: what the backward pass computes anew rather than keeping it: ``nothing`` (torch
+            then computes all normalisation), ``normalization`` (the paper, Sec. 3.1.3: of BN and
+            swish one feature map is kept) or ``activation`` (of BN, swish and the convolution
+            after them one map is kept).
         checkpoint_min_size: cells whose input is at least so many pixels wide keep nothing but
             that input; the backward pass computes them anew. None for no such cells.
 
     Raises:
-        ValueError: if a setting is not one of those.
+        ValueError: if a setting is not one of those, or the other kernels have nothing to compute.
     """
 
     compile: bool = False
@@ -71,6 +72,11 @@ class Compute:
                 "compute.recompute must be nothing, normalization or activation, got "
                 f"{self.recompute!r}"
             )
+        if self.recompute == "nothing" and self.kernels in ("compiled", "triton"):
+            raise ValueError(
+                f"compute.kernels: got {self.kernels}, which compute.recompute=nothing has no use "
+                "for; set compute.recompute=normalization or activation, or compute.kernels=auto"
+            )
         if self.checkpoint_min_size is not None and self.checkpoint_min_size < 1:
             raise ValueError(
                 "compute.checkpoint_min_size must be at least 1, or null for no checkpointing, "
@@ -78,10 +84,13 @@ class Compute:
             )
 
     def apply(self, model: nn.Module) -> None:
-        """Let a model be computed so, in place."""
+        """Let a model be computed so, in place.
+
+        What was compiled stays so; copies of a compiled model are not compiled.
+        """
         default = "compiled" if self.compile else "torch"
         kernels = _KERNELS[default if self.kernels == "auto" else self.kernels]()
-        if self.compile:
+        if isinstance(kernels, CompiledKernels) or self.compile:
             torch._dynamo.config.recompile_limit = _MOST_KINDS_OF_CELLS
         for module in model.modules():
             if isinstance(module, BatchNorm):

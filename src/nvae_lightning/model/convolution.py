@@ -51,8 +51,8 @@ class Convolution:
         )
 
     def cast(self, device: str) -> Convolution:
-        """Cast the weights as autocast does where it is on."""
-        if not torch.is_autocast_enabled(device):
+        """Cast the weights as autocast does where it is on; float64 stays."""
+        if not torch.is_autocast_enabled(device) or self.kernel.dtype == torch.float64:
             return self
         dtype = torch.get_autocast_dtype(device)
         bias = None if self.bias is None else self.bias.to(dtype)

@@ -21,7 +21,7 @@ class Encoder(nn.Module):
         num_preprocess_cells: cells per halving of the resolution there, the last one halves.
 
     Raises:
-        ValueError: if a number of cells is below 1, or the channels cannot be halved.
+        ValueError: if the channels cannot be halved.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ r"""Triton kernels of batch normalisation, swish and the depthwise convolution a
 Feature maps are read as channels_last, copied so if they are not, and come out so. What is read is
 computed on and summed in the number format of the statistics, and rounded once. Sums are taken in
 an order that depends on the shapes only: equal inputs give equal bits. Mean and variance are left
-to `torch.batch_norm_update_stats`, which reads a feature map once and does not round them.
+to torch.
 
 Source: Vahdat & Kautz 2020, Sec. 3.1.1 and 3.1.3, for what is computed.
 """

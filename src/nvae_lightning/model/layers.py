@@ -34,13 +34,14 @@ def as_parameters(x: FeatureMap) -> FeatureMap:
 class ConvolutionalBody(nn.Sequential):
     """Layers one after the other; a convolution behind a normalisation is computed with it.
 
-    In training such a convolution is not called, and forward hooks of it neither.
+    It is not called then, but for one with hooks, which is left alone.
     """
 
     def forward(self, input: FeatureMap) -> FeatureMap:
         norm: BatchNorm | None = None
         for layer in self:
-            layer = layer.norm if isinstance(layer, BatchNormSwish) else layer
+            if isinstance(layer, BatchNormSwish) and not _has_hooks(layer):
+                layer = layer.norm
             if norm is not None and torch.is_grad_enabled() and (known := as_convolution(layer)):
                 input, norm = norm(input, known), None
                 continue
@@ -54,7 +55,7 @@ class ConvolutionalBody(nn.Sequential):
 
 def as_convolution(layer: nn.Module) -> Convolution | None:
     """Describe what a layer computes; None unless it is a plain convolution padded by zeros."""
-    if type(layer) not in (nn.Conv2d, WeightNormConv2d):
+    if type(layer) not in (nn.Conv2d, WeightNormConv2d) or _has_hooks(layer):
         return None
     assert isinstance(layer, nn.Conv2d)
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
@@ -69,6 +70,15 @@ def as_convolution(layer: nn.Module) -> Convolution | None:
         groups=layer.groups,
     )
     return Convolution(kernel, layer.bias, geometry)
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+    )
 
 
 def batch_norm(channels: int) -> BatchNorm:

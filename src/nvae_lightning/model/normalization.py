@@ -36,9 +36,10 @@ def num_ranks() -> int:
 
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Average a tensor over all ranks; no gradient flows through it."""
+    value = value.detach()
     if num_ranks() == 1:
         return value
-    value = value.detach().clone()
+    value = value.clone()
     torch.distributed.all_reduce(value)
     return value / num_ranks()
 
@@ -49,7 +50,8 @@ class BatchNorm(_NormBase):
     In training, mean and variance are those of the batches of all ranks, on any backend.
 
     Not an ``nn.BatchNorm2d``, which ``trainer.sync_batchnorm`` would replace by a layer without
-    the swish; the state dict is that of one.
+    the swish; the state dict is that of one. Nor does ``torch.optim.swa_utils.update_bn`` know it;
+    :func:`nvae_lightning.sampling.recalibrate` does.
 
     Source: Vahdat & Kautz 2020, Sec. 3.1.1 and 3.1.3; running statistics move by 5 % a step.
 

@@ -304,8 +304,9 @@ class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nva
                        - \log q(z_{kl} | z_{k,<l}, x)
 
         Their average over the samples estimates the ELBO, :func:`importance_weighted_bound` the
-        log-likelihood. The bottom-up pass is made once per image; the top-down passes take as
-        many draws at once as the budget allows.
+        log-likelihood. They are those of a model in evaluation mode: in training mode they depend
+        on the batch, whose statistics are counted. The bottom-up pass is made once per image; the
+        top-down passes take as many draws at once as the budget allows.
 
         Args:
             x: images in [0, 1].

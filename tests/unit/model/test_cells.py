@@ -86,3 +86,15 @@ def test_depthwise_cell_mixes_no_channels_in_its_middle_convolution() -> None:
     convolutions = [m for m in DepthwiseCell(4, 4).modules() if isinstance(m, nn.Conv2d)]
     assert [c.groups for c in convolutions] == [1, 24, 1]
     assert [c.kernel_size for c in convolutions] == [(1, 1), (5, 5), (1, 1)]
+
+
+@pytest.mark.parametrize("index", range(7))
+def test_layers_with_hooks_are_called(index: int) -> None:
+    cell = DepthwiseCell(4, 4, expansion=2.0).train()
+    x = torch.randn(2, 4, 8, 8)
+    expected = cell(x)
+    called = []
+    layer = list(cell.body.children())[index]
+    layer.register_forward_hook(lambda module, *_: called.append(module))
+    torch.testing.assert_close(cell(x), expected)
+    assert called == [layer]
