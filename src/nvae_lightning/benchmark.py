@@ -227,6 +227,9 @@ def measure(configs: list[DictConfig], labels: list[str], run_dir: Path) -> list
             f"dataset.batch_size: got {sizes}, for which the device's memory is not enough; set "
             "a smaller one"
         )
+    if first.trace:  # now, as PyTorch compiles anew once the roof's measurement has changed TF32
+        for work, name in zip(works, ("trace", "trace.compare"), strict=False):
+            keep_trace(work, run_dir, name)
     roof_of = cache(measure_roof)
     results = []
     for index, (config, work) in enumerate(zip(configs, works, strict=True)):
@@ -249,8 +252,6 @@ def measure(configs: list[DictConfig], labels: list[str], run_dir: Path) -> list
             largest_batch=largest[index],
         )
         results.append(result)
-        if config.trace:
-            keep_trace(work, run_dir, ("trace", "trace.compare")[index])
     return results
 
 

@@ -161,6 +161,17 @@ def test_bad_settings_end_with_one_line(folder: Path, index: int) -> None:
 
 
 @pytest.mark.slow
+def test_a_trace_is_not_one_of_compiling(tmp_path: Path) -> None:
+    command = (*SHORT, "trace=true", "compute.kernels=compiled", "hydra.run.dir=train")
+    (result,) = run_all(tmp_path, command)
+    assert result["status"] == 0, result
+    events = json.loads((tmp_path / "train" / "trace.json").read_text())["traceEvents"]
+    names = [event.get("name", "") for event in events]
+    assert any("CompiledFxGraph" in name for name in names)
+    assert not any("_compile.compile_inner" in name for name in names)
+
+
+@pytest.mark.slow
 def test_a_sweep_gathers_its_jobs(tmp_path: Path) -> None:
     command = (
         *(*SHORT, "what=sample", "hydra.mode=MULTIRUN", "hydra.sweep.dir=sweep"),
