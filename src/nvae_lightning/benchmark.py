@@ -45,6 +45,7 @@ from nvae_lightning.cli import (
 )
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.environment import device_name, version
+from nvae_lightning.model import GraphedSampler
 from nvae_lightning.settings import check_type, check_types
 from nvae_lightning.train import build_module, build_trainer, save_config
 
@@ -63,7 +64,7 @@ def check_settings(config: DictConfig) -> None:
     """
     check_types(config)
     check_seed(config.seed)
-    for name in ("compile", "find_batch", "trace"):
+    for name in ("compile", "cuda_graphs", "find_batch", "trace"):
         check_type(name, config[name], bool)
     check_type("temperature", config.temperature, float | list[float])
     for name, allowed in (
@@ -79,6 +80,11 @@ def check_settings(config: DictConfig) -> None:
         check_type(name, config[name], int)
         if config[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {config[name]}")
+    if config.cuda_graphs and config.what != "sample":
+        raise ValueError(
+            f"cuda_graphs: got true, which what={config.what} has no use for; set what=sample, or "
+            "leave it out"
+        )
     if not (config.compare is None or isinstance(config.compare, DictConfig)):
         raise ValueError(
             f"compare: got {config.compare!r}, but it must be overrides; "
@@ -171,16 +177,20 @@ def build_work(config: DictConfig, run_dir: Path) -> Work:
     if config.what == "sample":
         given = config.temperature
         temperature = given if isinstance(given, int | float) else list(given)
-        return Repetition(
-            trainer, module, "sample", lambda: model.sample(batch_size, temperature).mean
-        )
+
+        def build_draw() -> Callable[[], torch.Tensor]:
+            if config.cuda_graphs:
+                return GraphedSampler(model, batch_size, temperature)
+            return lambda: model.sample(batch_size, temperature).mean
+
+        return Repetition(trainer, module, "sample", build_draw)
     x = datamodule.to_input(next(iter(datamodule.train_dataloader())), train=False)
 
     def evaluate() -> torch.Tensor:
         images = x.to(next(model.parameters()), memory_format=torch.channels_last)
         return model.log_weights(images, config.num_importance_samples)
 
-    return Repetition(trainer, module, "evaluate", evaluate)
+    return Repetition(trainer, module, "evaluate", lambda: evaluate)
 
 
 def find_batch(config: DictConfig, run_dir: Path) -> int:

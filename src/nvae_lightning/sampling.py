@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from nvae_lightning.model import NVAE
+from nvae_lightning.model import NVAE, GraphedSampler
 from nvae_lightning.model.normalization import BatchNorm
 from nvae_lightning.model.nvae import Temperature
 
@@ -109,7 +109,8 @@ def cached_recalibration(
 ) -> dict[str, Tensor]:  # fmt: skip
     """As :func:`recalibrate`, but measured once per model, temperature and settings.
 
-    The statistics are kept in ``folder``, in a file of their own.
+    The statistics are kept in ``folder``, in a file of their own. Those of activations in the 16
+    bits of autocast are others.
 
     Args:
         model: see there.
@@ -124,8 +125,13 @@ def cached_recalibration(
         ValueError: see there.
     """
     scales = [temperature] if isinstance(temperature, int | float) else temperature
-    file = folder / f"{name}.bn-t{'-'.join(f'{value:g}' for value in scales)}.safetensors"
-    digest = hashlib.sha256(repr((list(scales), num_passes, batch_size, seed)).encode())
+    device = next(model.parameters()).device
+    precision = ""
+    if torch.is_autocast_enabled(device.type):
+        precision = f"-{torch.get_autocast_dtype(device.type)}".replace("torch.", "")
+    written = "-".join(f"{value:g}" for value in scales)
+    file = folder / f"{name}.bn-t{written}{precision}.safetensors"
+    digest = hashlib.sha256(repr((list(scales), num_passes, batch_size, seed, precision)).encode())
     for key, value in model.state_dict().items():
         digest.update(key.encode())
         digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -133,7 +139,6 @@ def cached_recalibration(
     try:
         with safe_open(file, "pt") as stored:
             if (stored.metadata() or {}).get("fingerprint") == fingerprint:
-                device = next(model.parameters()).device
                 return {key: stored.get_tensor(key).to(device) for key in stored.keys()}
     except (OSError, SafetensorError):
         pass  # none there yet, or not a whole one
@@ -198,24 +203,42 @@ class Settings:
 
     def sizes(self, count: int) -> list[int]:
         """Split a number of images into batches."""
-        sizes = [min(self.batch_size, count - start) for start in range(0, count, self.batch_size)]
-        return list(_PROGRESS(sizes, "Drawing"))
+        return [min(self.batch_size, count - start) for start in range(0, count, self.batch_size)]
 
-    def sample(self) -> Images:
-        """Draw images from the prior: means of p(x | z)."""
+    def sample(self, *, cuda_graphs: bool = False) -> Images:
+        """Draw images from the prior: means of p(x | z).
+
+        Args:
+            cuda_graphs: whether batches are drawn by CUDA graphs.
+
+        Raises:
+            ValueError: if graphs are to draw without a CUDA device.
+        """
+        sizes = self.sizes(self.num_samples)
+        draws = {size: self._draw_of(size, cuda_graphs) for size in sizes}
         other = None if self.statistics is None else self.statistics()
         with nullcontext() if other is None else with_statistics(self.model, other):
-            images = [
-                self.model.sample(size, self.temperature).mean
-                for size in self.sizes(self.num_samples)
-            ]
-        return torch.cat(images)
+            return torch.cat([draws[size]() for size in _PROGRESS(sizes, "Drawing")])
+
+    def _draw_of(self, size: int, cuda_graphs: bool) -> Callable[[], Images]:
+        if cuda_graphs:
+            return GraphedSampler(self.model, size, self.temperature)
+        return lambda: self.model.sample(size, self.temperature).mean
 
 
 @torch.no_grad()
-def prior(settings: Settings) -> Drawing:
-    """Draw ``num_samples`` images from the prior."""
-    return Drawing(settings.sample(), math.ceil(math.sqrt(settings.num_samples)))
+def prior(settings: Settings, *, cuda_graphs: bool = False) -> Drawing:
+    """Draw ``num_samples`` images from the prior.
+
+    Args:
+        settings: see there.
+        cuda_graphs: whether batches are drawn by CUDA graphs.
+
+    Raises:
+        ValueError: if graphs are to draw without a CUDA device.
+    """
+    images = settings.sample(cuda_graphs=cuda_graphs)
+    return Drawing(images, math.ceil(math.sqrt(settings.num_samples)))
 
 
 @torch.no_grad()
@@ -233,7 +256,8 @@ def reconstruct(settings: Settings, *, num_pairs_per_row: int = 4) -> Drawing:
         raise ValueError(f"mode.num_pairs_per_row must be at least 1, got {num_pairs_per_row}")
     x = settings.load(settings.num_samples)
     batches = x.split(settings.sizes(len(x)))
-    reconstructions = torch.cat([settings.model(batch).likelihood.mean for batch in batches])
+    bar = _PROGRESS(batches, "Drawing")
+    reconstructions = torch.cat([settings.model(batch).likelihood.mean for batch in bar])
     pairs = torch.stack([x, reconstructions], 1).flatten(0, 1)
     return Drawing(pairs, 2 * min(num_pairs_per_row, len(x)))
 
@@ -264,7 +288,7 @@ def interpolate(settings: Settings, *, num_steps: int = 8) -> Drawing:
     model = settings.model
     x = settings.load(2 * settings.num_samples)
     rows = []
-    for first, second in zip(x[0::2], x[1::2], strict=True):
+    for first, second in _PROGRESS(list(zip(x[0::2], x[1::2], strict=True)), "Drawing"):
         noise = model.noise_of(model.encode(torch.stack([first, second])))
         weights = torch.linspace(0.0, 1.0, num_steps, device=x.device)
         path = [_slerp(group[0], group[1], weights) for group in noise]

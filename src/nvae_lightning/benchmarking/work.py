@@ -167,24 +167,30 @@ class Repetition(Work):
         trainer: whose device and precision are meant.
         module: what is in the model's place in a training.
         phase: name of the computation.
-        step: the computation.
+        build_step: returns the computation, which is one round's: the model has come to the
+            device, and leaves it afterwards.
     """
 
     def __init__(
-        self, trainer: Trainer, module: LightningModule, phase: str, step: Callable[[], object]
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        phase: str,
+        build_step: Callable[[], Callable[[], object]],
     ) -> None:
         self.trainer = trainer
         self.module = trainer.precision_plugin.convert_module(module)
         self.device = trainer.strategy.root_device
         self.weight_bytes = self.kept_bytes = _kept_bytes(module, [])
         self._phase = phase
-        self._step = step
+        self._build_step = build_step
 
     def run(self, *, num_warmup_steps: int, num_steps: int) -> Times:
         """Run one round: see `Work`."""
         self.module.to(self.device).eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            times = _repeat(self._step, self._phase, self.device, num_warmup_steps, num_steps)
+            step = self._build_step()
+            times = _repeat(step, self._phase, self.device, num_warmup_steps, num_steps)
         self.module.cpu()
         return times
 

@@ -9,6 +9,7 @@ from nvae_lightning.model.distributions import (
     importance_weighted_bound,
 )
 from nvae_lightning.model.flows import FlowPair
+from nvae_lightning.model.graph import GraphedSampler
 from nvae_lightning.model.hierarchy import Hierarchy, Image, Scale
 from nvae_lightning.model.likelihood import (
     BernoulliLikelihood,
@@ -26,6 +27,7 @@ __all__ = [
     "DepthwiseCell",
     "DiscretizedLogisticMixtureLikelihood",
     "FlowPair",
+    "GraphedSampler",
     "Hierarchy",
     "Image",
     "Inference",

@@ -119,7 +119,8 @@ def test_a_model_is_used_without_gradients_and_in_its_precision(
         x = torch.ones(2, 2) @ torch.ones(2, 2)
         seen.append((x.dtype, mean.requires_grad, module.training))
 
-    times = Repetition(trainer, module, "sample", step).run(num_warmup_steps=2, num_steps=3)
+    work = Repetition(trainer, module, "sample", lambda: step)
+    times = work.run(num_warmup_steps=2, num_steps=3)
     assert seen == [(torch.bfloat16, False, False)] * 5
     assert times.phases == {"sample": times.step}
     assert times.first_step > 0.0
