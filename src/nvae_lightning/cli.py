@@ -27,6 +27,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
@@ -41,6 +42,10 @@ _CHECKOUT = _PACKAGE.parents[1]
 
 #: Folder that holds ``conf/`` and ``experiments/``: the checkout, or the installed package's copy.
 CONFIG_ROOT = _CHECKOUT if (_CHECKOUT / "conf").is_dir() else _PACKAGE / "_configs"
+
+
+#: Lightning's names of training and inference in float16, with weights in float32.
+HALF = ("16-mixed", "16")
 
 
 class ExperimentsSource(FileConfigSource):
@@ -188,6 +193,36 @@ def as_single_run(run_dir: Path) -> Iterator[None]:
         for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             if name not in environment:
                 os.environ.pop(name, None)
+
+
+def check_precision(name: str, precision: object, accelerator: str) -> None:
+    """Check that this machine computes in a precision, and warn if it does so slowly.
+
+    Args:
+        name: of the setting.
+        precision: Lightning's name of the number format.
+        accelerator: what computes: ``cpu``, or anything else for the best that there is.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    best = torch.accelerator.current_accelerator(check_available=True)
+    device_type = "cpu" if best is None or accelerator == "cpu" else best.type
+    if str(precision) in HALF and device_type != "cuda":
+        raise ValueError(
+            f"{name}: got {precision}, which takes a GPU; set {name}=bf16-mixed or 32-true"
+        )
+    if str(precision).startswith("bf16") and device_type == "cpu" and not _cpu_has_bf16():
+        rank_zero_warn(
+            f"{name}: got {precision}, for which this CPU has no instructions, so that it takes "
+            f"several times as long as in 32 bits; set {name}=32-true"
+        )
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether oneDNN computes in bf16 here, which on x86 takes AVX-512."""
+    has_onednn = torch.backends.mkldnn.is_available()
+    return has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def hide_warnings() -> None:

@@ -18,6 +18,7 @@ from nvae_lightning import figures
 from nvae_lightning.cli import (
     CONFIG_ROOT,
     as_single_run,
+    check_precision,
     check_seed,
     hide_warnings,
     keep_freed_memory,
@@ -125,6 +126,7 @@ def main(config: DictConfig) -> float:
     Compute(compile=config.compile).apply(model)
     datamodule = training_data(config, model)
     callbacks = [] if config.fid is None else [instantiate(config.fid, _convert_="all")]
+    check_precision("trainer.precision", config.trainer.precision, config.trainer.accelerator)
     trainer = instantiate(
         config.trainer, default_root_dir=str(run_dir), callbacks=callbacks, _convert_="all"
     )

@@ -18,6 +18,7 @@ from torchvision.transforms.functional import to_pil_image
 from nvae_lightning.callbacks.pictures import as_bytes, grid
 from nvae_lightning.cli import (
     CONFIG_ROOT,
+    check_precision,
     check_seed,
     images_for,
     keep_freed_memory,
@@ -31,6 +32,9 @@ from nvae_lightning.loading import find_checkpoint
 from nvae_lightning.model import NVAE, Compute
 from nvae_lightning.sampling import Settings, cached_recalibration
 from nvae_lightning.settings import check_type, check_types
+
+#: What layers are computed in, by Lightning's names. Weights and distributions have 32 bits.
+_AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def load_images(config: DictConfig, model: NVAE, count: int) -> Tensor:
@@ -96,6 +100,11 @@ def main(config: DictConfig) -> None:
         check_type(name, value, kind)
     check_seed(config.seed)
     check_types(config)
+    if config.precision not in _AUTOCAST:
+        raise ValueError(
+            f"precision: got {config.precision!r}, but samples are drawn in one of "
+            f"{', '.join(_AUTOCAST)}; set precision accordingly"
+        )
     temperature: Any = config.temperature
     if OmegaConf.is_config(temperature):
         temperature = OmegaConf.to_container(temperature)
@@ -110,6 +119,7 @@ def main(config: DictConfig) -> None:
             f"device: got '{device}', which cannot be had ({str(error).splitlines()[0]}); set for "
             "example device=cpu"
         ) from error
+    check_precision("precision", config.precision, device.type)
     Compute(compile=config.compile).apply(model)
     torch.manual_seed(config.seed)
     model.temperature_of_groups(temperature)
@@ -123,7 +133,9 @@ def main(config: DictConfig) -> None:
         if config.recalibrate_bn
         else None,
     )
-    drawing = instantiate(config.mode)(settings)
+    dtype = _AUTOCAST[config.precision]
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        drawing = instantiate(config.mode)(settings)
     mode = HydraConfig.get().runtime.choices["mode"]
     picture, numbers = run_dir / f"{mode}.png", run_dir / f"{mode}.npz"
     to_pil_image(grid(drawing.images, drawing.num_columns)).save(picture)

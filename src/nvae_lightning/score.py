@@ -20,6 +20,7 @@ from nvae_lightning import figures
 from nvae_lightning.anomaly import AnomalyScores, auroc
 from nvae_lightning.cli import (
     CONFIG_ROOT,
+    check_precision,
     check_seed,
     hide_warnings,
     images_for,
@@ -97,6 +98,7 @@ def main(config: DictConfig) -> None:
         num_importance_samples=config.num_importance_samples,
         memory_budget=config.memory_budget and int(config.memory_budget),
     )
+    check_precision("trainer.precision", config.trainer.precision, config.trainer.accelerator)
     trainer = instantiate(config.trainer, default_root_dir=str(run_dir), _convert_="all")
     if trainer.world_size > 1:
         raise ValueError(

@@ -24,7 +24,9 @@ from nvae_lightning.callbacks import Interrupted, Preemption, last_checkpoint
 from nvae_lightning.callbacks.checkpoint import read_checkpoint
 from nvae_lightning.cli import (
     CONFIG_ROOT,
+    HALF,
     as_single_run,
+    check_precision,
     check_seed,
     hide_warnings,
     keep_freed_memory,
@@ -150,12 +152,8 @@ def build_trainer(config: DictConfig, run_dir: Path) -> Trainer:
     Raises:
         ValueError: If a setting cannot be had on this machine.
     """
-    half = config.trainer.precision in ("16-mixed", 16, "16")
-    if half and (config.trainer.accelerator == "cpu" or not torch.cuda.is_available()):
-        raise ValueError(
-            f"trainer.precision: got {config.trainer.precision}, which takes a GPU; "
-            "set trainer.precision=bf16-mixed or 32-true"
-        )
+    precision = config.trainer.precision
+    check_precision("trainer.precision", precision, config.trainer.accelerator)
     if 0 < config.trainer.max_steps < config.trainer.log_every_n_steps:
         config.trainer.log_every_n_steps = config.trainer.max_steps
     callbacks = list(instantiate(config.callbacks, _convert_="all").values())
@@ -168,7 +166,7 @@ def build_trainer(config: DictConfig, run_dir: Path) -> Trainer:
         logger=list(instantiate(config.logger, _convert_="all").values()),
         _convert_="all",
     )
-    if half:  # as published; Lightning's 2^16 costs a few steps more
+    if str(precision) in HALF:  # as published; Lightning's 2^16 costs a few steps more
         trainer.precision_plugin.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
     return trainer
 

@@ -115,6 +115,10 @@ COMMANDS = {
         for mode in MODES
         for suffix, seed in (("", "seed=0"), ("-again", "seed=0"), ("-seed", "seed=1"))
     },
+    "prior-bf16": (
+        *(*SAMPLE, RUN, "temperature=[0.7,1.0]", "seed=0"),
+        *("precision=bf16-mixed", "device=cpu"),
+    ),
     "of_export": (*EVALUATE, EXPORTED, "dataset=mnist_5k", "dataset.batch_size=16"),
     "both": (
         *(*EVALUATE, "ckpt_path=published", "dataset=mnist_5k", "dataset.batch_size=16"),
@@ -204,7 +208,16 @@ def test_pictures_of_every_mode(folder: Path, said: dict[str, str], mode: str) -
     assert width(folder / mode / f"{mode}.png") >= 480
     assert f"{counts[mode]} images in" in said[mode]
     kept = sorted(path.name for path in (folder / "run" / "checkpoints").glob("*.safetensors"))
-    assert kept == ["step0000004.bn-t0.5.safetensors", "step0000004.bn-t0.7-1.safetensors"]
+    measured = ("0.5", "0.7-1-bfloat16", "0.7-1")
+    assert kept == [f"step0000004.bn-t{one}.safetensors" for one in measured]
+
+
+def test_samples_in_16_bits_are_nearly_those_in_32(folder: Path, said: dict[str, str]) -> None:
+    narrow, wide, other = (
+        np.load(folder / f"prior{suffix}" / "prior.npz")["images"].astype(np.float32)
+        for suffix in ("-bf16", "", "-seed")
+    )
+    assert 0.0 < abs(narrow - wide).mean() < 0.1 * abs(other - wide).mean()
 
 
 def test_a_model_in_another_folder_is_used_like_the_run_it_is_from(
@@ -299,6 +312,11 @@ def test_bad_input_gets_one_line_each(folder: Path) -> None:
             ("sample", RUN, "mode=reconstruct", "images=images", "num_samples=7"),
             "there are only 6",
         ),
+        (("sample", RUN, "precision=8"), "32-true, bf16-mixed, 16-mixed"),
+        (("sample", RUN, "device=cpu", "precision=16-mixed"), "precision: got 16-mixed, which"),
+        (("evaluate", RUN, "trainer=cpu", "trainer.precision=16-mixed"), "which takes a GPU"),
+        (("sample", RUN, "device=cpu", "mode.cuda_graphs=true"), "cuda_graphs: got true, but"),
+        (("sample", RUN, "mode.cuda_graphs=maybe"), "cuda_graphs"),
         (("sample", RUN, "device=abacus"), "device: got 'abacus'"),
         (("sample", RUN, "mode=resample", "mode.keep=3"), "write mode.keep=[3]"),
         (("sample", RUN, "seed=-1"), "seed must be at least 0"),

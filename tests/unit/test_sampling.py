@@ -103,7 +103,9 @@ def test_recalibrated_samples_have_activations_of_mean_zero_and_variance_one(nva
         assert deviation() < 0.05 * without
 
 
-@pytest.mark.parametrize("change", ["weights", "temperature", "passes", "damaged", "nothing"])
+@pytest.mark.parametrize(
+    "change", ["weights", "temperature", "passes", "precision", "damaged", "nothing"]
+)
 def test_statistics_are_measured_once_per_model_and_settings(
     colour_nvae: NVAE, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,13 +127,15 @@ def test_statistics_are_measured_once_per_model_and_settings(
             arguments["num_passes"] = 3
         case "damaged":
             file.write_bytes(file.read_bytes()[:100])
-    again = cached_recalibration(model, tmp_path, "last", **arguments)
+    with torch.autocast("cpu", torch.bfloat16, enabled=change == "precision"):
+        again = cached_recalibration(model, tmp_path, "last", **arguments)
     assert len(calls) == {"nothing": 0, "passes": 3}.get(change, 2)
     same = all(torch.equal(value, again[name]) for name, value in first.items())
     assert same == (change in ("nothing", "damaged"))
     names = sorted(path.name for path in tmp_path.iterdir())
-    two = ["last.bn-t0.5-0.6.safetensors", "last.bn-t0.5.safetensors"]
-    assert names == (two if change == "temperature" else two[1:])
+    other = {"temperature": "-0.6", "precision": "-bfloat16"}.get(change)
+    new = [] if other is None else [f"last.bn-t0.5{other}.safetensors"]
+    assert names == [*new, "last.bn-t0.5.safetensors"]
 
 
 @pytest.mark.parametrize("setting", ["num_passes", "batch_size"])
@@ -244,6 +248,7 @@ def test_only_what_is_drawn_from_the_prior_as_a_whole_has_the_statistics_of_samp
 @pytest.mark.parametrize(
     ("draw", "arguments", "message"),
     [
+        (prior, {"cuda_graphs": True}, "cuda_graphs: got true, but the model is on 'cpu'"),
         (resample, {"keep": [4]}, "mode.keep: got 4, but the model has 3 groups"),
         (resample, {"keep": [-1]}, "mode.keep: got -1"),
         (interpolate, {"num_steps": 1}, "mode.num_steps must be at least 2, got 1"),
