@@ -42,6 +42,7 @@ Share = Callable[[Float[Tensor, "2 channel"]], Float[Tensor, "2 channel"]]
 COMPILER_OPTIONS: dict[str, Any] = {"realize_reads_threshold": 16}
 
 _EPS = 1e-5  # of torch's statistics, which come as inverse standard deviations
+_TINY = 1e-30  # added to a variance that has its epsilon, as torch refuses to add nothing
 
 
 class Affine(NamedTuple):
@@ -79,7 +80,7 @@ class TorchKernels:
     def normalize(self, x: FeatureMap, affine: Affine, swish: bool) -> FeatureMap:
         """Compute a."""
         mean, inverse_std, weight, bias = affine
-        u = F.batch_norm(x, mean, inverse_std.pow(-2), weight, bias, eps=0.0)
+        u = F.batch_norm(x, mean, inverse_std.pow(-2), weight, bias, eps=_TINY)
         return F.silu(u, inplace=True) if swish else u
 
     def normalize_gradients(
@@ -269,7 +270,7 @@ def _compile(*, dynamic: bool) -> Callable[[Callable[..., Any]], Callable[..., A
     )
 
 
-def _sum(values: Rows) -> PerChannel:
+def _sum(values: Tensor) -> Tensor:  # compilers cannot follow a type checker of shapes
     # First within an image: loops that go over all images by columns miss the caches.
     return values.sum(1).sum(0)
 
