@@ -15,6 +15,7 @@ from nvae_lightning.model.decoder import LatentGroup
 from nvae_lightning.model.encoder import Encoder
 from nvae_lightning.model.fused import (
     COMPILER_OPTIONS,
+    AutoKernels,
     CompiledKernels,
     TorchKernels,
     TritonKernels,
@@ -45,7 +46,8 @@ class Compute:
             two, not the many that the whole model takes.
         kernels: what normalisation and swish are computed by: ``torch``'s operations, formulas
             that torch's compiler has ``compiled``, or ``triton`` kernels, which also compute the
-            depthwise convolution (GPU). ``auto`` is compiled in compiled cells, else torch.
+            depthwise convolution (GPU). ``auto`` is triton on a GPU that has it; elsewhere
+            compiled in compiled cells, else torch.
         recompute: what the backward pass computes anew rather than keeping it: ``nothing`` (torch
             then computes all normalisation), ``normalization`` (the paper, Sec. 3.1.3: of BN and
             swish one feature map is kept) or ``activation`` (of BN, swish and the convolution
@@ -88,8 +90,10 @@ class Compute:
 
         What was compiled stays so; copies of a compiled model are not compiled.
         """
-        default = "compiled" if self.compile else "torch"
-        kernels = _KERNELS[default if self.kernels == "auto" else self.kernels]()
+        if self.kernels == "auto":
+            kernels = AutoKernels(CompiledKernels() if self.compile else TorchKernels())
+        else:
+            kernels = _KERNELS[self.kernels]()
         if isinstance(kernels, CompiledKernels) or self.compile:
             torch._dynamo.config.recompile_limit = _MOST_KINDS_OF_CELLS
         for module in model.modules():

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 FeatureMap = Float[Tensor, "batch _channel _height _width"]
+#: Depthwise convolution, given the input and the kernel.
+Depthwise = Callable[[FeatureMap, Tensor], FeatureMap]
 #: Gradient of a depthwise kernel, given that of the output, the input and the convolution.
 KernelGradient = Callable[[FeatureMap, FeatureMap, "Convolution"], Tensor]
 
@@ -58,41 +60,60 @@ class Convolution:
         bias = None if self.bias is None else self.bias.to(dtype)
         return Convolution(self.kernel.to(dtype), bias, self.geometry)
 
-    def apply(self, x: FeatureMap) -> FeatureMap:
-        """Convolve."""
+    def apply(self, x: FeatureMap, depthwise: Depthwise | None = None) -> FeatureMap:
+        """Convolve.
+
+        Args:
+            x: input.
+            depthwise: how to compute a depthwise convolution, if not by torch.
+        """
+        if depthwise is not None and self.is_depthwise and self.bias is None:
+            return depthwise(x, self.kernel)
         return F.conv2d(x, self.kernel, self.bias, *self.geometry)
 
     def gradients(
-        self, gradient: FeatureMap, x: FeatureMap, kernel_gradient: KernelGradient | None = None
+        self,
+        gradient: FeatureMap,
+        x: FeatureMap,
+        depthwise: Depthwise | None = None,
+        kernel_gradient: KernelGradient | None = None,
     ) -> tuple[FeatureMap, Tensor, Tensor | None]:
         """Gradients of input, kernel and bias.
 
         Args:
             gradient: of the output.
             x: input.
-            kernel_gradient: how to compute that of a depthwise kernel, if not by torch.
+            depthwise: how to compute a depthwise convolution, if not by torch.
+            kernel_gradient: how to compute the gradient of a depthwise kernel, if not by torch.
         """
         stride, padding, dilation, groups = self.geometry
-        if self.is_depthwise and (kernel_gradient is not None or x.device.type == "cpu"):
-            # oneDNN, CPUs' library, is slower at this gradient of the input.
-            for_x = F.conv2d(gradient, self.kernel.flip(2, 3), None, *self.geometry)
+        if self.is_depthwise:
+            # oneDNN and cuDNN are slower at this gradient of the input than at the convolution.
+            reverse = Convolution(self.kernel.flip(2, 3), None, self.geometry)
+            for_x = reverse.apply(gradient, depthwise)
             for_bias = None if self.bias is None else gradient.sum((0, 2, 3))
-            return for_x, (kernel_gradient or wide_kernel_gradient)(gradient, x, self), for_bias
+            return (
+                for_x,
+                (kernel_gradient or depthwise_kernel_gradient)(gradient, x, self),
+                for_bias,
+            )
         return torch.ops.aten.convolution_backward(
             gradient, x, self.kernel, [len(self.kernel)], list(stride), list(padding),
             list(dilation), False, [0, 0], groups, [True, True, self.bias is not None],
         )  # fmt: skip
 
 
-def wide_kernel_gradient(
+def depthwise_kernel_gradient(
     gradient: FeatureMap, x: FeatureMap, convolution: Convolution
 ) -> Float[Tensor, "channel 1 height width"]:
-    """Gradient of a depthwise kernel by torch, in float32: oneDNN's 16 bits take twice as long."""
+    """Gradient of a depthwise kernel by torch."""
     stride, padding, dilation, groups = convolution.geometry
     kernel = convolution.kernel
-    wide = torch.promote_types(kernel.dtype, torch.float32)
+    dtype = kernel.dtype
+    if x.device.type == "cpu":  # oneDNN takes twice as long in 16 bits
+        dtype = torch.promote_types(dtype, torch.float32)
     for_kernel = torch.ops.aten.convolution_backward(
-        gradient.to(wide), x.to(wide), kernel.to(wide), None, list(stride), list(padding),
+        gradient.to(dtype), x.to(dtype), kernel.to(dtype), None, list(stride), list(padding),
         list(dilation), False, [0, 0], groups, [False, True, False],
     )[1]  # fmt: skip
     return for_kernel.to(kernel.dtype)

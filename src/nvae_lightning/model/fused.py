@@ -26,8 +26,9 @@ from torch import Tensor
 from nvae_lightning.model import kernels
 from nvae_lightning.model.convolution import (
     Convolution,
+    Depthwise,
     KernelGradient,
-    wide_kernel_gradient,
+    depthwise_kernel_gradient,
 )
 
 FeatureMap = Float[Tensor, "batch _channel _height _width"]
@@ -64,8 +65,13 @@ class Affine(NamedTuple):
 class TorchKernels:
     """PyTorch's own operations."""
 
-    #: How to compute the gradient of a depthwise kernel, if not by torch.
+    #: How to compute a depthwise convolution and the gradient of its kernel, if not by torch.
+    depthwise: Depthwise | None = None
     depthwise_kernel_gradient: KernelGradient | None = None
+
+    def on(self, device: torch.device) -> TorchKernels:
+        """Choose what computes on a device."""
+        return self
 
     def statistics(self, x: FeatureMap) -> tuple[PerChannel, PerChannel]:
         """Mean and biased variance of each channel, in float32 or more."""
@@ -130,7 +136,8 @@ class TorchKernels:
         self, x: FeatureMap, affine: Affine, swish: bool, convolution: Convolution
     ) -> FeatureMap:
         """Convolve a."""
-        return convolution.apply(self.normalize(x, affine, swish).to(convolution.kernel.dtype))
+        a = self.normalize(x, affine, swish).to(convolution.kernel.dtype)
+        return convolution.apply(a, self.depthwise)
 
     def convolve_gradients(
         self, gradient: FeatureMap, x: FeatureMap, affine: Affine, swish: bool,
@@ -139,7 +146,7 @@ class TorchKernels:
         """Gradients of x, scale, shift, kernel and the kernel's bias."""
         a = self.normalize(x, affine, swish).to(convolution.kernel.dtype)
         for_a, for_kernel, for_kernel_bias = convolution.gradients(
-            gradient, a, self.depthwise_kernel_gradient
+            gradient, a, self.depthwise, self.depthwise_kernel_gradient
         )
         del a
         for_inputs = self.normalize_gradients(for_a.to(x.dtype), x, affine, swish, share)
@@ -178,18 +185,29 @@ class CompiledKernels(TorchKernels):
     ) -> Tensor:
         """Gradient of a depthwise kernel; on a CPU all its taps in one loop."""
         if x.device.type != "cpu":
-            return wide_kernel_gradient(gradient, x, convolution)
+            return depthwise_kernel_gradient(gradient, x, convolution)
         taps = depthwise_taps_gradient(gradient, x, convolution.kernel.shape[-1])
         return taps.view_as(convolution.kernel).to(convolution.kernel.dtype)
 
 
 class TritonKernels(TorchKernels):
-    """Triton kernels, for GPUs: what is behind a normalisation is computed as it is read."""
+    """Triton kernels, for GPUs."""
+
+    depthwise = staticmethod(kernels.depthwise)
+
+    def on(self, device: torch.device) -> TorchKernels:
+        """Refuse devices without Triton."""
+        if not kernels.is_available(device):
+            raise ValueError(
+                f"compute.kernels: got triton, which cannot be had on '{device}': it takes a GPU "
+                "of compute capability 8.0 or more and the package triton; set "
+                "compute.kernels=auto"
+            )
+        return self
 
     def statistics(self, x: FeatureMap) -> tuple[PerChannel, PerChannel]:
-        """Mean and biased variance of each channel; by torch."""
-        _check_triton(x.device)
-        return super().statistics(x)
+        """Mean and biased variance of each channel."""
+        return kernels.statistics(x)
 
     def normalize(self, x: FeatureMap, affine: Affine, swish: bool) -> FeatureMap:
         """Compute a."""
@@ -201,40 +219,24 @@ class TritonKernels(TorchKernels):
         """As TorchKernels'."""
         normalization = kernels.Normalization(*affine, swish)
         sums = kernels.normalize_sums(gradient, x, normalization)
-        for_x = kernels.normalize_gradient(gradient, x, normalization, *share(torch.stack(sums)))
+        for_x = kernels.normalize_gradient(gradient, x, normalization, share(sums))
         for_bias, for_weight = sums
         return for_x, for_weight, for_bias
 
-    def convolve(
-        self, x: FeatureMap, affine: Affine, swish: bool, convolution: Convolution
-    ) -> FeatureMap:
-        """Convolve a; if depthwise, without writing it."""
-        if not (convolution.is_depthwise and convolution.bias is None):
-            return super().convolve(x, affine, swish, convolution)
-        return kernels.depthwise(x, kernels.Normalization(*affine, swish), convolution.kernel)
 
-    def convolve_gradients(
-        self, gradient: FeatureMap, x: FeatureMap, affine: Affine, swish: bool,
-        convolution: Convolution, share: Share,
-    ) -> tuple[FeatureMap, PerChannel, PerChannel, Tensor, Tensor | None]:  # fmt: skip
-        """As TorchKernels'."""
-        if not (convolution.is_depthwise and convolution.bias is None):
-            return super().convolve_gradients(gradient, x, affine, swish, convolution, share)
-        kernel, normalization = convolution.kernel, kernels.Normalization(*affine, swish)
-        for_kernel = kernels.depthwise_kernel_gradient(
-            gradient, x, normalization, kernel.shape[-1]
-        )
-        for_a = kernels.depthwise(gradient, None, kernel.flip(2, 3))
-        for_inputs = self.normalize_gradients(for_a, x, affine, swish, share)
-        return *for_inputs, for_kernel.to(kernel.dtype), None
+class AutoKernels(TorchKernels):
+    """Triton kernels on GPUs that have them, others elsewhere.
 
+    Args:
+        elsewhere: those others.
+    """
 
-def _check_triton(device: torch.device) -> None:
-    if not kernels.is_available(device):
-        raise ValueError(
-            f"compute.kernels: got triton, which cannot be had on '{device}': it takes a GPU of "
-            "compute capability 8.0 or more and the package triton; set compute.kernels=auto"
-        )
+    def __init__(self, elsewhere: TorchKernels) -> None:
+        self._triton, self._elsewhere = TritonKernels(), elsewhere
+
+    def on(self, device: torch.device) -> TorchKernels:
+        """Choose what computes on a device."""
+        return self._triton if kernels.is_available(device) else self._elsewhere
 
 
 def _wide(x: Tensor) -> Tensor:

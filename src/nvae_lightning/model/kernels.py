@@ -1,7 +1,7 @@
 # Kernels are Triton's language, not Python: it types their arguments, and only adds tuples.
 # ruff: noqa: ANN001, ANN202, RUF005
 # pyright: reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
-r"""Triton kernels of batch normalisation, swish and the depthwise convolution after them.
+r"""Triton kernels of batch normalisation, swish and the depthwise convolution.
 
 .. math::
 
@@ -10,8 +10,8 @@ r"""Triton kernels of batch normalisation, swish and the depthwise convolution a
 
 Feature maps are read as channels_last, copied so if they are not, and come out so. What is read is
 computed on and summed in the number format of the statistics, and rounded once. Sums are taken in
-an order that depends on the shapes only: equal inputs give equal bits. Mean and variance are left
-to torch.
+an order that depends on the shapes only: equal inputs give equal bits. To a compiler each function
+is one operation.
 
 Source: Vahdat & Kautz 2020, Sec. 3.1.1 and 3.1.3, for what is computed.
 """
@@ -51,6 +51,7 @@ MAX_REDUCING_PROGRAMS = 384
 MIN_PATCH_PROGRAMS = 256
 
 
+@torch.compiler.assume_constant_result
 def is_available(device: torch.device) -> bool:
     """Tell whether the functions here run on a device: a GPU that Triton, if installed, knows."""
     if not _HAS_TRITON or device.type != "cuda":
@@ -144,19 +145,6 @@ def _load_row(
 
 
 @_jit
-def _activate_row(
-    values, is_row, column, width, mean, scale, bias, SWISH: tl.constexpr, COUNT: tl.constexpr
-):
-    """Normalise what _load_row gives, and apply swish; zeros stay outside the image."""
-    activations = ()
-    for i in tl.static_range(COUNT):
-        inside = is_row & (column + i >= 0) & (column + i < width)
-        value = _activate(values[i], mean, scale, bias, SWISH)
-        activations = activations + (tl.where(inside, value, 0.0),)
-    return activations
-
-
-@_jit
 def _activate(x, mean, scale, bias, SWISH: tl.constexpr):
     """Normalise and apply swish; `scale` is the weight times the inverse standard deviation."""
     u = (x - mean) * scale + bias
@@ -211,6 +199,58 @@ def _store_sum(pointer, total, is_channel):
 
 # --------------------------------------------------------------------------------------------
 # Kernels
+
+
+@_jit
+def _statistics_kernel(
+    x, shifts, partials, num_pixels,
+    CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Sums (part, 2, channel) of what is above a shift and of its square, over some pixels.
+
+    The shift is the mean of the first pixels: of the squares of large numbers nothing would be
+    left once the square of their mean is taken off.
+    """
+    dtype: tl.constexpr = partials.dtype.element_ty
+    part, num_parts, channel, is_channel = _locate_channels(CHANNELS, BLOCK_CHANNELS)
+    offset, exists = _locate_pixels(0, num_pixels, channel, is_channel, CHANNELS, BLOCK_PIXELS)
+    first = tl.sum(_load(x + offset, exists, dtype), 0) / tl.minimum(num_pixels, BLOCK_PIXELS)
+    shift = tl.expand_dims(first, 0)
+    total = tl.zeros([BLOCK_PIXELS, BLOCK_CHANNELS], dtype)
+    squares = tl.zeros([BLOCK_PIXELS, BLOCK_CHANNELS], dtype)
+    for tile in range(part, tl.cdiv(num_pixels, BLOCK_PIXELS), num_parts):
+        offset, exists = _locate_pixels(
+            tile, num_pixels, channel, is_channel, CHANNELS, BLOCK_PIXELS
+        )
+        value = tl.where(exists, _load(x + offset, exists, dtype) - shift, 0.0)
+        total += value
+        squares += value * value
+    place = partials + part * 2 * CHANNELS + channel
+    _store_sum(place, total, is_channel)
+    _store_sum(place + CHANNELS, squares, is_channel)
+    if part == 0:
+        tl.store(shifts + channel, shift, mask=is_channel)
+
+
+@_jit
+def _moments_kernel(
+    partials, shifts, means, variances, num_parts, num_pixels,
+    CHANNELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Mean and biased variance of each channel from what `_statistics_kernel` gives."""
+    dtype: tl.constexpr = partials.dtype.element_ty
+    channel = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    is_channel = channel < CHANNELS
+    total = tl.zeros([BLOCK_CHANNELS], dtype)
+    squares = tl.zeros([BLOCK_CHANNELS], dtype)
+    for part in range(num_parts):
+        place = partials + part * 2 * CHANNELS + channel
+        total += _load(place, is_channel, dtype)
+        squares += _load(place + CHANNELS, is_channel, dtype)
+    mean = total / num_pixels
+    variance = tl.maximum(squares / num_pixels - mean * mean, 0.0)
+    tl.store(means + channel, _load(shifts + channel, is_channel, dtype) + mean, mask=is_channel)
+    tl.store(variances + channel, variance, mask=is_channel)
 
 
 @_jit
@@ -276,22 +316,17 @@ def _normalize_gradient_kernel(
 
 @_jit
 def _depthwise_kernel(
-    x, means, inverse_stds, weights, biases, kernel, output, height, width, num_patches,
-    SWISH: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, kernel, output, height, width, num_patches,
+    SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK_PATCHES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Convolve patches of ROWS by COLUMNS pixels of output, going down their rows of input.
 
-    A thread has the same channels of all columns, hence activates a pixel once, not once per tap.
+    A thread has the same channels of all columns, hence reads a pixel once, not once per tap.
     """
     dtype = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     reach: tl.constexpr = SIZE // 2
     tile, _, channel, is_channel = _locate_channels(CHANNELS, BLOCK_CHANNELS)
-    if means is not None:
-        mean, inverse_std, weight, bias = _load_normalization(
-            means, inverse_stds, weights, biases, channel, is_channel
-        )
-        scale = inverse_std * weight
     taps = _load_taps(kernel, channel, is_channel, dtype, SIZE * SIZE)
     image, first_row, column, is_patch = _locate_patches(
         tile, num_patches, height, width, ROWS, COLUMNS, BLOCK_PATCHES
@@ -305,11 +340,6 @@ def _depthwise_kernel(
         values = _load_row(
             x, offset, is_row, column - reach, width, dtype, COLUMNS + 2 * reach, CHANNELS
         )
-        if means is not None:
-            values = _activate_row(
-                values, is_row, column - reach, width, mean, scale, bias, SWISH,
-                COLUMNS + 2 * reach,
-            )  # fmt: skip
         finished, unfinished = _convolve_row(values, unfinished, taps, SIZE, COLUMNS)
         row = row - reach
         is_row = is_patch & (row >= first_row) & (row < height)
@@ -317,61 +347,6 @@ def _depthwise_kernel(
         for i in tl.static_range(COLUMNS):
             value = finished[i].to(output.dtype.element_ty)
             tl.store(output + (offset + i * CHANNELS), value, mask=is_row & (column + i < width))
-
-
-@_jit
-def _depthwise_kernel_gradient_kernel(
-    gradient, x, means, inverse_stds, weights, biases, partials, height, width, num_patches,
-    SWISH: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    CHANNELS: tl.constexpr, BLOCK_PATCHES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """Sums (part, tap, channel) over patches of input, going down the rows of the gradient.
-
-    As many rows of activations as the kernel has are held, each activated once; of the gradient
-    also the pixels around the patch are read.
-    """
-    reach: tl.constexpr = SIZE // 2
-    part, num_parts, channel, is_channel = _locate_channels(CHANNELS, BLOCK_CHANNELS)
-    mean, inverse_std, weight, bias = _load_normalization(
-        means, inverse_stds, weights, biases, channel, is_channel
-    )
-    sums = _zeros([BLOCK_PATCHES, BLOCK_CHANNELS], mean.dtype, SIZE * SIZE)
-    for block in range(part, tl.cdiv(num_patches, BLOCK_PATCHES), num_parts):
-        image, first_row, column, is_patch = _locate_patches(
-            block, num_patches, height, width, ROWS, COLUMNS, BLOCK_PATCHES
-        )
-        is_patch = is_patch & is_channel
-        held = _zeros([BLOCK_PATCHES, BLOCK_CHANNELS], mean.dtype, (SIZE - 1) * COLUMNS)
-        for step in range(ROWS + 2 * reach):
-            row = first_row + step
-            is_row = is_patch & (row < height) & (step < ROWS)
-            offset = ((image * height + row) * width + column) * CHANNELS + channel
-            values = _load_row(x, offset, is_row, column, width, mean.dtype, COLUMNS, CHANNELS)
-            held = held + _activate_row(
-                values, is_row, column, width, mean, inverse_std * weight, bias, SWISH, COLUMNS
-            )
-            row = row - reach
-            is_row = is_patch & (row >= 0) & (row < height)
-            offset = ((image * height + row) * width + column - reach) * CHANNELS + channel
-            values = _load_row(
-                gradient, offset, is_row, column - reach, width, mean.dtype, COLUMNS + 2 * reach,
-                CHANNELS,
-            )  # fmt: skip
-            next_sums = ()
-            for i in tl.static_range(SIZE):
-                for j in tl.static_range(SIZE):
-                    total = sums[i * SIZE + j]
-                    for k in tl.static_range(COLUMNS):
-                        total += held[i * COLUMNS + k] * values[k + 2 * reach - j]
-                    next_sums = next_sums + (total,)
-            sums = next_sums
-            next_held = ()
-            for i in tl.static_range((SIZE - 1) * COLUMNS):
-                next_held = next_held + (held[COLUMNS + i],)
-            held = next_held
-    for tap in tl.static_range(SIZE * SIZE):
-        place = partials + (part * (SIZE * SIZE) + tap) * CHANNELS + channel
-        _store_sum(place, sums[tap], is_channel)
 
 
 # --------------------------------------------------------------------------------------------
@@ -466,6 +441,18 @@ class Normalization:
         return tuple(tensor.contiguous() for tensor in tensors)
 
 
+def statistics(x: FeatureMap) -> tuple[PerChannel, PerChannel]:
+    """Mean and biased variance of each channel.
+
+    Args:
+        x: feature map.
+
+    Returns:
+        Both over batch, height and width, in float32, or in float64 for a feature map in float64.
+    """
+    return _statistics(x)
+
+
 def normalize(x: FeatureMap, normalization: Normalization) -> FeatureMap:
     """Normalise, and apply swish if asked for.
 
@@ -476,19 +463,12 @@ def normalize(x: FeatureMap, normalization: Normalization) -> FeatureMap:
     Returns:
         Feature map a, in the number format of `x`.
     """
-    x = _channels_last(x)
-    num_tiles, num_blocks, shape = _pixel_tiles(x, 64)
-    output = _empty(x, x.dtype)
-    _launch(
-        _normalize_kernel, num_tiles * num_blocks, x, *normalization.tensors(x), output,
-        x.numel() // x.shape[1], SWISH=normalization.swish, **shape,
-    )  # fmt: skip
-    return output
+    return _normalize(x, *normalization.tensors(x), normalization.swish)
 
 
 def normalize_sums(
     gradient: FeatureMap, x: FeatureMap, normalization: Normalization
-) -> tuple[PerChannel, PerChannel]:
+) -> Float[Tensor, "2 channel"]:
     r"""Sums that the gradients of a normalisation are made of.
 
     .. math:: \sum \partial u, \quad \sum \partial u \, \hat x
@@ -504,24 +484,14 @@ def normalize_sums(
         Both sums over batch, height and width, in the number format of the mean.
     """
     assert gradient.shape == x.shape
-    x, gradient = _channels_last(x), _channels_last(gradient)
-    num_tiles, num_blocks, shape = _pixel_tiles(x, 32)
-    num_parts = _num_parts(num_tiles, num_blocks)
-    partials = normalization.mean.new_empty(num_parts, 2, x.shape[1])
-    _launch(
-        _normalize_sums_kernel, num_parts * num_blocks, gradient, x, *normalization.tensors(x),
-        partials, x.numel() // x.shape[1], SWISH=normalization.swish, **shape,
-    )  # fmt: skip
-    sum_du, sum_du_xhat = partials.sum(0)
-    return sum_du, sum_du_xhat
+    return _normalize_sums(gradient, x, *normalization.tensors(x), normalization.swish)
 
 
 def normalize_gradient(
     gradient: FeatureMap,
     x: FeatureMap,
     normalization: Normalization,
-    mean_du: PerChannel,
-    mean_du_xhat: PerChannel,
+    means: Float[Tensor, "2 channel"],
 ) -> FeatureMap:
     r"""Gradient of a normalisation's input, through the statistics too.
 
@@ -534,80 +504,163 @@ def normalize_gradient(
         gradient: of a, in any number format.
         x: feature map.
         normalization: of it.
-        mean_du: first sum of `normalize_sums`, over all ranks, divided by the number n of values
+        means: the sums of `normalize_sums`, over all ranks, divided by the number n of values
             per channel of all ranks; zeros if the statistics are constants.
-        mean_du_xhat: second sum, likewise.
 
     Returns:
         Gradient in the number format of `x`.
     """
     assert gradient.shape == x.shape
-    assert mean_du.shape == mean_du_xhat.shape == x.shape[1:2]
-    x, gradient = _channels_last(x), _channels_last(gradient)
-    num_tiles, num_blocks, shape = _pixel_tiles(x, 64)
-    output = _empty(x, x.dtype)
-    _launch(
-        _normalize_gradient_kernel, num_tiles * num_blocks, gradient, x,
-        *normalization.tensors(x), mean_du.contiguous(), mean_du_xhat.contiguous(), output,
-        x.numel() // x.shape[1], SWISH=normalization.swish, **shape,
-    )  # fmt: skip
-    return output
+    assert means.shape == (2, x.shape[1])
+    return _normalize_gradient(gradient, x, *normalization.tensors(x), means, normalization.swish)
 
 
-def depthwise(
-    x: FeatureMap, normalization: Normalization | None, kernel: DepthwiseKernel
-) -> FeatureMap:
-    """Normalise, apply swish if asked for, and convolve each channel; only the result is written.
+def depthwise(x: FeatureMap, kernel: DepthwiseKernel) -> FeatureMap:
+    """Convolve each channel with its own kernel.
 
-    Zeros pad a, so that the output is of the input's size. The gradient of a is the convolution of
-    the output's gradient with ``kernel.flip(2, 3)``.
+    Zeros pad x, so that the output is of its size. The gradient of x is the convolution of the
+    output's gradient with ``kernel.flip(2, 3)``.
 
     Args:
         x: feature map.
-        normalization: of it; without, a is x.
         kernel: of an odd size.
 
     Returns:
-        Convolution of a, in the number format of `kernel`.
+        Convolution of x, in the number format of `kernel`.
     """
     size = kernel.shape[-1]
     assert kernel.shape == (x.shape[1], 1, size, size)
     assert size % 2 == 1
+    return _depthwise(x, kernel)
+
+
+# --------------------------------------------------------------------------------------------
+# Operations, as compilers see them
+
+
+def _operation(schema: str) -> Callable[[Callable[..., Any]], Any]:
+    """Let a function be an operation of torch's, so that compilers leave it whole."""
+
+    def declare(function: Callable[..., Any]) -> Any:  # noqa: ANN401
+        return torch.library.custom_op(
+            f"nvae_lightning::triton{function.__name__}", mutates_args=(), schema=schema
+        )(function)
+
+    return declare
+
+
+@_operation("(Tensor x) -> (Tensor, Tensor)")
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     x = _channels_last(x)
-    num_patches, num_tiles, num_blocks, shape = _patch_tiles(x)
-    output = _empty(x, kernel.dtype)
+    channels = x.shape[1]
+    num_pixels = x.numel() // channels
+    num_tiles, num_blocks, shape = _pixel_tiles(x, 32)
+    num_parts = _num_parts(num_tiles, num_blocks)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    partials = x.new_empty(num_parts, 2, channels, dtype=dtype)
+    shifts, means, variances = (x.new_empty(channels, dtype=dtype) for _ in range(3))
+    _launch(_statistics_kernel, num_parts * num_blocks, x, shifts, partials, num_pixels, **shape)
     _launch(
-        _depthwise_kernel, num_tiles * num_blocks, x,
-        *((None,) * 4 if normalization is None else normalization.tensors(x)),
-        kernel.contiguous(), output, *x.shape[2:], num_patches,
-        SWISH=normalization is not None and normalization.swish, SIZE=size, **shape,
+        _moments_kernel, num_blocks, partials, shifts, means, variances, num_parts, num_pixels,
+        CHANNELS=channels, BLOCK_CHANNELS=shape["BLOCK_CHANNELS"],
+    )  # fmt: skip
+    return means, variances
+
+
+@_statistics.register_fake
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(x.shape[1], dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
+
+
+@_operation(
+    "(Tensor x, Tensor mean, Tensor inverse_std, Tensor weight, Tensor bias, bool swish) -> Tensor"
+)
+def _normalize(
+    x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor, swish: bool
+) -> Tensor:
+    x = _channels_last(x)
+    num_tiles, num_blocks, shape = _pixel_tiles(x, 64)
+    output = _empty(x, x.dtype)
+    _launch(
+        _normalize_kernel, num_tiles * num_blocks, x, mean, inverse_std, weight, bias, output,
+        x.numel() // x.shape[1], SWISH=swish, **shape,
     )  # fmt: skip
     return output
 
 
-def depthwise_kernel_gradient(
-    gradient: FeatureMap, x: FeatureMap, normalization: Normalization, kernel_size: int
-) -> DepthwiseKernel:
-    """Gradient of `depthwise`'s kernel.
+@_normalize.register_fake
+def _(
+    x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor, swish: bool
+) -> Tensor:
+    return _empty(x, x.dtype)
 
-    Args:
-        gradient: of the output, in any number format.
-        x: feature map.
-        normalization: of it.
-        kernel_size: odd height and width of the kernel.
 
-    Returns:
-        Gradient in the number format of the mean.
-    """
-    assert gradient.shape == x.shape
-    assert kernel_size % 2 == 1
+@_operation(
+    "(Tensor gradient, Tensor x, Tensor mean, Tensor inverse_std, Tensor weight, Tensor bias, "
+    "bool swish) -> Tensor"
+)
+def _normalize_sums(
+    gradient: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor,
+    swish: bool,
+) -> Tensor:  # fmt: skip
     x, gradient = _channels_last(x), _channels_last(gradient)
-    num_patches, num_tiles, num_blocks, shape = _patch_tiles(x)
+    num_tiles, num_blocks, shape = _pixel_tiles(x, 32)
     num_parts = _num_parts(num_tiles, num_blocks)
-    partials = normalization.mean.new_empty(num_parts, kernel_size**2, x.shape[1])
+    partials = mean.new_empty(num_parts, 2, x.shape[1])
     _launch(
-        _depthwise_kernel_gradient_kernel, num_parts * num_blocks, gradient, x,
-        *normalization.tensors(x), partials, *x.shape[2:], num_patches,
-        SWISH=normalization.swish, SIZE=kernel_size, **shape,
+        _normalize_sums_kernel, num_parts * num_blocks, gradient, x, mean, inverse_std, weight,
+        bias, partials, x.numel() // x.shape[1], SWISH=swish, **shape,
     )  # fmt: skip
-    return partials.sum(0).t().reshape(-1, 1, kernel_size, kernel_size)
+    return partials.sum(0)
+
+
+@_normalize_sums.register_fake
+def _(
+    gradient: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor,
+    swish: bool,
+) -> Tensor:  # fmt: skip
+    return mean.new_empty(2, x.shape[1])
+
+
+@_operation(
+    "(Tensor gradient, Tensor x, Tensor mean, Tensor inverse_std, Tensor weight, Tensor bias, "
+    "Tensor means, bool swish) -> Tensor"
+)
+def _normalize_gradient(
+    gradient: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor,
+    means: Tensor, swish: bool,
+) -> Tensor:  # fmt: skip
+    x, gradient = _channels_last(x), _channels_last(gradient)
+    num_tiles, num_blocks, shape = _pixel_tiles(x, 64)
+    output = _empty(x, x.dtype)
+    _launch(
+        _normalize_gradient_kernel, num_tiles * num_blocks, gradient, x, mean, inverse_std,
+        weight, bias, *means.contiguous(), output, x.numel() // x.shape[1], SWISH=swish, **shape,
+    )  # fmt: skip
+    return output
+
+
+@_normalize_gradient.register_fake
+def _(
+    gradient: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor,
+    means: Tensor, swish: bool,
+) -> Tensor:  # fmt: skip
+    return _empty(x, x.dtype)
+
+
+@_operation("(Tensor x, Tensor kernel) -> Tensor")
+def _depthwise(x: Tensor, kernel: Tensor) -> Tensor:
+    x = _channels_last(x)
+    num_patches, num_tiles, num_blocks, shape = _patch_tiles(x)
+    output = _empty(x, kernel.dtype)
+    _launch(
+        _depthwise_kernel, num_tiles * num_blocks, x, kernel.contiguous(), output, *x.shape[2:],
+        num_patches, SIZE=kernel.shape[-1], **shape,
+    )  # fmt: skip
+    return output
+
+
+@_depthwise.register_fake
+def _(x: Tensor, kernel: Tensor) -> Tensor:
+    return _empty(x, kernel.dtype)

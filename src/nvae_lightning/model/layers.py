@@ -42,7 +42,8 @@ class ConvolutionalBody(nn.Sequential):
         for layer in self:
             if isinstance(layer, BatchNormSwish) and not _has_hooks(layer):
                 layer = layer.norm
-            if norm is not None and torch.is_grad_enabled() and (known := as_convolution(layer)):
+            is_fused = torch.is_grad_enabled() or _is_depthwise(layer)
+            if norm is not None and is_fused and (known := as_convolution(layer)):
                 input, norm = norm(input, known), None
                 continue
             if norm is not None:
@@ -51,6 +52,10 @@ class ConvolutionalBody(nn.Sequential):
             if norm is None:
                 input = layer(input)
         return input if norm is None else norm(input)
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
 
 
 def as_convolution(layer: nn.Module) -> Convolution | None:

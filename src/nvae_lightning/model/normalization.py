@@ -87,7 +87,10 @@ class BatchNorm(_NormBase):
         if convolution is not None and (
             not self.training or self.recompute is not Recompute.ACTIVATION
         ):
-            return convolution.apply(self.forward(input))
+            if torch.is_grad_enabled():
+                return convolution.apply(self.forward(input))
+            convolution = convolution.cast(input.device.type)
+            return convolution.apply(self.forward(input), self.kernels.on(input.device).depthwise)
         running_mean, running_var = self.running_mean, self.running_var
         assert running_mean is not None
         assert running_var is not None
@@ -119,7 +122,7 @@ class BatchNorm(_NormBase):
             kernel, bias, geometry = convolution.kernel, convolution.bias, convolution.geometry
         return _NormalizeAndConvolve.apply(
             input, self.weight, self.bias, kernel, bias, running_mean, running_var,
-            (self.momentum, self.eps, self.swish), geometry, self.kernels,
+            (self.momentum, self.eps, self.swish), geometry, self.kernels.on(input.device),
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nvae_lightning.model import NVAE, Compute, DepthwiseCell, RegularCell
+from nvae_lightning.model import NVAE, Compute, DepthwiseCell, RegularCell, kernels
 from nvae_lightning.model import compute as implementation
 from nvae_lightning.model.normalization import BatchNorm
 
@@ -126,17 +127,23 @@ def test_the_more_is_recomputed_the_less_is_kept(build_nvae: Callable[..., NVAE]
     assert nothing > normalization > activation > wide_cells > all_cells
 
 
-def test_kernels_are_those_that_were_asked_for(colour_nvae: NVAE) -> None:
+def test_kernels_are_those_that_were_asked_for(
+    colour_nvae: NVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "is_available", lambda device: device.type == "cuda")
     norms = [module for module in colour_nvae.modules() if isinstance(module, BatchNorm)]
-    for compute, expected in (
-        (Compute(), "TorchKernels"),
-        (Compute(compile=True), "CompiledKernels"),
-        (Compute(compile=True, kernels="torch"), "TorchKernels"),
-        (Compute(kernels="compiled"), "CompiledKernels"),
-        (Compute(kernels="triton"), "TritonKernels"),
+    for compute, on_cpu, on_gpu in (
+        (Compute(), "TorchKernels", "TritonKernels"),
+        (Compute(compile=True), "CompiledKernels", "TritonKernels"),
+        (Compute(compile=True, kernels="torch"), "TorchKernels", "TorchKernels"),
+        (Compute(kernels="compiled"), "CompiledKernels", "CompiledKernels"),
+        (Compute(kernels="triton"), None, "TritonKernels"),
     ):
         compute.apply(colour_nvae)
-        assert {type(norm.kernels).__name__ for norm in norms} == {expected}
+        for device, expected in (("cpu", on_cpu), ("cuda", on_gpu)):
+            if expected is not None:
+                chosen = {type(norm.kernels.on(torch.device(device))).__name__ for norm in norms}
+                assert chosen == {expected}
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -175,7 +182,18 @@ def findings(written_by_this_file: Path) -> dict[Any, Any]:
     return torch.load(written_by_this_file / "findings.pt")
 
 
-CHECKPOINTED = pytest.mark.parametrize("least", [None, 1])
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+COMPILED = {
+    "plain": Compute(compile=True),
+    "checkpointed": Compute(compile=True, checkpoint_min_size=1),
+    # By the interpreter where there is no GPU.
+    **(
+        {"triton": Compute(compile=True, kernels="triton")}
+        if importlib.util.find_spec("triton")
+        else {}
+    ),
+}
+BY_SETTING = pytest.mark.parametrize("name", COMPILED)
 CELLS: list[Callable[[], nn.Module]] = [
     partial(RegularCell, 4, 4),
     partial(DepthwiseCell, 4, 4, expansion=2.0),
@@ -183,29 +201,27 @@ CELLS: list[Callable[[], nn.Module]] = [
 
 
 @pytest.mark.slow
-@CHECKPOINTED
-def test_compiling_changes_no_number(least: int | None, findings: dict[Any, Any]) -> None:
-    found = findings[least]
+@BY_SETTING
+def test_compiling_changes_no_number(name: str, findings: dict[Any, Any]) -> None:
+    found = findings[name]
     torch.testing.assert_close(found["compiled"], found["plain"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
-@CHECKPOINTED
-def test_cells_of_one_shape_share_what_is_compiled(
-    least: int | None, findings: dict[Any, Any]
-) -> None:
-    first, second, copied = findings[least]["graphs"]
+@BY_SETTING
+def test_cells_of_one_shape_share_what_is_compiled(name: str, findings: dict[Any, Any]) -> None:
+    first, second, copied = findings[name]["graphs"]
     assert first > 0
     assert first == second
     assert first == copied
 
 
 @pytest.mark.slow
-@CHECKPOINTED
+@BY_SETTING
 def test_cells_that_share_what_is_compiled_compute_with_their_own_weights(
-    least: int | None, findings: dict[Any, Any]
+    name: str, findings: dict[Any, Any]
 ) -> None:
-    found = findings[least]["copy of zeros"]
+    found = findings[name]["copy of zeros"]
     assert torch.equal(found, torch.zeros_like(found))
 
 
@@ -224,7 +240,7 @@ def _passes(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def _compare(least: int | None) -> dict[str, Any]:
+def _compare(compute: Compute) -> dict[str, Any]:
     """Put cells, two of each shape, through all kinds of passes, compiled and not."""
     graphs: list[None] = []
     recomputing = implementation._recomputing
@@ -236,17 +252,17 @@ def _compare(least: int | None) -> dict[str, Any]:
     implementation._recomputing = count
     torch._dynamo.reset()
     torch.manual_seed(0)
-    ones = nn.ModuleList(build() for build in CELLS)
-    others = nn.ModuleList(build() for build in CELLS)
-    x = torch.randn(2, 4, 8, 8)
+    ones = nn.ModuleList(build() for build in CELLS).to(DEVICE)
+    others = nn.ModuleList(build() for build in CELLS).to(DEVICE)
+    x = torch.randn(2, 4, 8, 8, device=DEVICE)
     plain = [_passes(copy.deepcopy(cell), x) for cell in (*ones, *others)]
     numbers, found = [], []
     for cells in (ones, others):
-        Compute(compile=True, checkpoint_min_size=least).apply(cells)
+        compute.apply(cells)
         found += [_passes(cell, x) for cell in cells]
         numbers.append(len(graphs))
     zeros = copy.deepcopy(others)
-    Compute(compile=True, checkpoint_min_size=least).apply(zeros)
+    compute.apply(zeros)
     with torch.no_grad():
         for parameter in zeros.parameters():
             parameter.zero_()
@@ -268,5 +284,9 @@ def _refusal(settings: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     refusals = [_refusal(settings) for settings, _ in REFUSED]
-    everything = {"refusals": refusals, **{least: _compare(least) for least in (None, 1)}}
+    compared, known = {}, kernels.is_available
+    for name, compute in COMPILED.items():
+        kernels.is_available = (lambda device: True) if name == "triton" else known
+        compared[name] = _compare(compute)
+    everything = {"refusals": refusals, **compared}
     torch.save(everything, Path(sys.argv[1]) / "findings.pt")

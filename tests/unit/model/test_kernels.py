@@ -57,8 +57,7 @@ class Problem(NamedTuple):
         return Problem(*(tensor.to(dtype) for tensor in self))
 
     def normalization(self, swish: bool) -> Normalization:
-        wide = torch.promote_types(self.x.dtype, torch.float32)
-        var, mean = torch.var_mean(self.x.to(wide), (0, 2, 3), correction=0)
+        mean, var = kernels.statistics(self.x)
         return Normalization(mean, (var + EPS).rsqrt(), self.weight, self.bias, swish)
 
 
@@ -72,97 +71,86 @@ def problem(shape: tuple[int, ...] = ORDINARY, size: int = 3) -> Problem:
     return Problem(x, weight.abs() + 0.5, bias, kernel, gradient)
 
 
-def by_torch(given: Problem, swish: bool, convolve: bool) -> tuple[Tensor, ...]:
-    """The result, and gradients of feature map, weight, bias and kernel."""
-    inputs = [tensor.detach().requires_grad_() for tensor in given[:4]]
-    x, weight, bias, kernel = inputs
+def by_torch(given: Problem, swish: bool) -> tuple[Tensor, ...]:
+    """The result, and gradients of feature map, weight and bias."""
+    inputs = [tensor.detach().requires_grad_() for tensor in given[:3]]
+    x, weight, bias = inputs
     result = F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
     result = F.silu(result) if swish else result
-    if convolve:
-        result = F.conv2d(result, kernel, padding=kernel.shape[-1] // 2, groups=len(kernel))
-    gradients = torch.autograd.grad(result, inputs if convolve else inputs[:3], given.gradient)
-    return result.detach(), *gradients
+    return result.detach(), *torch.autograd.grad(result, inputs, given.gradient)
 
 
 def input_gradients(
     gradient: Tensor, x: Tensor, normalization: Normalization
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of feature map, weight and bias from that of the activations."""
-    sum_du, sum_du_xhat = kernels.normalize_sums(gradient, x, normalization)
-    share = x.shape[1] / x.numel()
-    for_x = kernels.normalize_gradient(
-        gradient, x, normalization, sum_du * share, sum_du_xhat * share
-    )
-    return for_x, sum_du_xhat, sum_du
+    sums = kernels.normalize_sums(gradient, x, normalization)
+    means = sums * (x.shape[1] / x.numel())
+    for_x = kernels.normalize_gradient(gradient, x, normalization, means)
+    return for_x, sums[1], sums[0]
 
 
-def by_kernels(given: Problem, swish: bool, convolve: bool) -> tuple[Tensor, ...]:
+def by_kernels(given: Problem, swish: bool) -> tuple[Tensor, ...]:
     """As by_torch."""
-    x, _, _, kernel, gradient = given
     normalization = given.normalization(swish)
-    if not convolve:
-        result = kernels.normalize(x, normalization)
-        return result, *input_gradients(gradient, x, normalization)
-    return (
-        kernels.depthwise(x, normalization, kernel),
-        *input_gradients(kernels.depthwise(gradient, None, kernel.flip(2, 3)), x, normalization),
-        kernels.depthwise_kernel_gradient(gradient, x, normalization, kernel.shape[-1]),
-    )
+    result = kernels.normalize(given.x, normalization)
+    return result, *input_gradients(given.gradient, given.x, normalization)
+
+
+@SHAPES_AND_SIZES
+def test_statistics_are_those_of_torch(shape: tuple[int, ...], size: int) -> None:
+    x = problem(shape, size).x
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    torch.testing.assert_close(kernels.statistics(x), (mean, var))
 
 
 @SWISH
 @SHAPES_AND_SIZES
 def test_normalization_is_that_of_torch(shape: tuple[int, ...], size: int, swish: bool) -> None:
     given = problem(shape, size)
-    torch.testing.assert_close(
-        by_kernels(given, swish, convolve=False), by_torch(given, swish, convolve=False)
-    )
+    torch.testing.assert_close(by_kernels(given, swish), by_torch(given, swish))
 
 
-@SWISH
 @SHAPES_AND_SIZES
-def test_convolution_is_that_of_torch(shape: tuple[int, ...], size: int, swish: bool) -> None:
-    given = problem(shape, size)
-    torch.testing.assert_close(
-        by_kernels(given, swish, convolve=True), by_torch(given, swish, convolve=True)
-    )
+def test_convolution_is_that_of_torch(shape: tuple[int, ...], size: int) -> None:
+    x, _, _, kernel, gradient = problem(shape, size)
+    expected = F.conv2d(x.requires_grad_(), kernel, padding=size // 2, groups=len(kernel))
+    (for_x,) = torch.autograd.grad(expected, x, gradient)
+    torch.testing.assert_close(kernels.depthwise(x.detach(), kernel), expected.detach())
+    torch.testing.assert_close(kernels.depthwise(gradient, kernel.flip(2, 3)), for_x)
 
 
 @pytest.mark.parametrize("least", [0, 10**9])
 def test_results_do_not_depend_on_the_size_of_patches_and_parts(
     least: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The largest patches, then the smallest, of which each of two programs sums many.
+    # The largest patches, then the smallest; and two programs, each of which sums many tiles.
     monkeypatch.setattr(kernels, "MIN_PATCH_PROGRAMS", least)
     monkeypatch.setattr(kernels, "MAX_REDUCING_PROGRAMS", 2)
-    given = problem((1, 3, 18, 9))
-    torch.testing.assert_close(
-        by_kernels(given, True, convolve=True), by_torch(given, True, convolve=True)
-    )
+    given = problem((4, 3, 18, 9))
+    torch.testing.assert_close(by_kernels(given, True), by_torch(given, True))
+    expected = F.conv2d(given.x, given.kernel, padding=1, groups=3)
+    torch.testing.assert_close(kernels.depthwise(given.x, given.kernel), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("convolve", [False, True])
-def test_results_are_computed_in_float32_and_rounded_once(
-    dtype: torch.dtype, convolve: bool
-) -> None:
+def test_results_are_computed_in_float32_and_rounded_once(dtype: torch.dtype) -> None:
     given = problem().to(dtype)
     exact = given.to(torch.float64)
-    result, *gradients = by_kernels(given, True, convolve)
-    expected, *expected_gradients = by_torch(exact, True, convolve)
     # Half a unit in the last place; a whole one in the interpreter, which cuts off.
-    unit = torch.finfo(dtype).eps * (0.5 if DEVICE.type == "cuda" else 1.0)
-    rtol = max(unit, 1e-5)
-    assert result.dtype == gradients[0].dtype == dtype
-    torch.testing.assert_close(result.double(), expected, rtol=rtol, atol=1e-5)
-    if not convolve:
-        torch.testing.assert_close(
-            gradients[0].double(), expected_gradients[0], rtol=rtol, atol=1e-5
-        )
-    sums = gradients[-1:] if convolve else gradients[1:]
-    for sum_, expected_sum in zip(sums, expected_gradients[-len(sums) :], strict=True):
+    rtol = max(torch.finfo(dtype).eps * (0.5 if DEVICE.type == "cuda" else 1.0), 1e-5)
+    result, for_x, *sums = by_kernels(given, True)
+    expected, expected_for_x, *expected_sums = by_torch(exact, True)
+    convolved = kernels.depthwise(given.x, given.kernel)
+    expected_convolved = F.conv2d(exact.x, exact.kernel, padding=1, groups=len(exact.kernel))
+    for got, right in [
+        (result, expected), (for_x, expected_for_x), (convolved, expected_convolved)
+    ]:  # fmt: skip
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), right, rtol=rtol, atol=1e-5)
+    for sum_, expected_sum in zip(sums, expected_sums, strict=True):
         assert sum_.dtype == torch.float32
-        torch.testing.assert_close(sum_.double(), expected_sum, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(sum_.double(), expected_sum, rtol=1e-5, atol=1e-3)
 
 
 def test_equal_inputs_give_equal_bits_in_any_layout() -> None:
@@ -174,9 +162,13 @@ def test_equal_inputs_give_equal_bits_in_any_layout() -> None:
         x.contiguous(), weight.repeat_interleave(2)[::2], bias, transposed,
         gradient.contiguous(memory_format=torch.channels_last),
     )  # fmt: skip
-    results = by_kernels(given, True, convolve=True)
+
+    def results(one: Problem) -> tuple[Tensor, ...]:
+        return *by_kernels(one, True), kernels.depthwise(one.x, one.kernel)
+
+    expected = results(given)
     for again in (given, other):
-        for result, same in zip(results, by_kernels(again, True, convolve=True), strict=True):
+        for result, same in zip(expected, results(again), strict=True):
             assert torch.equal(result, same)
             if same.shape == x.shape:
                 assert same.is_contiguous(memory_format=torch.channels_last)
@@ -185,18 +177,23 @@ def test_equal_inputs_give_equal_bits_in_any_layout() -> None:
 def test_number_formats_may_differ_as_under_autocast() -> None:
     given = problem().to(torch.float32)
     low = given._replace(kernel=given.kernel.bfloat16(), gradient=given.gradient.bfloat16())
-    result, for_x, *_ = by_kernels(low, True, convolve=True)
-    assert result.dtype == torch.bfloat16
-    assert for_x.dtype == torch.float32
-    exact = by_torch(low.to(torch.float64), True, convolve=True)
-    torch.testing.assert_close(result.double(), exact[0], rtol=2**-7, atol=1e-5)
-    # Of this the gradient of the activations was rounded to bfloat16.
-    torch.testing.assert_close(for_x.double(), exact[1], rtol=0.0, atol=0.02)
+    for_x = by_kernels(low, True)[1]
+    convolved = kernels.depthwise(low.x, low.kernel)
+    assert (for_x.dtype, convolved.dtype) == (torch.float32, torch.bfloat16)
+    exact = low.to(torch.float64)
+    torch.testing.assert_close(for_x.double(), by_torch(exact, True)[1], rtol=1e-4, atol=1e-5)
+    expected = F.conv2d(exact.x, exact.kernel, padding=1, groups=len(exact.kernel))
+    torch.testing.assert_close(convolved.double(), expected, rtol=2**-7, atol=1e-5)
 
 
 def test_a_large_mean_costs_no_digits() -> None:
     given = problem().to(torch.float32)
     given = given._replace(x=given.x / 30 + 1000)
+    var, mean = torch.var_mean(given.x.double(), (0, 2, 3), correction=0)
+    torch.testing.assert_close(
+        [values.double() for values in kernels.statistics(given.x)], [mean, var],
+        rtol=1e-4, atol=1e-6,
+    )  # fmt: skip
     normalization = given.normalization(False)
     mean, inverse_std, weight, bias = (
         tensor.double()[:, None, None] for tensor in normalization.tensors(given.x)
@@ -204,6 +201,20 @@ def test_a_large_mean_costs_no_digits() -> None:
     expected = (given.x.double() - mean) * inverse_std * weight + bias
     result = kernels.normalize(given.x, normalization)
     torch.testing.assert_close(result.double(), expected, rtol=1e-6, atol=1e-5)
+
+
+def test_compilers_see_operations_as_they_are() -> None:
+    x, weight, bias, kernel, gradient = problem().to(torch.float32)
+    mean, inverse_std = torch.randn(2, len(weight), device=DEVICE)
+    affine, means = (mean, inverse_std, weight, bias), torch.stack([mean, bias])
+    for operation, arguments in [
+        (kernels._statistics, (x,)),
+        (kernels._normalize, (x, *affine, True)),
+        (kernels._normalize_sums, (gradient, x, *affine, True)),
+        (kernels._normalize_gradient, (gradient, x, *affine, means, True)),
+        (kernels._depthwise, (gradient, kernel)),
+    ]:
+        torch.library.opcheck(operation, arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -220,8 +231,8 @@ def test_swish_of_large_values_overflows_nowhere() -> None:
     given = problem((1, 2, 3, 3)).to(torch.float32)
     given = given._replace(bias=torch.tensor([-200.0, 200.0], device=DEVICE))
     with np.errstate(over="ignore"):  # of the exponential, which the interpreter takes from NumPy
-        results = by_kernels(given, True, convolve=True)
-    expected = by_torch(given.to(torch.float64), True, convolve=True)
+        results = by_kernels(given, True)
+    expected = by_torch(given.to(torch.float64), True)
     for result, right in zip(results, expected, strict=True):
         torch.testing.assert_close(result.double(), right, rtol=1e-5, atol=1e-3)
 
@@ -241,11 +252,11 @@ def test_maps_may_have_more_than_2_to_the_31_values() -> None:
     normalization = last.normalization(True)
     result = kernels.normalize(x, normalization)[-1:]
     assert torch.equal(result, kernels.normalize(last.x, normalization))
-    result = kernels.depthwise(x, normalization, last.kernel)[-1:]
-    assert torch.equal(result, kernels.depthwise(last.x, normalization, last.kernel))
+    result = kernels.depthwise(x, last.kernel)[-1:]
+    assert torch.equal(result, kernels.depthwise(last.x, last.kernel))
     # The gradient is zero but for the last image.
-    result = kernels.depthwise_kernel_gradient(x, x, normalization, 3)
-    expected = kernels.depthwise_kernel_gradient(last.x, last.x, normalization, 3)
+    result = kernels.normalize_sums(x, x, normalization)
+    expected = kernels.normalize_sums(last.x, last.x, normalization)
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1.0)
 
 
@@ -326,12 +337,13 @@ def _compile_all() -> None:
         channels = torch.empty(shape[1], device="meta")
         kernel = torch.empty(shape[1], 1, size, size, dtype=dtype, device="meta")
         normalization = Normalization(channels, channels, channels, channels, swish=True)
-        kernels.normalize(x, normalization)
-        kernels.normalize_sums(x, x, normalization)
-        kernels.normalize_gradient(x, x, normalization, channels, channels)
-        kernels.depthwise(x, normalization, kernel)
-        kernels.depthwise(x, None, kernel)
-        kernels.depthwise_kernel_gradient(x, x, normalization, size)
+        affine = normalization.tensors(x)
+        means = torch.empty(2, shape[1], device="meta")
+        kernels._statistics._init_fn(x)
+        kernels._normalize._init_fn(x, *affine, True)
+        kernels._normalize_sums._init_fn(x, x, *affine, True)
+        kernels._normalize_gradient._init_fn(x, x, *affine, means, True)
+        kernels._depthwise._init_fn(x, kernel)
 
 
 if __name__ == "__main__":
