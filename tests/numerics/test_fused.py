@@ -150,6 +150,25 @@ def test_operations_of_torch_give_what_its_layers_do(name: str, swish: bool) -> 
     assert_equal_to_torch(TorchKernels(), name, swish)
 
 
+@SWISH
+@pytest.mark.parametrize("name", ["3x3 of stride 2", "dilated"])
+def test_channels_appended_for_tensor_cores_change_nothing(
+    name: str, swish: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "nvae_lightning.model.convolution._has_tensor_cores", lambda device, dtype: True
+    )
+    kernels_used = []
+
+    def conv2d(x: Tensor, kernel: Tensor, *others: object) -> Tensor:
+        kernels_used.append(kernel.shape)
+        return torch.conv2d(x, kernel, *others)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    monkeypatch.setattr(F, "conv2d", conv2d)
+    assert_equal_to_torch(TorchKernels(), name, swish)
+    assert (8, 8, 3, 3) in kernels_used
+
+
 @pytest.mark.slow
 @LOOKED_AT
 @SWISH

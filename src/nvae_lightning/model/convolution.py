@@ -18,6 +18,11 @@ Depthwise = Callable[[FeatureMap, Tensor], FeatureMap]
 KernelGradient = Callable[[FeatureMap, FeatureMap, "Convolution"], Tensor]
 
 
+#: Numbers of channels that tensor cores take in 16 bits are multiples of this. On an H200 a 3x3
+#: convolution of 60 channels takes three times as long as one of 64, its gradients four times.
+_ALIGNMENT = 8
+
+
 class Geometry(NamedTuple):
     """How a convolution goes over its input, as in ``F.conv2d``; zeros pad it."""
 
@@ -69,6 +74,9 @@ class Convolution:
         """
         if depthwise is not None and self.is_depthwise and self.bias is None:
             return depthwise(x, self.kernel)
+        if self._is_misaligned(x.device):
+            output = self._padded().apply(_pad_channels(x))
+            return _first_channels(output, len(self.kernel))
         return F.conv2d(x, self.kernel, self.bias, *self.geometry)
 
     def gradients(
@@ -97,10 +105,50 @@ class Convolution:
                 (kernel_gradient or depthwise_kernel_gradient)(gradient, x, self),
                 for_bias,
             )
+        if self._is_misaligned(x.device):
+            out_channels, in_channels = self.kernel.shape[:2]
+            for_x, for_kernel, for_bias = self._padded().gradients(
+                _pad_channels(gradient), _pad_channels(x)
+            )
+            return (
+                _first_channels(for_x, in_channels),
+                for_kernel[:out_channels, :in_channels],
+                None if for_bias is None else for_bias[:out_channels],
+            )
         return torch.ops.aten.convolution_backward(
             gradient, x, self.kernel, [len(self.kernel)], list(stride), list(padding),
             list(dilation), False, [0, 0], groups, [True, True, self.bias is not None],
         )  # fmt: skip
+
+    def _is_misaligned(self, device: torch.device) -> bool:
+        """Whether zeros for further channels make it faster."""
+        out_channels, in_channels, height, width = self.kernel.shape
+        return (
+            _has_tensor_cores(device, self.kernel.dtype)
+            and self.geometry.groups == 1
+            and height * width > 1
+            and (out_channels % _ALIGNMENT > 0 or in_channels % _ALIGNMENT > 0)
+        )
+
+    def _padded(self) -> Convolution:
+        """Append channels of zeros."""
+        out_channels, in_channels = (-size % _ALIGNMENT for size in self.kernel.shape[:2])
+        kernel = F.pad(self.kernel, (0, 0, 0, 0, 0, in_channels, 0, out_channels))
+        bias = None if self.bias is None else F.pad(self.bias, (0, out_channels))
+        return Convolution(kernel, bias, self.geometry)
+
+
+def _has_tensor_cores(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+
+
+def _pad_channels(x: FeatureMap) -> FeatureMap:
+    lacking = -x.shape[1] % _ALIGNMENT
+    return F.pad(x, (0, 0, 0, 0, 0, lacking)) if lacking else x  # padding by nothing copies
+
+
+def _first_channels(x: FeatureMap, count: int) -> FeatureMap:
+    return x[:, :count].contiguous(memory_format=torch.channels_last)
 
 
 def depthwise_kernel_gradient(
