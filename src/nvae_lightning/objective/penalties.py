@@ -108,11 +108,14 @@ def bn_scale_penalty(model: nn.Module) -> Float[Tensor, ""]:
 
     Source: Vahdat & Kautz 2020, Sec. 3.1.1.
     """
-    # The base class of ours and of torch's.
-    scales = [module.weight for module in model.modules() if isinstance(module, _NormBase)]
-    if not scales:
+    by_width: dict[int, list[Tensor]] = defaultdict(list)  # of which each is one operation
+    for module in model.modules():
+        if isinstance(module, _NormBase):  # the base class of ours and of torch's
+            by_width[len(module.weight)].append(module.weight)
+    if not by_width:
         return torch.zeros(())
-    return torch.stack([scale.abs().max() for scale in scales]).sum()
+    largest = [torch.stack(scales).abs().amax(1) for scales in by_width.values()]
+    return torch.cat(largest).sum()
 
 
 @dataclass(frozen=True)
