@@ -80,10 +80,10 @@ def check_settings(config: DictConfig) -> None:
         check_type(name, config[name], int)
         if config[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {config[name]}")
-    if config.cuda_graphs and config.what != "sample":
+    if config.cuda_graphs and config.what not in ("train", "sample"):
         raise ValueError(
-            f"cuda_graphs: got true, which what={config.what} has no use for; set what=sample, or "
-            "leave it out"
+            f"cuda_graphs: got true, which what={config.what} has no use for; set what=train or "
+            "sample, or leave it out"
         )
     if not (config.compare is None or isinstance(config.compare, DictConfig)):
         raise ValueError(

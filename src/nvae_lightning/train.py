@@ -34,7 +34,7 @@ from nvae_lightning.cli import (
     run,
 )
 from nvae_lightning.environment import device_name, version
-from nvae_lightning.module import NVAEModule
+from nvae_lightning.module import NVAEModule, check_cuda_graphs
 from nvae_lightning.settings import check_type, check_types
 
 
@@ -61,7 +61,8 @@ def check_settings(config: DictConfig) -> None:
     """
     check_types(config)
     check_seed(config.seed)
-    check_type("compile", config.compile, bool)
+    for name in ("compile", "cuda_graphs"):
+        check_type(name, config[name], bool)
     check_type("ckpt_path", config.ckpt_path, str | None)
     for group in ("callbacks", "logger"):
         for name, value in config[group].items():
@@ -166,6 +167,8 @@ def build_trainer(config: DictConfig, run_dir: Path) -> Trainer:
         logger=list(instantiate(config.logger, _convert_="all").values()),
         _convert_="all",
     )
+    if config.cuda_graphs:
+        check_cuda_graphs(trainer)
     if str(precision) in HALF:  # as published; Lightning's 2^16 costs a few steps more
         trainer.precision_plugin.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
     return trainer

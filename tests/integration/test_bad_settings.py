@@ -49,6 +49,8 @@ BAD_SETTINGS = [
     ("compile=maybe", "compile", "'maybe'", "true or false"),
     ("compile=null", "compile", "null"),
     ("compile=1", "compile", "1"),
+    ("cuda_graphs=maybe", "cuda_graphs", "'maybe'", "true or false"),
+    ("cuda_graphs=true trainer=cpu", "cuda_graphs", "the model is on 'cpu'"),
     ("num_importance_samples=0", "num_importance_samples", "0"),
     ("num_importance_samples=x", "num_importance_samples", "'x'"),
     ("num_importance_samples=2.5", "num_importance_samples", "2.5"),

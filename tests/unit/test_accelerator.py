@@ -95,7 +95,10 @@ def test_sampling_never_waits(pretended: NVAE) -> None:
     assert seen.found == []
 
 
-def test_the_loss_never_waits(pretended: NVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_number", [True, False])
+def test_the_loss_never_waits(
+    is_number: bool, pretended: NVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch, "batch_norm_stats", _statistics)
     pretended.train()
     image = pretended.image
@@ -103,9 +106,10 @@ def test_the_loss_never_waits(pretended: NVAE, monkeypatch: pytest.MonkeyPatch) 
     penalty.converged = True
     factor = torch.empty(pretended.hierarchy.num_groups, device="cuda")
     x = torch.empty(4, image.channels, image.size, image.size, device="cuda")
+    beta = 0.5 if is_number else torch.empty((), device="cuda")
     with _HostTensors() as seen:
         terms = elbo(pretended(x), x)
-        loss = (terms.distortion + balance_kl(terms.rate, factor, 0.5)).mean()
+        loss = (terms.distortion + balance_kl(terms.rate, factor, beta)).mean()
         loss = loss + penalty() + bn_scale_penalty(pretended)
     assert loss.device.type == "cuda"
     assert seen.found == []

@@ -57,7 +57,7 @@ def balancing_factors(
 def balance_kl(
     rate: Float[Tensor, "group batch"],
     size_factor: Float[Tensor, " group"] | None,
-    beta: float,
+    beta: float | Float[Tensor, ""],
 ) -> Float[Tensor, " batch"]:
     r"""KL term of the loss, nats per image: :math:`\beta \sum_l \gamma_l KL_l`.
 
@@ -66,10 +66,14 @@ def balance_kl(
     Args:
         rate: KL per group and image.
         size_factor: of every group; None for no balancing.
-        beta: weight of the KL term.
+        beta: weight of the KL term; as a tensor it is not looked at by the host.
     """
-    if beta < 1.0 and size_factor is not None:
-        rate = balancing_factors(rate, size_factor)[:, None] * rate
+    if size_factor is not None:
+        if isinstance(beta, Tensor):
+            factors = torch.where(beta < 1.0, balancing_factors(rate, size_factor), 1.0)
+            rate = factors[:, None] * rate
+        elif beta < 1.0:
+            rate = balancing_factors(rate, size_factor)[:, None] * rate
     return beta * rate.sum(0)
 
 

@@ -86,6 +86,13 @@ def test_balancing_ends_with_the_warm_up() -> None:
     assert (balance_kl(rate, size, 0.999) - rate.sum(0)).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.999, 1.0])
+def test_weight_as_a_tensor_gives_the_same(beta: float) -> None:
+    rate, size = torch.randn(3, 4), torch.tensor([1.0, 2.0, 4.0])
+    expected = balance_kl(rate, size, beta)
+    torch.testing.assert_close(balance_kl(rate, size, torch.tensor(beta)), expected)
+
+
 @pytest.mark.parametrize("beta", [1e-4, 0.5, 1.0])
 def test_term_without_size_factors_is_the_weighted_plain_sum(beta: float) -> None:
     rate = torch.rand(3, 4)
