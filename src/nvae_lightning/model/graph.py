@@ -112,7 +112,7 @@ class GraphedLoss:
     def replay_forward(self) -> Tensor:
         """Compute all that the function returns; return the loss."""
         self._forward.replay()
-        return self._loss.detach().clone()
+        return self._loss.clone()
 
     def replay_backward(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the parameters, given that of the loss."""

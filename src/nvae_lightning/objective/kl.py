@@ -68,12 +68,11 @@ def balance_kl(
         size_factor: of every group; None for no balancing.
         beta: weight of the KL term; as a tensor it is not looked at by the host.
     """
-    if size_factor is not None:
+    if size_factor is not None and (isinstance(beta, Tensor) or beta < 1.0):
+        factors = balancing_factors(rate, size_factor)
         if isinstance(beta, Tensor):
-            factors = torch.where(beta < 1.0, balancing_factors(rate, size_factor), 1.0)
-            rate = factors[:, None] * rate
-        elif beta < 1.0:
-            rate = balancing_factors(rate, size_factor)[:, None] * rate
+            factors = torch.where(beta < 1.0, factors, 1.0)
+        rate = factors[:, None] * rate
     return beta * rate.sum(0)
 
 
