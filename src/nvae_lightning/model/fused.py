@@ -374,7 +374,8 @@ def _taps_gradient(gradient: FeatureMap, x: FeatureMap, size: int) -> Float[Tens
     rows, columns = gradient.shape[2:]
     return torch.stack(
         [
-            (padded[:, :, i : i + rows, j : j + columns] * _wide(gradient)).sum((0, 2, 3))
+            # First within an image, as in _sum.
+            (padded[:, :, i : i + rows, j : j + columns] * _wide(gradient)).sum((2, 3)).sum(0)
             for i in range(size)
             for j in range(size)
         ],
