@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 FeatureMap = Float[Tensor, "batch _channel _height _width"]
+PerChannel = Float[Tensor, " _channel"]
 #: Depthwise convolution, given the input and the kernel.
 Depthwise = Callable[[FeatureMap, Tensor], FeatureMap]
 #: Gradient of a depthwise kernel, given that of the output, the input and the convolution.
@@ -56,6 +57,38 @@ class Convolution:
             and in_channels == stride[0] == stride[1] == dilation[0] == dilation[1] == 1
             and height == width == 2 * padding[0] + 1 == 2 * padding[1] + 1
         )
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each output pixel is of one input pixel, all of whose channels it may see."""
+        _, padding, _, groups = self.geometry
+        return groups == 1 and self.kernel.shape[2:] == (1, 1) and padding == (0, 0)
+
+    def behind(self, scale: PerChannel, shift: PerChannel) -> Convolution:
+        r"""Make one convolution of an affine map and a pointwise convolution behind it.
+
+        .. math:: W (s x + t) + b = (W s) x + (W t + b)
+
+        Args:
+            scale: s, per input channel.
+            shift: t, per input channel.
+        """
+        bias = self.kernel.flatten(1) @ shift
+        if self.bias is not None:
+            bias = bias + self.bias
+        return Convolution(self.kernel * scale[:, None, None], bias, self.geometry)
+
+    def followed_by(self, scale: PerChannel, shift: PerChannel) -> Convolution:
+        r"""Make one convolution of this one and an affine map behind it.
+
+        .. math:: s (W x + b) + t = (s W) x + (s b + t)
+
+        Args:
+            scale: s, per output channel.
+            shift: t, per output channel.
+        """
+        bias = shift if self.bias is None else self.bias * scale + shift
+        return Convolution(self.kernel * scale[:, None, None, None], bias, self.geometry)
 
     def cast(self, device: str) -> Convolution:
         """Cast the weights as autocast does where it is on; float64 stays."""

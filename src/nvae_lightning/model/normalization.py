@@ -125,6 +125,18 @@ class BatchNorm(_NormBase):
             (self.momentum, self.eps, self.swish), geometry, self.kernels.on(input.device),
         )  # fmt: skip
 
+    def as_affine(self) -> tuple[Float[Tensor, " channel"], Float[Tensor, " channel"]]:
+        r"""Scale :math:`s` and shift :math:`t` of what it does in evaluation, before any swish.
+
+        .. math:: s = \gamma / \sqrt{v + \epsilon}, \quad t = \beta - s m
+
+        with the running mean m and variance v.
+        """
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - scale * self.running_mean
+
 
 class _NormalizeAndConvolve(torch.autograd.Function):
     """Normalise by the statistics of all ranks' batches; swish and convolve if asked for.
