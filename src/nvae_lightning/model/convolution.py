@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 FeatureMap = Float[Tensor, "batch _channel _height _width"]
-PerChannel = Float[Tensor, " _channel"]
+PerChannel = Float[Tensor, " channel"]
 #: Depthwise convolution, given the input and the kernel.
 Depthwise = Callable[[FeatureMap, Tensor], FeatureMap]
 #: Gradient of a depthwise kernel, given that of the output, the input and the convolution.

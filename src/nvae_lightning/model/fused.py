@@ -28,11 +28,11 @@ from nvae_lightning.model.convolution import (
     Convolution,
     Depthwise,
     KernelGradient,
+    PerChannel,
     depthwise_kernel_gradient,
 )
 
 FeatureMap = Float[Tensor, "batch _channel _height _width"]
-PerChannel = Float[Tensor, " channel"]
 Rows = Float[Tensor, "batch pixel channel"]
 
 #: Given sums (2, channel) over this rank's batch: their means over the batches of all ranks.

@@ -64,13 +64,13 @@ class ConvolutionalBody(nn.Sequential):
         steps: list[Callable[[FeatureMap], FeatureMap] | Convolution] = []
         for layer in map(_unwrapped, self):
             last = steps[-1] if steps else None
-            if isinstance(last, Convolution) and _is_affine(layer):
+            if isinstance(last, Convolution) and _is_foldable(layer):
                 steps[-1] = last.followed_by(*layer.as_affine())
                 if layer.swish:
                     steps.append(partial(F.silu, inplace=True))
             elif (convolution := as_convolution(layer)) is None:
                 steps.append(layer)
-            elif _is_affine(last) and not last.swish and convolution.is_pointwise:
+            elif _is_foldable(last) and not last.swish and convolution.is_pointwise:
                 steps[-1] = convolution.behind(*last.as_affine())
             else:
                 steps.append(convolution)
@@ -82,7 +82,7 @@ def _unwrapped(layer: nn.Module) -> nn.Module:
     return layer.norm if isinstance(layer, BatchNormSwish) and not _has_hooks(layer) else layer
 
 
-def _is_affine(layer: object) -> TypeGuard[BatchNorm]:
+def _is_foldable(layer: object) -> TypeGuard[BatchNorm]:
     """Whether it is a normalisation by running statistics, with swish or without."""
     return isinstance(layer, BatchNorm) and not layer.training and not _has_hooks(layer)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _NormBase
 
-from nvae_lightning.model.convolution import Convolution, Geometry
+from nvae_lightning.model.convolution import Convolution, Geometry, PerChannel
 from nvae_lightning.model.fused import Affine, TorchKernels
 
 FeatureMap = Float[Tensor, "batch _channel _height _width"]
@@ -125,7 +125,7 @@ class BatchNorm(_NormBase):
             (self.momentum, self.eps, self.swish), geometry, self.kernels.on(input.device),
         )  # fmt: skip
 
-    def as_affine(self) -> tuple[Float[Tensor, " channel"], Float[Tensor, " channel"]]:
+    def as_affine(self) -> tuple[PerChannel, PerChannel]:
         r"""Scale :math:`s` and shift :math:`t` of what it does in evaluation, before any swish.
 
         .. math:: s = \gamma / \sqrt{v + \epsilon}, \quad t = \beta - s m
