@@ -1,6 +1,7 @@
 """What each room of the package may import, so that the model stays free of the rest."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,15 @@ def test_model_knows_torch_and_itself_only() -> None:
     assert offences  # of the one file that reads and writes models
     assert all(found.startswith("model/hub.py: ") for found in offences)
     assert _offences("model", (*own, *hub)) == []
+
+
+def test_torchs_compiler_is_imported_by_what_uses_it_only() -> None:
+    code = """
+import sys
+import nvae_lightning.train
+sys.exit("torch._inductor.compile_fx" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_objective_knows_torch_the_model_and_itself_only() -> None:

@@ -11,10 +11,10 @@ import torch._functorch.config
 from torch import nn
 
 from nvae_lightning.model.cells import ResidualCell
+from nvae_lightning.model.compiler import inductor
 from nvae_lightning.model.decoder import LatentGroup
 from nvae_lightning.model.encoder import Encoder
 from nvae_lightning.model.fused import (
-    COMPILER_OPTIONS,
     AutoKernels,
     CompiledKernels,
     TorchKernels,
@@ -29,10 +29,8 @@ _MOST_KINDS_OF_CELLS = 256
 
 def _recomputing(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:  # noqa: ANN401
     """Torch's compiler, which by itself keeps what costs anything to compute anew."""
-    from torch._inductor.compile_fx import compile_fx  # takes seconds to import
-
     with torch._functorch.config.patch(aggressive_recomputation=True):
-        return compile_fx(graph, inputs, config_patches=COMPILER_OPTIONS)
+        return inductor(graph, inputs)
 
 
 @dataclass(frozen=True)

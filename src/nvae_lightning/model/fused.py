@@ -14,9 +14,8 @@ Source: Vahdat & Kautz 2020, Sec. 3.1.3.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nvae_lightning.model import kernels
+from nvae_lightning.model.compiler import compiled
 from nvae_lightning.model.convolution import (
     Convolution,
     Depthwise,
@@ -37,10 +37,6 @@ Rows = Float[Tensor, "batch pixel channel"]
 
 #: Given sums (2, channel) over this rank's batch: their means over the batches of all ranks.
 Share = Callable[[Float[Tensor, "2 channel"]], Float[Tensor, "2 channel"]]
-
-#: What is normalised is read from five tensors; more than four, and the compiler would write it to
-#: memory to read it again.
-COMPILER_OPTIONS: dict[str, Any] = {"realize_reads_threshold": 16}
 
 _EPS = 1e-5  # of torch's statistics, which come as inverse standard deviations
 _TINY = 1e-30  # added to a variance that has its epsilon, as torch refuses to add nothing
@@ -265,26 +261,19 @@ def _as_map(rows: Rows, like: FeatureMap) -> FeatureMap:
 # Formulas
 
 
-def _compile(*, dynamic: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile at the first call; a type checker's wrapper around the function is taken off."""
-    return lambda function: torch.compile(
-        inspect.unwrap(function), dynamic=dynamic, options=dict(COMPILER_OPTIONS)
-    )
-
-
 def _sum(values: Tensor) -> Tensor:  # compilers cannot follow a type checker of shapes
     # First within an image: loops that go over all images by columns miss the caches.
     return values.sum(1).sum(0)
 
 
-@_compile(dynamic=True)
+@compiled(dynamic=True)
 def _statistics(x: Rows) -> tuple[PerChannel, PerChannel]:
     values, count = _wide(x), x.shape[0] * x.shape[1]
     mean = _sum(values) / count
     return mean, _sum((values - mean).square()) / count
 
 
-@_compile(dynamic=True)
+@compiled(dynamic=True)
 def _normalize(
     x: Rows, mean: PerChannel, inverse_std: PerChannel, weight: PerChannel, bias: PerChannel,
     swish: bool,
@@ -293,7 +282,7 @@ def _normalize(
     return (F.silu(u) if swish else u).to(x.dtype)
 
 
-@_compile(dynamic=True)
+@compiled(dynamic=True)
 def _swish_gradient(
     gradient: Rows, x: Rows, mean: PerChannel, inverse_std: PerChannel, weight: PerChannel,
     bias: PerChannel,
@@ -303,7 +292,7 @@ def _swish_gradient(
     return (_wide(gradient) * sigmoid * (1.0 + u * (1.0 - sigmoid))).to(x.dtype)
 
 
-@_compile(dynamic=True)
+@compiled(dynamic=True)
 def _sums(
     gradient: Rows, x: Rows, mean: PerChannel, inverse_std: PerChannel
 ) -> Float[Tensor, "2 channel"]:
@@ -311,7 +300,7 @@ def _sums(
     return torch.stack([_sum(wide), _sum(wide * (_wide(x) - mean)) * inverse_std])
 
 
-@_compile(dynamic=True)
+@compiled(dynamic=True)
 def _normalize_gradient(
     gradient: Rows, x: Rows, mean: PerChannel, inverse_std: PerChannel, weight: PerChannel,
     means: Float[Tensor, "2 channel"],
@@ -368,7 +357,7 @@ def _(gradient: Tensor, x: Tensor, size: int) -> Tensor:
     return x.new_empty((x.shape[1], size * size), dtype=dtype)
 
 
-@_compile(dynamic=False)
+@compiled(dynamic=False)
 def _taps_gradient(gradient: FeatureMap, x: FeatureMap, size: int) -> Float[Tensor, "channel tap"]:
     padded = _wide(F.pad(x, (size // 2,) * 4))
     rows, columns = gradient.shape[2:]

@@ -6,7 +6,6 @@ parameters into a distribution.
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nvae_lightning.model.compiler import compiled
 from nvae_lightning.model.distributions import Normal
 from nvae_lightning.model.hierarchy import Image
 
@@ -268,8 +268,7 @@ def _log_prob_of_levels(
     return torch.where(x > 1.0 - half_a_level, F.logsigmoid(-lower), inside)
 
 
-#: A type checker's wrapper around the function is taken off.
-_compiled_log_prob = torch.compile(inspect.unwrap(_log_prob), dynamic=False)
+_compiled_log_prob = compiled(dynamic=False)(_log_prob)
 
 
 def _open_uniform(like: Tensor) -> Tensor:
