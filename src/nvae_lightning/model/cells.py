@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from nvae_lightning.model.convolution import FeatureMap
 from nvae_lightning.model.layers import (
     BatchNormSwish,
     ConvolutionalBody,
-    FeatureMap,
     SkipDown,
     SkipUp,
     SqueezeExcitation,

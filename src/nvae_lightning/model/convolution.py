@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+#: Only the batch is held: what channels and resolution a layer gives differs from what it takes.
 FeatureMap = Float[Tensor, "batch _channel _height _width"]
 PerChannel = Float[Tensor, " channel"]
 #: Depthwise convolution, given the input and the kernel.

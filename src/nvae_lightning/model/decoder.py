@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nvae_lightning.model.cells import CellConstructor, Resampling
+from nvae_lightning.model.convolution import FeatureMap
 from nvae_lightning.model.distributions import Latent, Normal
 from nvae_lightning.model.flows import FlowPair
 from nvae_lightning.model.hierarchy import Hierarchy, Image
 from nvae_lightning.model.layers import (
-    FeatureMap,
     WeightNormConv2d,
     as_parameters,
     full_precision,

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvae_lightning.model.layers import FeatureMap, MaskedConv2d
+from nvae_lightning.model.convolution import FeatureMap
+from nvae_lightning.model.layers import MaskedConv2d
 
 
 def causal_mask(

@@ -27,12 +27,12 @@ from nvae_lightning.model.compiler import compiled
 from nvae_lightning.model.convolution import (
     Convolution,
     Depthwise,
+    FeatureMap,
     KernelGradient,
     PerChannel,
     depthwise_kernel_gradient,
 )
 
-FeatureMap = Float[Tensor, "batch _channel _height _width"]
 Rows = Float[Tensor, "batch pixel channel"]
 
 #: Given sums (2, channel) over this rank's batch: their means over the batches of all ranks.

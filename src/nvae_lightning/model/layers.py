@@ -11,11 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nvae_lightning.model.convolution import Convolution, Geometry
+from nvae_lightning.model.convolution import Convolution, FeatureMap, Geometry
 from nvae_lightning.model.normalization import BatchNorm, mean_over_ranks
-
-#: Only the batch is held: what channels and resolution a layer gives differs from what it takes.
-FeatureMap = Float[Tensor, "batch _channel _height _width"]
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -13,10 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _NormBase
 
-from nvae_lightning.model.convolution import Convolution, Geometry, PerChannel
+from nvae_lightning.model.convolution import Convolution, FeatureMap, Geometry, PerChannel
 from nvae_lightning.model.fused import Affine, TorchKernels
-
-FeatureMap = Float[Tensor, "batch _channel _height _width"]
 
 
 class Recompute(enum.Enum):

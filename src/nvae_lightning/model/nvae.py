@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from nvae_lightning.model.architecture import describe
 from nvae_lightning.model.cells import CellConstructor
+from nvae_lightning.model.convolution import FeatureMap
 from nvae_lightning.model.decoder import Decoder
 from nvae_lightning.model.distributions import Inference, importance_weighted_bound
 from nvae_lightning.model.encoder import Encoder
 from nvae_lightning.model.hierarchy import Hierarchy, Image
 from nvae_lightning.model.hub import PretrainedMixin
-from nvae_lightning.model.layers import FeatureMap
 from nvae_lightning.model.likelihood import Likelihood, PixelDistribution, Pixels
 from nvae_lightning.model.memory import peak_bytes
 
