@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from nvae_lightning.model import kernels
 from nvae_lightning.model.convolution import Convolution
@@ -236,11 +236,11 @@ def test_operations_that_compilers_leave_whole_describe_what_they_give() -> None
     maps = batch().float(), batch().float()
     for dtype in (torch.float32, torch.bfloat16):
         arguments = (x.to(dtype), x.to(dtype), *affine)
-        torch.library.opcheck(
+        library.opcheck(
             swish_gradient_and_sums, arguments, test_utils=("test_schema", "test_faketensor")
         )
         arguments = (maps[0].to(dtype), maps[1].to(dtype), 3)
-        torch.library.opcheck(
+        library.opcheck(
             depthwise_taps_gradient, arguments, test_utils=("test_schema", "test_faketensor")
         )
 

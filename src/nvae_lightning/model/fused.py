@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, library
 
 from nvae_lightning.model import kernels
 from nvae_lightning.model.compiler import compiled
@@ -311,7 +311,7 @@ def _normalize_gradient(
     return (for_x * (weight * inverse_std)).to(x.dtype)
 
 
-@torch.library.custom_op(
+@library.custom_op(
     "nvae_lightning::swish_gradient_and_sums",
     mutates_args=(),
     schema="(Tensor gradient, Tensor x, Tensor mean, Tensor inverse_std, Tensor weight, "
@@ -336,7 +336,7 @@ def _(
     return torch.empty_like(x), mean.new_empty(2, len(mean))
 
 
-@torch.library.custom_op(
+@library.custom_op(
     "nvae_lightning::depthwise_taps_gradient",
     mutates_args=(),
     schema="(Tensor gradient, Tensor x, int size) -> Tensor",

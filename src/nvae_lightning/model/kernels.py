@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, library
 
 try:
     import triton
@@ -542,7 +542,7 @@ def _operation(schema: str) -> Callable[[Callable[..., Any]], Any]:
     """Let a function be an operation of torch's, so that compilers leave it whole."""
 
     def declare(function: Callable[..., Any]) -> Any:  # noqa: ANN401
-        return torch.library.custom_op(
+        return library.custom_op(
             f"nvae_lightning::triton{function.__name__}", mutates_args=(), schema=schema
         )(function)
 

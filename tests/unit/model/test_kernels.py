@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from nvae_lightning.model import kernels
 from nvae_lightning.model.fused import TorchKernels
@@ -214,7 +214,7 @@ def test_compilers_see_operations_as_they_are() -> None:
         (kernels._normalize_gradient, (gradient, x, *affine, means, True)),
         (kernels._depthwise, (gradient, kernel)),
     ]:
-        torch.library.opcheck(operation, arguments)
+        library.opcheck(operation, arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
