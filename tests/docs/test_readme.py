@@ -37,7 +37,7 @@ def test_commands_compose(tmp_path: Path) -> None:
     found = [COMMAND.match(f"{line} ") for block in _blocks("bash") for line in block.splitlines()]
     commands = [[match[1], *shlex.split(match[2])] for match in found if match]
     assert {command for command, *_ in commands} == {
-        "benchmark", "convert", "dashboard", "evaluate", "inspect", "prepare", "report", "sample",
+        "benchmark", "convert", "dashboard", "evaluate", "prepare", "preview", "report", "sample",
         "score", "train",
     }  # fmt: skip
     assert len(commands) >= 19

@@ -216,9 +216,9 @@ def test_ten_kills_during_preparation_change_nothing_and_leave_no_process(
     assert files(tmp_path / "killed") == files(prepared[0])
 
 
-def test_inspect_shows_what_was_prepared(prepared: Prepared, tmp_path: Path) -> None:
+def test_preview_shows_what_was_prepared(prepared: Prepared, tmp_path: Path) -> None:
     result = run(
-        tmp_path, "nvae_lightning.inspect", "dataset=image_folder",
+        tmp_path, "nvae_lightning.preview", "dataset=image_folder",
         f"dataset.root={prepared[0]}", "dataset.image.size=16", "dataset.image.bits=5",
         "output=seen.png",
     )  # fmt: skip
@@ -294,12 +294,12 @@ BAD_SETTINGS = [
         ["dataset.image.size: got 64", "16", "prepare"],
     ),
     (
-        f"inspect {FOLDER} dataset.root=prepared dataset.image.channels=1",
+        f"preview {FOLDER} dataset.root=prepared dataset.image.channels=1",
         ["dataset.image.channels: got 1", "3", "prepare"],
     ),
-    (f"inspect {FOLDER} dataset.root=flipped", ["dataset.root: ", "checksum"]),
+    (f"preview {FOLDER} dataset.root=flipped", ["dataset.root: ", "checksum"]),
     (
-        f"inspect {FOLDER} dataset.root=prepared output=no/no.png",
+        f"preview {FOLDER} dataset.root=prepared output=no/no.png",
         ["output: ", "no/no.png", "No such file"],
     ),
 ]

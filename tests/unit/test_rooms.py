@@ -78,7 +78,7 @@ def test_data_does_not_know_the_model() -> None:
 
 def test_only_the_commands_know_the_configuration() -> None:
     names = (
-        "benchmark", "cli", "convert", "dashboard", "evaluate", "inspect", "prepare", "report",
+        "benchmark", "cli", "convert", "dashboard", "evaluate", "prepare", "preview", "report",
         "sample", "score", "settings", "train",
     )  # fmt: skip
     commands = {ROOT / f"{name}.py" for name in names}

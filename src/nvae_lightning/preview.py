@@ -1,4 +1,4 @@
-"""Look at a dataset as a model will see it: ``python -m nvae_lightning.inspect dataset=…``."""
+"""Look at a dataset as a model will see it: ``python -m nvae_lightning.preview dataset=…``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nvae_lightning.settings import check_types
 NUM_IMAGES = 1000  # per split, for the histogram
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="inspect")
+@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="preview")
 @one_line_errors()
 def main(config: DictConfig) -> None:
     """Check a dataset, print its counts, and draw some images and a histogram."""
