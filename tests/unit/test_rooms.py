@@ -91,3 +91,19 @@ def test_only_callbacks_know_wandb() -> None:
     users = [p for p in FILES if any(_is_within(n, names) for n in _imports(p))]
     assert users
     assert [p for p in users if p.relative_to(ROOT).parts[0] != "callbacks"] == []
+
+
+def test_no_module_hides_the_standard_librarys_when_a_command_is_run_as_a_file() -> None:
+    modules = [path.stem for path in ROOT.glob("*.py")]
+    packages = [path.parent.name for path in ROOT.glob("*/__init__.py")]
+    assert "train" in modules
+    assert set(modules + packages) & sys.stdlib_module_names == set()
+    # Python puts the folder of the file first on the path.
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import inspect; inspect.signature(id)"
+    subprocess.run([sys.executable, "-S", "-c", code], check=True)
+
+
+def test_the_earlier_name_of_preview_still_runs_it() -> None:
+    command = [sys.executable, "-m", "nvae_lightning.inspect", "--hydra-help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Hydra" in result.stdout
