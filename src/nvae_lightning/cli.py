@@ -231,6 +231,8 @@ def hide_warnings() -> None:
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
     # Our loaders read ahead in a thread, which it does not see.
     warnings.filterwarnings("ignore", message="The .* does not have many workers")
+    # Every login node of SLURM has srun, and a run on it needs none.
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
 
 
 def keep_freed_memory() -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from nvae_lightning import environment
+
+with warnings.catch_warnings():  # beartype's, of omegaconf's DictConfig
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from nvae_lightning.cli import hide_warnings
 
 GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@b")
 
@@ -37,3 +44,17 @@ def test_devices_are_named_with_their_number(monkeypatch: pytest.MonkeyPatch) ->
     assert environment.device_name(torch.device("cuda:0"), 8) == "8 x NVIDIA H100"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert re.fullmatch(r"CPU \(.+\), 3 threads", environment.device_name(torch.device("cpu"), 1))
+
+
+def test_a_machine_with_srun_warns_neither_in_commands_nor_in_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hide_warnings()
+        Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
