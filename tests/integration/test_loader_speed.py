@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from nvae_lightning.data import ImageDataModule
-from nvae_lightning.data.datamodule import _num_cores
+from nvae_lightning.data.checks import num_cores
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10_jpeg"
 NUM_IMAGES, SIDE, BATCH, ROUNDS = 600, 256, 16, 3
@@ -97,7 +97,7 @@ def _record(suffix: str, rates: dict[str, list[float]], ratio: float) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     known |= {
         "what": f"images a second of {SIDE}x{SIDE} colour images in batches of {BATCH}",
-        "machine": f"{_num_cores()} cores, {platform.machine()}, torch {torch.__version__}",
+        "machine": f"{num_cores()} cores, {platform.machine()}, torch {torch.__version__}",
         suffix: {
             "rates": {name: [round(rate) for rate in values] for name, values in rates.items()},
             "ratio of medians, default to ImageFolder": round(ratio, 1),

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from nvae_lightning.data.datamodule import ImageDataModule, ImageDataset, naming
+from nvae_lightning.data.checks import naming
+from nvae_lightning.data.datamodule import ImageDataModule
+from nvae_lightning.data.dataset import ImageDataset
 from nvae_lightning.data.prepare import decode_all
 from nvae_lightning.data.sources import Source, every_image
 

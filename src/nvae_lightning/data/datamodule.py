@@ -1,12 +1,9 @@
 """What all data sets share: splits of bytes, loaders, and the way to the model's input."""
 
-import os
 import sys
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +12,10 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.prediction_loop import _PredictionLoop
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from nvae_lightning.data.checks import check_number, naming, num_cores
+from nvae_lightning.data.dataset import ImageDataset, already_a_batch
 from nvae_lightning.data.decode import Decoder
 from nvae_lightning.data.prepare import PARTIAL, Outcome, decode_all, prepare
 from nvae_lightning.data.sampler import ReadingAhead, ResumableLoader, ShardedSampler
@@ -30,42 +29,7 @@ from nvae_lightning.data.storage import (
 )
 from nvae_lightning.data.transforms import binarize, quantize, random_horizontal_flip
 
-Batch = TypeVar("Batch")
-
 _MOST_MEMORY = 4 << 30  # bytes of a data set that is not prepared, in each process
-
-
-class ImageDataset(Dataset[UInt8[Tensor, "channel height width"]]):
-    """Images of one size, in memory or in a memory map.
-
-    Args:
-        images: All images. They come out channels last in memory, as convolutions are fastest.
-    """
-
-    def __init__(self, images: UInt8[np.ndarray, "count height width channel"]) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> UInt8[Tensor, "channel height width"]:
-        """Return one image."""
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> UInt8[Tensor, "batch channel height width"]:
-        """Return a batch by one index operation; `DataLoader` prefers this to `__getitem__`."""
-        return torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave a memory map out, which would be copied whole: a worker opens the file itself."""
-        file = self.images.filename if isinstance(self.images, np.memmap) else None
-        return {"images": self.images if file is None else Path(file)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Open the file again, if there was one."""
-        images = state["images"]
-        self.images = np.load(images, mmap_mode="r") if isinstance(images, Path) else images
 
 
 class ImageDataModule(LightningDataModule):
@@ -129,10 +93,10 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         whole = range(1, sys.maxsize)
-        _check("dataset.batch_size", batch_size, whole, "a whole number, at least 1")
-        _check("dataset.image.size", image_size, whole, "a whole number, at least 1")
-        _check("dataset.image.channels", channels, (1, 3), "1 (grey) or 3 (colour)")
-        _check("dataset.image.bits", bits, range(1, 9), "a whole number from 1 to 8")
+        check_number("dataset.batch_size", batch_size, whole, "a whole number, at least 1")
+        check_number("dataset.image.size", image_size, whole, "a whole number, at least 1")
+        check_number("dataset.image.channels", channels, (1, 3), "1 (grey) or 3 (colour)")
+        check_number("dataset.image.bits", bits, range(1, 9), "a whole number from 1 to 8")
         if binarize and bits != 1:
             raise ValueError(
                 f"dataset.image.bits: got {bits}, but binarised images have 1; set "
@@ -140,7 +104,7 @@ class ImageDataModule(LightningDataModule):
             )
         if num_workers is not None:
             rule = "a whole number, at least 0, or null"
-            _check("dataset.num_workers", num_workers, range(sys.maxsize), rule)
+            check_number("dataset.num_workers", num_workers, range(sys.maxsize), rule)
         # Absolute from the start: a command may change its working folder later.
         self.root = None if root is None else Path(root).expanduser().absolute()
         self.batch_size = batch_size
@@ -305,7 +269,7 @@ class ImageDataModule(LightningDataModule):
     @property
     def num_decoders(self) -> int:
         """Processes that decode images."""
-        return _num_cores() if self.num_workers is None else self.num_workers
+        return num_cores() if self.num_workers is None else self.num_workers
 
     @property
     def splits(self) -> Sequence[str]:
@@ -436,7 +400,7 @@ class ImageDataModule(LightningDataModule):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=_already_a_batch,
+            collate_fn=already_a_batch,
             generator=torch.Generator(),  # leaves alone the random numbers that a resume restores
         )
         if isinstance(loader, ResumableLoader) and self.trainer is not None:
@@ -444,32 +408,3 @@ class ImageDataModule(LightningDataModule):
             loader.limit = limit if isinstance(limit, int) else int(limit * len(loader))
             self._train_loader = loader
         return loader
-
-
-@contextmanager
-def naming(setting: str) -> Iterator[None]:
-    """Say which setting an error is about, unless it does."""
-    try:
-        yield
-    except ValueError as error:
-        if str(error).startswith("dataset."):
-            raise
-        raise ValueError(f"{setting}: {error}") from error
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what this process may use, where the system says
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _already_a_batch(batch: Batch) -> Batch:
-    return batch
-
-
-def _check(setting: str, value: int, allowed: Container[int], rule: str) -> None:
-    # `type`, not isinstance: True is an int to Python, yet no number that anybody meant.
-    if type(value) is not int or value not in allowed:
-        raise ValueError(
-            f"{setting}: got {value!r}, but it must be {rule}; set {setting} accordingly"
-        )

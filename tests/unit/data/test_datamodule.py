@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from nvae_lightning.data import ImageDataModule, datamodule
-from nvae_lightning.data.datamodule import ImageDataset
+from nvae_lightning.data.dataset import ImageDataset
 from nvae_lightning.data.prepare import PARTIAL
 from nvae_lightning.data.sampler import ReadingAhead
 from nvae_lightning.data.sources import ArraySource, Splits
