@@ -6,18 +6,16 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
+from nvae_lightning.batches import ImageModule, Images
 from nvae_lightning.model import NVAE, importance_weighted_bound
-
-Images = Float[Tensor, "batch channel height width"]
 
 _MOST_KS = 8  # that are chosen if none are given
 
 
-class AnomalyScores(LightningModule):
+class AnomalyScores(ImageModule):
     r"""Log-likelihood and likelihood ratios of images, in nats.
 
     .. math::
@@ -47,7 +45,7 @@ class AnomalyScores(LightningModule):
         num_importance_samples: int = 10,
         memory_budget: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(model)
         most = model.hierarchy.num_groups - 1
         if num_importance_samples < 1:
             raise ValueError(
@@ -61,7 +59,7 @@ class AnomalyScores(LightningModule):
                     f"k: got {k}, but the model has {most + 1} groups, of which at least one is "
                     f"inferred: give numbers from 1 to {most}"
                 )
-        self.model = model.to(memory_format=torch.channels_last).eval()
+        self.model.eval()
         self.ks = list(ks)
         self.num_importance_samples = num_importance_samples
         self.memory_budget = memory_budget
@@ -71,9 +69,11 @@ class AnomalyScores(LightningModule):
         """Names of the scores, in their order."""
         return ["log_likelihood", *(f"llr_{k}" for k in self.ks)]
 
-    def predict_step(self, x: Images, batch_idx: int) -> Float[Tensor, "batch score"]:
+    def predict_step(
+        self, batch: object, batch_idx: int, dataloader_idx: int = 0
+    ) -> Float[Tensor, "batch score"]:
         """Score a batch."""
-        x = x.to(self.dtype, memory_format=torch.channels_last)
+        x = self._input(batch, "predict", dataloader_idx)
         whole = self._bound(x, self.model.hierarchy.num_groups)
         ratios = [whole - self._bound(x, self.model.hierarchy.num_groups - k) for k in self.ks]
         return torch.stack([whole, *ratios], 1)

@@ -6,24 +6,25 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from nvae_lightning.model import NVAE, Inference, importance_weighted_bound
+from nvae_lightning.batches import ImageModule, Images
+from nvae_lightning.model import NVAE, Inference
 from nvae_lightning.model.normalization import mean_over_ranks
 from nvae_lightning.objective import ELBO, active_channels, bits_per_dim, channel_rates, elbo
 
-Images = Float[Tensor, "batch channel height width"]
 
-
-class EvaluationModule(LightningModule):
+class EvaluationModule(ImageModule):
     """NVAE whose bound, and in a test whose log-likelihood, is measured.
 
-    All means are those of the whole split, however many devices share it.
+    All means are those of the whole split, however many devices share it. With several data
+    loaders in a stage Lightning appends the loader's number to the name of each mean, as in
+    ``val/elbo/dataloader_idx_1``; active channels, standard error and number of images are those
+    of all the loaders together.
 
     Args:
         model: what is evaluated.
-        num_importance_samples: samples per image of the test log-likelihood.
+        num_importance_samples: samples per image of the log-likelihood in tests and predictions.
         memory_budget: bytes for them at one time; see :meth:`NVAE.log_weights`.
 
     Raises:
@@ -37,12 +38,11 @@ class EvaluationModule(LightningModule):
         num_importance_samples: int = 10,
         memory_budget: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(model)
         if num_importance_samples < 1:
             raise ValueError(
                 f"num_importance_samples must be at least 1, got {num_importance_samples}"
             )
-        self.model = model.to(memory_format=torch.channels_last)
         self.num_importance_samples = num_importance_samples
         self.memory_budget = memory_budget
         self._channel_rates: list[Tensor] = []
@@ -55,26 +55,37 @@ class EvaluationModule(LightningModule):
 
     on_test_epoch_start = on_validation_epoch_start
 
-    def validation_step(self, x: Images, batch_idx: int) -> None:
+    def validation_step(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the bound of one batch."""
-        self._evaluate("val", self._as_input(x))
+        self._evaluate("val", self._input(batch, "val", dataloader_idx))
 
     def on_validation_epoch_end(self) -> None:
         """Log the active channels of the split."""
         self._log_active_channels("val")
 
-    def test_step(self, x: Images, batch_idx: int) -> None:
+    def test_step(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the bound and the importance-weighted log-likelihood of one batch."""
-        x = self._as_input(x)
+        x = self._input(batch, "test", dataloader_idx)
         self._evaluate("test", x)
-        log_weights = self.model.log_weights(
-            x, self.num_importance_samples, memory_budget=self.memory_budget
-        )
-        nlls = -importance_weighted_bound(log_weights)
+        nlls = -self._log_likelihood(x)
         nll = nlls.mean()
         metrics = {"test/nll": nll, "test/nll_bpd": bits_per_dim(nll, self.model.image.num_dims)}
         self.log_dict(metrics, **self._average(x))
         self._nlls.append(nlls)
+
+    def predict_step(
+        self, batch: object, batch_idx: int, dataloader_idx: int = 0
+    ) -> Float[Tensor, " batch"]:
+        """Return the importance-weighted log-likelihood of each image, in nats.
+
+        ``torch.cat(trainer.predict(module, loader))`` is that of all images, in their order.
+        """
+        return self._log_likelihood(self._input(batch, "predict", dataloader_idx))
+
+    def _log_likelihood(self, x: Images) -> Float[Tensor, " batch"]:
+        return self.model.log_likelihood(
+            x, self.num_importance_samples, memory_budget=self.memory_budget
+        )
 
     def on_test_epoch_end(self) -> None:
         """Log what is of the split as a whole, and the step, which loggers else count anew."""
@@ -91,12 +102,8 @@ class EvaluationModule(LightningModule):
         self.log("test/num_images", count.float(), sync_dist=True)
         self.log("step", float(self.global_step), sync_dist=True)
 
-    def _as_input(self, x: Images) -> Images:
-        # Of the model's number format, and laid out as convolutions are fastest.
-        return x.to(self.dtype, memory_format=torch.channels_last)
-
     def _infer(self, x: Images) -> tuple[Inference, ELBO]:
-        inference = self.model(x)
+        inference = self.model.infer(x)
         return inference, elbo(inference, x)
 
     def _means(self, stage: str, terms: ELBO) -> dict[str, Tensor]:

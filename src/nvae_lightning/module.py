@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from os import PathLike
+from textwrap import shorten
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
 from lightning.pytorch import Trainer
 from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from nvae_lightning.evaluation import EvaluationModule, Images, by_group
+from nvae_lightning.batches import Images
+from nvae_lightning.evaluation import EvaluationModule, by_group
+from nvae_lightning.hyperparameters import HYPERPARAMETERS, describe_training, restore_training
 from nvae_lightning.model import NVAE, graph
-from nvae_lightning.model.architecture import ARCHITECTURE
+from nvae_lightning.model.architecture import ARCHITECTURE, restore
 from nvae_lightning.model.normalization import mean_over_ranks
 from nvae_lightning.objective import (
     ELBO,
@@ -31,6 +36,15 @@ from nvae_lightning.objective import (
     channel_rates,
     warmup_cosine,
 )
+from nvae_lightning.published import read_content
+
+Module = TypeVar("Module", bound="NVAEModule")
+Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+
+#: The paper's settings, those that most of its datasets share.
+BALANCED = KL()
+PENALISED = Penalty()
+ADAMAX = partial(torch.optim.Adamax, lr=1e-2, eps=1e-3, weight_decay=3e-4, foreach=True)
 
 
 class _Loss(NamedTuple):
@@ -75,7 +89,9 @@ class NVAEModule(EvaluationModule):
         loss = E\left[-\log p(x|z) + \beta \sum_l \gamma_l KL_l\right]
                + \lambda \left(\sum_i s_i + \sum_j \max|\gamma_j|\right)
 
-    Source: Vahdat & Kautz 2020, Sec. 3.2 and A.
+    Source: Vahdat & Kautz 2020, Sec. 3.2 and A, whose settings are the defaults.
+
+    Batches are images in [0, 1], alone or before their labels in a tuple or list.
 
     Args:
         model: what is trained.
@@ -85,7 +101,7 @@ class NVAEModule(EvaluationModule):
         final_learning_rate: learning rate at the end of the training.
         warmup_epochs: epochs over which the learning rate rises; in trainings so short that this
             would be more than a tenth of their steps, a tenth.
-        num_importance_samples: samples per image of the test log-likelihood.
+        num_importance_samples: samples per image of the log-likelihood in tests and predictions.
         cuda_graphs: whether the loss and its gradients are computed by CUDA graphs, at less cost
             to the host: on one CUDA device, a batch per step.
 
@@ -105,11 +121,11 @@ class NVAEModule(EvaluationModule):
         self,
         model: NVAE,
         *,
-        kl: KL,
-        penalty: Penalty,
-        optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
-        final_learning_rate: int | float,
-        warmup_epochs: int | float,
+        kl: KL = BALANCED,
+        penalty: Penalty = PENALISED,
+        optimizer: Optimizer = ADAMAX,
+        final_learning_rate: int | float = 1e-4,
+        warmup_epochs: int | float = 5,
         num_importance_samples: int = 10,
         cuda_graphs: bool = False,
     ) -> None:
@@ -152,7 +168,8 @@ class NVAEModule(EvaluationModule):
         peak = optimizer.param_groups[0]["lr"]
         self.trainer.fit_loop.setup_data()  # or the number of batches may not be known yet
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        warmup_steps = min(round(self.warmup_epochs * steps_per_epoch), self.total_steps // 10)
+        # Of data without a length an epoch has infinitely many.
+        warmup_steps = round(min(self.warmup_epochs * steps_per_epoch, self.total_steps // 10))
 
         def factor(step: int) -> float:
             rate = warmup_cosine(
@@ -171,9 +188,76 @@ class NVAEModule(EvaluationModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    @_restricted_classmethod
+    def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls: type[Module],
+        checkpoint_path: str | PathLike[str],
+        map_location: torch.device | str | int | None = None,
+        *,
+        strict: bool = True,
+        weights_only: bool = True,
+        **given: Any,
+    ) -> Module:
+        """Build the module that a checkpoint was saved of, with its weights.
+
+        Model, objective and optimiser are those of the checkpoint, which is read as data: nothing
+        in it is run. Checkpoints of earlier versions do not know their objective and optimiser,
+        which are then the defaults.
+
+        Args:
+            checkpoint_path: checkpoint of a training.
+            map_location: device of the module; the CPU if None.
+            strict: whether the weights must be exactly the module's.
+            weights_only: always true: nothing else is read.
+            **given: arguments of the constructor, or of :class:`NVAE`'s, to take instead of the
+                checkpoint's, as those that are not of this package.
+
+        Raises:
+            ValueError: if there is no such checkpoint, or it is damaged or not of an NVAE.
+        """
+        if not weights_only:
+            raise ValueError(
+                "weights_only: got False, but checkpoints hold tensors and plain values, of which "
+                "nothing else is read; leave it out"
+            )
+        content = read_content(checkpoint_path)
+        try:
+            module = cls._of_content(content, strict, given)
+        except ValueError as error:
+            raise ValueError(f"'{checkpoint_path}': {error}") from error
+        return module.to("cpu" if map_location is None else map_location)
+
+    @classmethod
+    def _of_content(
+        cls: type[Module], content: object, strict: bool, given: dict[str, Any]
+    ) -> Module:
+        if not isinstance(content, dict) or not {ARCHITECTURE, "state_dict"} <= content.keys():
+            raise ValueError("it is no checkpoint of an NVAE's training; give one that is")
+        if "model" not in given:
+            description = content[ARCHITECTURE]
+            own = {name: given.pop(name) for name in list(given) if name in description}
+            given["model"] = NVAE(**restore(description, own))
+        module = cls(**restore_training(content.get(HYPERPARAMETERS), given))
+        module.on_load_checkpoint(content)
+        try:
+            found = module.load_state_dict(content["state_dict"], strict=False)
+        except RuntimeError as error:
+            reason = shorten(str(error), 300, placeholder=" ...")
+            raise ValueError(f"its weights are of another model ({reason})") from error
+        keys = {*found.missing_keys, *found.unexpected_keys}
+        # Singular vectors follow from the weights.
+        wrong = sorted(key for key in keys if not key.startswith("spectral_penalty."))
+        if strict and wrong:
+            raise ValueError(
+                f"{len(wrong)} of its weights are missing or of no use, as {wrong[0]}: give the "
+                "model that was trained, or strict=False"
+            )
+        return module
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the model is, and what a rollback has changed."""
+        """Add what the model and its training are, and what a rollback has changed."""
         checkpoint[ARCHITECTURE] = self.model.architecture
+        checkpoint[HYPERPARAMETERS] = describe_training(self)
         checkpoint["factors"] = {
             "penalty": self.penalty_factor,
             "learning_rate": self.learning_rate_factor,
@@ -187,6 +271,7 @@ class NVAEModule(EvaluationModule):
 
     def setup(self, stage: str) -> None:
         """Check that there can be CUDA graphs, if they are asked for."""
+        super().setup(stage)
         if stage == "fit" and self.cuda_graphs:
             check_cuda_graphs(self.trainer)
 
@@ -205,9 +290,9 @@ class NVAEModule(EvaluationModule):
         """Free what CUDA graphs keep, as the weights may be moved now."""
         self._graphed = None
 
-    def training_step(self, x: Images, batch_idx: int) -> Tensor:
+    def training_step(self, batch: object, batch_idx: int) -> Tensor:
         """Loss of one batch, nats per image."""
-        x = self._as_input(x)
+        x = self._input(batch, "train")
         beta = self.kl.beta(self.global_step, self.total_steps)
         weight = self.penalty_factor * annealed_penalty_weight(
             beta, initial=self.penalty.initial_weight, final=self.penalty.weight
@@ -286,9 +371,7 @@ class NVAEModule(EvaluationModule):
         return is_logging_step(self.trainer, self.global_step + 1)
 
 
-def _check_optimizer(
-    constructor: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
-) -> None:
+def _check_optimizer(constructor: Optimizer) -> None:
     """Build it once, as the training would do too late.
 
     Raises:

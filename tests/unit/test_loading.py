@@ -80,7 +80,7 @@ def train(build_nvae: BuildNVAE, tmp_path: Path) -> Train:
         )
         image = module.model.image
         shape = (16, image.channels, image.size, image.size)
-        images = torch.utils.data.DataLoader(torch.rand(shape), batch_size=8)  # pyright: ignore[reportArgumentType]
+        images = torch.utils.data.DataLoader(torch.rand(shape).round(), batch_size=8)  # pyright: ignore[reportArgumentType]
         trainer.fit(module, images, images)
         assert trainer.global_step == num_steps
         return module.model

@@ -677,7 +677,7 @@ def test_training_goes_on_from_the_lightning_checkpoint(file: Path, tmp_path: Pa
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
-    images = torch.utils.data.DataLoader(torch.rand(4, 3, 16, 16), batch_size=2)  # pyright: ignore[reportArgumentType]
+    images = torch.utils.data.DataLoader(torch.rand(4, 3, 16, 16).round(), batch_size=2)  # pyright: ignore[reportArgumentType]
     trainer.fit(module, images, images, ckpt_path=tmp_path / "output" / "last.ckpt")
     assert trainer.global_step == 2
     for name, parameter in module.model.named_parameters():

@@ -145,7 +145,7 @@ def cost_of(
         x = torch.empty(batch_size, image.channels, image.size, image.size, dtype=weights)
         if what == "train":
             with autocast:
-                inference = model.train()(x)
+                inference = model.train().infer(x)
                 loss = -elbo(inference, x).value.mean()
                 if module.spectral_penalty is not None:
                     module.spectral_penalty.converged = True

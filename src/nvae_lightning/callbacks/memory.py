@@ -34,7 +34,7 @@ class PeakMemory(Callback):
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Count, in one step and not on a GPU."""
         is_due = self._peak_bytes == 0 and trainer.global_step + 1 >= _COUNTED_STEP
@@ -43,7 +43,7 @@ class PeakMemory(Callback):
             self._counter.__enter__()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Tensor,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
         """Log at logging steps."""

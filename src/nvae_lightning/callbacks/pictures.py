@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
+from nvae_lightning.batches import images_of
 from nvae_lightning.module import NVAEModule
 
 _LEAST_SIDE = 480
@@ -72,7 +73,7 @@ class Pictures(Callback):
         self._chunk = 1
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Tensor,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
         batch_idx: int, dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Keep a few images."""
@@ -84,7 +85,7 @@ class Pictures(Callback):
             self._draw(trainer, pl_module, "val")
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Tensor,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
         batch_idx: int, dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Keep a few images."""
@@ -94,14 +95,17 @@ class Pictures(Callback):
         """Draw the finished model's."""
         self._draw(trainer, pl_module, "test")
 
-    def _keep(self, batch: Tensor, batch_idx: int, num_batches: int | float) -> None:
+    def _keep(self, batch: object, batch_idx: int, num_batches: int | float) -> None:
         """Take images from all over the split, which may be sorted by class."""
+        images = images_of(batch)
         if batch_idx == 0:
-            self._images, self._chunk = [], len(batch)
+            self._images, self._chunk = [], len(images)
+        if math.isinf(num_batches):  # a split of unknown length: take the first images
+            num_batches = 1
         num_wanted = self.num_images // 2
         stride = max(1, int(num_batches // num_wanted))
         if batch_idx % stride == 0 and len(self._images) < num_wanted:
-            self._images += batch[: math.ceil(num_wanted / num_batches)].unbind()
+            self._images += images[: math.ceil(num_wanted / num_batches)].unbind()
 
     @rank_zero_only
     def _draw(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
+from nvae_lightning.batches import images_of
 from nvae_lightning.module import NVAEModule
 
 
@@ -28,11 +28,11 @@ class Summary(Callback):
         self._first_step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Tensor,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
         """Count images."""
-        self._num_images += len(batch) * trainer.world_size
+        self._num_images += len(images_of(batch)) * trainer.world_size
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -47,14 +47,20 @@ class Summary(Callback):
         num_channels = len(active) * pl_module.model.hierarchy.latent_channels
         num_samples = pl_module.num_importance_samples
         table = Table("", "nats per image", "bits per dim", title="Test", title_justify="left")
-        table.add_row(
-            "ELBO (negative)", f"{-metrics['test/elbo']:.2f}", f"{metrics['test/bpd']:.4f}"
-        )
-        table.add_row(
-            f"NLL ({num_samples} importance samples)",
-            f"{metrics['test/nll']:.2f}",
-            f"{metrics['test/nll_bpd']:.4f}",
-        )
+        for name in metrics:
+            if name.startswith("test/elbo"):
+                loader = name.removeprefix("test/elbo")  # nothing, if there is a single one
+                label = loader.replace("/dataloader_idx_", ", loader ")
+                table.add_row(
+                    f"ELBO (negative){label}",
+                    f"{-metrics[f'test/elbo{loader}']:.2f}",
+                    f"{metrics[f'test/bpd{loader}']:.4f}",
+                )
+                table.add_row(
+                    f"NLL ({num_samples} importance samples){label}",
+                    f"{metrics[f'test/nll{loader}']:.2f}",
+                    f"{metrics[f'test/nll_bpd{loader}']:.4f}",
+                )
         console = Console()
         console.print(table)
         console.print(f"active channels  {sum(map(float, active)):.1f} of {num_channels}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
+from nvae_lightning.batches import images_of
 from nvae_lightning.module import is_logging_step
 
 
@@ -29,11 +29,11 @@ class Throughput(Callback):
         self._started, self._num_images = time.perf_counter(), 0
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Tensor,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
         """Count, and log at logging steps."""
-        self._num_images += len(batch) * trainer.world_size
+        self._num_images += len(images_of(batch)) * trainer.world_size
         if is_logging_step(trainer, trainer.global_step):
             elapsed = time.perf_counter() - self._started
             pl_module.log("train/images_per_second", self._num_images / elapsed)

@@ -106,18 +106,35 @@ def restore(
 
 
 def _restore(name: str, value: Any) -> Any:  # noqa: ANN401
+    try:
+        return restore_value(name, value, _KNOWN)
+    except LookupError as error:
+        place, constructor = error.args
+        raise ValueError(
+            f"{place} is {constructor!r}, which is not of this package: give it as "
+            f"{name}=CONSTRUCTOR"
+        ) from error
+
+
+def restore_value(name: str, value: Any, known: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Turn one described value back.
+
+    Args:
+        name: place of the value.
+        value: the data.
+        known: constructors by the names that data may give them.
+
+    Raises:
+        LookupError: if the data name another constructor; of its place and name.
+    """
     if isinstance(value, list):
-        return [_restore(name, item) for item in value]
+        return [restore_value(name, item, known) for item in value]
     if not isinstance(value, dict) or _CONSTRUCTOR not in value:
         return value
     arguments = dict(value)
     constructor = arguments.pop(_CONSTRUCTOR)
-    if constructor not in _KNOWN:
-        first = name.partition(".")[0]
-        raise ValueError(
-            f"{name} is {constructor!r}, which is not of this package: give it as "
-            f"{first}=CONSTRUCTOR"
-        )
-    kind = _KNOWN[constructor]
-    arguments = {key: _restore(f"{name}.{key}", item) for key, item in arguments.items()}
+    if constructor not in known:
+        raise LookupError(name, constructor)
+    kind = known[constructor]
+    arguments = {k: restore_value(f"{name}.{k}", v, known) for k, v in arguments.items()}
     return partial(kind, **arguments) if arguments else kind

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nvae_lightning.model.nvae import NVAE, Pixels, Temperature
+from nvae_lightning.model.likelihood import Pixels
+from nvae_lightning.model.nvae import NVAE, Temperature
 
 _NUM_WARMUP_PASSES = 3  # in which torch compiles, tunes and allocates what a capture cannot
 

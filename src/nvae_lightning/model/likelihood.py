@@ -82,7 +82,11 @@ class Likelihood(nn.Module, ABC):
 
     Attributes:
         compile_log_prob: whether log probabilities are compiled where that is worth it.
+        on_levels: whether p(x | z) is of the image's levels alone, so that other values of [0, 1]
+            are refused; a class of one's own says so if it is.
     """
+
+    on_levels = False
 
     def __init__(self, image: Image, num_logits: int) -> None:
         super().__init__()
@@ -105,6 +109,8 @@ class BernoulliLikelihood(Likelihood):
     Raises:
         ValueError: if the image has more than two levels.
     """
+
+    on_levels = True
 
     def __init__(self, image: Image) -> None:
         if image.bits != 1:
@@ -294,6 +300,8 @@ class DiscretizedLogisticMixtureLikelihood(Likelihood):
     Raises:
         ValueError: if ``num_mixtures`` is below 1.
     """
+
+    on_levels = True
 
     def __init__(
         self,

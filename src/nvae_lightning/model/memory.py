@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -56,3 +57,30 @@ def peak_bytes(function: Callable[[], object]) -> int:
     with LiveBytes() as mode:
         function()
     return mode.peak
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes per image that evaluating takes: feature maps that are held, and what passes make."""
+
+    features: int
+    bottom_up: int
+    top_down: int
+
+    @property
+    def needed(self) -> int:
+        """What one image takes."""
+        return max(self.bottom_up, self.features + self.top_down)
+
+    def most_images(self, budget: int) -> int:
+        """How many images may be looked at together."""
+        if budget < self.needed:
+            raise ValueError(
+                f"memory_budget must be at least {self.needed:,} bytes, which one image takes, "
+                f"got {budget:,}"
+            )
+        return budget // self.needed
+
+    def most_draws(self, budget: int, num_images: int) -> int:
+        """How many draws for that many images may be made together."""
+        return (budget - self.features * num_images) // self.top_down

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,8 +19,9 @@ from nvae_lightning.model.distributions import Inference, importance_weighted_bo
 from nvae_lightning.model.encoder import Encoder
 from nvae_lightning.model.hierarchy import Hierarchy, Image
 from nvae_lightning.model.hub import PretrainedMixin
-from nvae_lightning.model.likelihood import Likelihood, PixelDistribution, Pixels
-from nvae_lightning.model.memory import peak_bytes
+from nvae_lightning.model.images import check_dtype, check_shape, check_values
+from nvae_lightning.model.likelihood import Likelihood, PixelDistribution
+from nvae_lightning.model.memory import Cost, peak_bytes
 
 Latents = Sequence[FeatureMap]
 Temperature = float | Sequence[float]
@@ -143,25 +143,50 @@ class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nva
         """(channel, height, width) of every latent group."""
         return self.decoder.latent_shapes
 
-    def forward(self, x: Pixels, noise: Latents | None = None) -> Inference:
+    def forward(self, x: Tensor, noise: Latents | None = None) -> Inference:
         """Infer the latents of images.
 
         Args:
-            x: images in [0, 1]; padding is added unless they have it.
+            x: images in [0, 1], padded or not.
             noise: one standard-normal tensor per group, drawn if None.
+
+        Raises:
+            ValueError: if the images have another shape or dtype, or values outside [0, 1].
         """
+        self.check_images(x, on_levels=False)
+        return self.infer(x, noise)
+
+    def infer(self, x: Tensor, noise: Latents | None = None) -> Inference:
+        """As calling the model, without the check of the values, which waits for the device."""
         return self._infer(self._features(x), len(x), noise)
 
-    def _features(self, x: Pixels) -> list[FeatureMap]:
-        padded = self.image.pad(x)
-        side = self.image.padded_size
-        if padded.shape[1:] != (self.image.channels, side, side):
-            expected = (self.image.channels, self.image.size, self.image.size)
-            raise ValueError(
-                f"the model is for images of (channel, height, width) {expected}, "
-                f"got {tuple(x.shape[1:])}"
-            )
-        return self.encoder(padded)
+    def check_images(
+        self,
+        x: object,
+        *,
+        on_levels: bool | None = None,
+        finite: bool = True,
+        name: str = "images",
+    ) -> None:
+        """Check that images are what the model takes.
+
+        Args:
+            x: batch of images.
+            on_levels: whether values must be on the levels; if None as the likelihood says.
+            finite: whether values that are not finite are refused.
+            name: subject of the message.
+
+        Raises:
+            ValueError: if their shape, dtype or values are others.
+        """
+        x = check_shape(x, self.image, name)
+        if isinstance(self.likelihood, Likelihood):  # else it alone knows its range
+            on_levels = self.likelihood.on_levels if on_levels is None else on_levels
+            check_values(x, self.image, on_levels=on_levels, finite=finite, name=name)
+
+    def _features(self, x: Tensor) -> list[FeatureMap]:
+        check_dtype(check_shape(x, self.image), next(self.parameters()).dtype)
+        return self.encoder(self.image.pad(x))
 
     def _infer(
         self, features: list[FeatureMap], batch_size: int, noise: Latents | None = None
@@ -190,8 +215,8 @@ class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nva
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         return self._decode(num_samples, (), temperature, noise)
 
-    def encode(self, x: Pixels) -> list[FeatureMap]:
-        """Draw z of every group from the posterior, coarsest first."""
+    def encode(self, x: Tensor) -> list[FeatureMap]:
+        """Draw z of every group from the posterior, coarsest first; takes what a call takes."""
         return [latent.z for latent in self(x).latents]
 
     def decode(
@@ -291,7 +316,7 @@ class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nva
     @torch.no_grad()
     def log_weights(
         self,
-        x: Pixels,
+        x: Tensor,
         num_samples: int,
         *,
         num_inferred: int | None = None,
@@ -317,7 +342,7 @@ class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nva
                 None 128 MiB on a CPU and 4 GiB elsewhere, or as many as one image takes.
 
         Raises:
-            ValueError: if a number is out of range or the budget too small for one image.
+            ValueError: if a number, the budget or the images are out of range.
         """
         num_groups = self.hierarchy.num_groups
         num_inferred = num_groups if num_inferred is None else num_inferred
@@ -328,6 +353,7 @@ class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nva
                 f"num_inferred must be from 0 to the number of groups, {num_groups}, "
                 f"got {num_inferred}"
             )
+        self.check_images(x)
         cost = self._measure(x)
         if memory_budget is None:
             usual = _CPU_MEMORY_BUDGET if x.device.type == "cpu" else _GPU_MEMORY_BUDGET
@@ -349,53 +375,26 @@ class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nva
         return torch.cat(log_weights, 1)
 
     def log_likelihood(
-        self, x: Pixels, num_samples: int, *, memory_budget: int | None = None
+        self, x: Tensor, num_samples: int, *, memory_budget: int | None = None
     ) -> Float[Tensor, " batch"]:
         """Estimate log p(x) from below by importance sampling, in nats per image.
 
         See :meth:`log_weights`. With one sample it is the estimate of the ELBO.
 
         Raises:
-            ValueError: if ``num_samples`` is below 1, or the budget too small for one image.
+            ValueError: as :meth:`log_weights`.
         """
         return importance_weighted_bound(
             self.log_weights(x, num_samples, memory_budget=memory_budget)
         )
 
-    def _measure(self, x: Pixels) -> _Cost:
+    def _measure(self, x: Tensor) -> Cost:
         """Measure on one image what passes take, without touching random numbers."""
         image = x[:1]
         features = self._features(image)
         noise = [x.new_zeros(1, *shape) for shape in self.latent_shapes]
-        return _Cost(
+        return Cost(
             features=sum(feature.nbytes for feature in features),
             bottom_up=peak_bytes(lambda: self._features(image)),
             top_down=peak_bytes(lambda: self._infer(features, 1, noise).log_weight(image)),
         )
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """Bytes per image that evaluating takes: feature maps that are held, and what passes make."""
-
-    features: int
-    bottom_up: int
-    top_down: int
-
-    @property
-    def needed(self) -> int:
-        """What one image takes."""
-        return max(self.bottom_up, self.features + self.top_down)
-
-    def most_images(self, budget: int) -> int:
-        """How many images may be looked at together."""
-        if budget < self.needed:
-            raise ValueError(
-                f"memory_budget must be at least {self.needed:,} bytes, which one image takes, "
-                f"got {budget:,}"
-            )
-        return budget // self.needed
-
-    def most_draws(self, budget: int, num_images: int) -> int:
-        """How many draws for that many images may be made together."""
-        return (budget - self.features * num_images) // self.top_down

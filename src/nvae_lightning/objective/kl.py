@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nvae_lightning.model import Hierarchy, Latent
 from nvae_lightning.model.normalization import mean_over_ranks
+from nvae_lightning.objective.schedules import kl_warmup
 
 
 def size_factor(hierarchy: Hierarchy, growth: float = 4.0) -> Float[Tensor, " group"]:
@@ -93,7 +94,7 @@ def active_channels(
 
 @dataclass(frozen=True)
 class KL:
-    """How the KL of the groups enters the loss.
+    """How the KL of the groups enters the loss; by default as in the paper.
 
     Args:
         beta: weight of the KL term at a step of so many: ``beta(step, total_steps)``.
@@ -103,8 +104,8 @@ class KL:
         ValueError: if a number of the schedule is out of range.
     """
 
-    beta: Callable[[int, int], float]
-    size_factor: Callable[[Hierarchy], Tensor] | None = None
+    beta: Callable[[int, int], float] = kl_warmup
+    size_factor: Callable[[Hierarchy], Tensor] | None = size_factor
 
     def __post_init__(self) -> None:
         self.beta(0, 1)  # its numbers are checked now, not when the training has begun

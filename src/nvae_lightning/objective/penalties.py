@@ -120,7 +120,7 @@ def bn_scale_penalty(model: nn.Module) -> Float[Tensor, ""]:
 
 @dataclass(frozen=True)
 class Penalty:
-    """Which penalties are added to the loss, and how much they weigh.
+    """Which penalties are added to the loss, and how much they weigh; by default as in the paper.
 
     Args:
         weight: λ, in nats per unit of penalty.
@@ -132,7 +132,7 @@ class Penalty:
         ValueError: if a weight is out of range.
     """
 
-    weight: float
+    weight: float = 0.01
     initial_weight: float | None = None
     spectral: bool = True
     bn_scale: bool = True

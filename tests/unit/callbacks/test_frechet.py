@@ -180,7 +180,7 @@ def test_training_images_are_looked_at_once(measure: Measure) -> None:
         (Projection(seed=1), {}),
         (nn.Sequential(Projection()), {}),
         (Projection(), {"seed": 1}),
-        (Projection(), {"bits": 5}),
+        (Projection(), {"bits": 4}),
         (Projection(), {"bits": 1, "binarize": True}),
     ],
 )
