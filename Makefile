@@ -5,13 +5,14 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install lint types test test-slow train check clean
+.PHONY: help install lint types test test-slow test-lowest train check clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.dev ## Install the package, editable, with the development tools into .venv
 
@@ -29,6 +30,11 @@ test: $(VENV)/.dev ## Run the quick tests; ARGS="-k kl" goes to pytest, WORKERS=
 test-slow: $(VENV)/.dev ## Run the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
 
+# Old versions meet newer ones of what they depend on, which deprecate what they use.
+test-lowest: $(LOWEST)/.dev ## Run the quick tests with the oldest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not slow" \
+		-W ignore::DeprecationWarning -W ignore::FutureWarning $(ARGS)
+
 train: $(VENV)/.runtime ## Train; ARGS="dataset=mnist model=tiny" goes to Hydra
 	$(BIN)/python -m nvae_lightning.train $(ARGS)
 
@@ -38,7 +44,7 @@ clean: ## Delete caches and builds; .venv and the runs stay
 	rm -rf build dist .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# uv is quick; pip does the same where uv cannot be had or fails.
+# uv is quick; pip does the same where uv is not available or fails.
 define install
 @echo "Installing $(1) into $(VENV)"
 @{ $(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
@@ -50,6 +56,13 @@ endef
 $(VENV)/.dev: pyproject.toml | $(VENV)/.created
 	$(call install,.[dev])
 	@touch $(VENV)/.runtime $@
+
+# The resolver would take a newer version of datasets, as it settles on the newest fsspec first.
+$(LOWEST)/.dev: pyproject.toml | $(VENV)/.dev
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+		--editable '.[dev]' 'datasets==4.0.*'
+	@touch $@
 
 $(VENV)/.runtime: pyproject.toml | $(VENV)/.created
 	$(call install,.)

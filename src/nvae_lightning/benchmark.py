@@ -45,6 +45,7 @@ from nvae_lightning.cli import (
 )
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.environment import device_name, version
+from nvae_lightning.files import whole_file, write_text
 from nvae_lightning.model import GraphedSampler
 from nvae_lightning.settings import check_type, check_types
 from nvae_lightning.train import build_module, build_trainer, save_config
@@ -268,10 +269,11 @@ def measure(configs: list[DictConfig], labels: list[str], run_dir: Path) -> list
 def keep_trace(work: Work, run_dir: Path, name: str) -> None:
     """Write a trace of two steps for chrome://tracing, and a table of what took longest."""
     profiled = profile_steps(work)
-    profiled.export_chrome_trace(str(run_dir / f"{name}.json"))
+    with whole_file(run_dir / f"{name}.json") as partial:
+        profiled.export_chrome_trace(str(partial))
     order = "self_cpu_time_total" if work.device.type == "cpu" else "self_device_time_total"
     table = profiled.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=80)
-    (run_dir / f"{name}.txt").write_text(table, encoding="utf-8")
+    write_text(run_dir / f"{name}.txt", table)
 
 
 def table_of(what: str, results: list[Result]) -> Table:
@@ -315,7 +317,7 @@ def report(config: DictConfig, results: list[Result], run_dir: Path) -> None:
         "ratio": ratio,
     }
     file = run_dir / "benchmark.json"
-    file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(found, indent=2) + "\n")
     if job.mode is RunMode.MULTIRUN:  # all jobs of a sweep in one file, too
         with (Path(job.sweep.dir) / "benchmark.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(found) + "\n")

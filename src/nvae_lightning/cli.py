@@ -30,12 +30,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
 
 from nvae_lightning.callbacks import DivergedError
 from nvae_lightning.data import AllImages, ImageDataModule
 from nvae_lightning.loading import find_checkpoint, load_model
 from nvae_lightning.model import NVAE
 from nvae_lightning.settings import check_type, check_types
+from nvae_lightning.system_errors import describe_system_error
 
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parents[1]
@@ -126,7 +128,7 @@ _SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 class one_line_errors(ContextDecorator):
-    """Turn errors of a user's settings into one line and exit status 1.
+    """Turn errors of a user's settings, and of the system, into one line and exit status 1.
 
     In a sweep they end the job alone, and the sweep when all jobs have ended.
     ``HYDRA_FULL_ERROR=1`` shows the traceback instead. It holds nothing, so that launchers can
@@ -147,11 +149,17 @@ class one_line_errors(ContextDecorator):
             MisconfigurationException,
             OmegaConfBaseException,
         )
-        if not isinstance(error, expected) or _SHOW_TRACEBACKS:
+        if _SHOW_TRACEBACKS:
             return
         if getattr(error, "is_told", False):
             sys.exit(1)
-        line = f"error: {_describe(error)}"
+        if isinstance(error, expected):
+            message = _describe(error, _run_dir(trace))
+        elif (message := describe_system_error(error, _run_dir(trace))) is None:
+            return
+        line = f"error: {message}"
+        if len(getattr(tqdm, "_instances", ())):  # progress bars, which leave their line open
+            print(file=sys.stderr)
         if not (HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN):
             sys.exit(line)
         # Hydra goes on with the other jobs and raises it again at the end. Until then the frames
@@ -257,11 +265,18 @@ def run(command: Callable[[], Any]) -> None:
         sys.argv.append("--resolve")  # interpolations say nothing to a reader
     # Hydra then lets every error through to here instead of printing it in its own way.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with one_line_errors():
-        command()
+    try:
+        with one_line_errors():
+            command()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            # The line is the last: what is left half made, such as torch's workers, would
+            # add tracebacks as it is deleted.
+            sys.unraisablehook = lambda _: None
+        raise
 
 
-def _describe(error: BaseException) -> str:
+def _describe(error: BaseException, run_dir: str | None) -> str:
     """Describe what the user did wrong, not how we came to notice."""
     place = ""
     while isinstance(error, InstantiationException):
@@ -271,9 +286,24 @@ def _describe(error: BaseException) -> str:
         if error.__cause__ is None:
             break
         error = error.__cause__
+    if isinstance(error, OSError):
+        return place + str(describe_system_error(error, run_dir))
     message, _, _ = str(error).partition("Config search path:")
     message = " ".join(message.split())
     return place + message + _given(place.partition(":")[0], message)
+
+
+def _run_dir(trace: TracebackType | None) -> str | None:
+    """Return the folder of the run in which an error was raised; it may not be there."""
+    if HydraConfig.initialized():
+        runtime = HydraConfig.get().runtime
+        return None if OmegaConf.is_missing(runtime, "output_dir") else runtime.output_dir
+    # Hydra makes the folder and its own files before the command starts, and keeps no config
+    # when that fails.
+    for frame, _ in traceback.walk_tb(trace):
+        if frame.f_code.co_name == "run_job":
+            return os.path.abspath(frame.f_locals["output_dir"])
+    return None
 
 
 def _given(key: str, message: str) -> str:

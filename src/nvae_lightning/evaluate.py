@@ -28,6 +28,7 @@ from nvae_lightning.cli import (
     training_data,
 )
 from nvae_lightning.evaluation import EvaluationModule
+from nvae_lightning.files import write_text
 from nvae_lightning.model import NVAE, Compute, DiscretizedLogisticMixtureLikelihood
 from nvae_lightning.model.decoder import FirstGroup
 from nvae_lightning.settings import check_type
@@ -99,7 +100,7 @@ def report(results: dict[str, Any], model: NVAE, folder: Path) -> None:
     )
     figures.write(figure, folder / "rate_per_group.png")
     file = folder / "evaluation.json"
-    file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(results, indent=2) + "\n")
     print(
         f"NLL {results['nll_nats']:.2f} ± {results['nll_standard_error']:.2f} nats "
         f"({results['nll_bpd']:.4f} bits per dim, {results['num_importance_samples']} importance "

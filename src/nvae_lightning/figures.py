@@ -17,13 +17,21 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from nvae_lightning.files import whole_file
+
 _MOST_COLUMNS = 1000  # of a heat map: about its pixels
+_MOST_IN_LEGEND = 10  # lines whose colours can be distinguished
 _LEAST_RATE = 1e-2  # nats: what lies below is of one colour, and no information
 
 
 def write(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
-    FigureCanvasAgg(figure).print_png(path)
+    """Write a figure as PNG, whatever Matplotlib's backend is.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with whole_file(path) as partial:
+        FigureCanvasAgg(figure).print_png(partial)
 
 
 def rate_per_group(
@@ -60,23 +68,34 @@ def rate_per_group(
 def lines_per_group(steps: Sequence[int], rates: Sequence[Sequence[float]]) -> Figure:
     """Draw the rate of every group over the training, as the paper's Fig. 5b does.
 
+    Up to ten groups are named in a legend, more by a colour bar.
+
     Args:
         steps: of the training, rising.
         rates: nats per image at each of them, coarsest group first.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
+    num_groups = len(rates[0])
+    has_legend = num_groups <= _MOST_IN_LEGEND
+    # Beside the lines of a legend, the lightest yellow would hardly be seen on white.
+    scale = Normalize(0, num_groups if has_legend else num_groups - 1)
     colours = mpl.colormaps["viridis"]
-    scale = Normalize(0, max(len(rates[0]) - 1, 1))
     marker = "o" if len(steps) == 1 else ""
     for group, values in enumerate(zip(*rates, strict=True)):
-        axes.plot(steps, values, color=colours(scale(group)), linewidth=1.2, marker=marker)
+        colour = colours(scale(group))
+        axes.plot(steps, values, color=colour, linewidth=1.2, marker=marker, label=f"{group}")
     axes.set(xlabel="training step", ylabel="KL per group (nats)")
     # KL starts hundreds of times higher than it ends, and flows' estimates may be negative.
     axes.set_yscale("symlog", linthresh=1.0)
     axes.grid(alpha=0.3)
-    bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, ticks=MaxNLocator(integer=True))
-    bar.set_label("group, coarsest (0) to finest")
+    label = "group, coarsest (0) to finest"
+    if has_legend:
+        columns = min(5, num_groups)
+        axes.legend(title=label, ncols=columns, fontsize=8, title_fontsize=8)
+    else:
+        ticks = MaxNLocator(integer=True)
+        figure.colorbar(ScalarMappable(scale, colours), ax=axes, ticks=ticks, label=label)
     return figure
 
 
@@ -141,13 +160,18 @@ def _largest(values: Tensor, least: float) -> float:
 
 
 def most_and_least_likely(
-    images: Callable[[Tensor], Tensor], log_likelihood: Tensor, *, num_each: int = 20
+    images: Callable[[Tensor], Tensor],
+    log_likelihood: Tensor,
+    *,
+    binarized: bool = False,
+    num_each: int = 20,
 ) -> Figure:
     """Draw the most and the least likely images, from the most to the least.
 
     Args:
         images: given indices, returns images (count, channel, height, width) in [0, 1].
         log_likelihood: nats of each.
+        binarized: whether the images' pixels were made binary, which the titles then say.
         num_each: how many of both, at most half of all.
     """
     order = log_likelihood.argsort(descending=True)
@@ -160,7 +184,8 @@ def most_and_least_likely(
         grid = make_grid(images(chosen).float().cpu(), nrow=10, padding=1, pad_value=1.0)
         axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
         first, last = (float(log_likelihood[chosen[index]]) for index in (0, -1))
-        axes.set_title(f"{title}: {first:,.1f} to {last:,.1f} nats", fontsize=10)
+        note = " (images binarised for the model)" if binarized else ""
+        axes.set_title(f"{title}{note}: {first:,.1f} to {last:,.1f} nats", fontsize=10)
         axes.set_axis_off()
     return figure
 
@@ -234,33 +259,31 @@ class Comparison:
 
 
 def measured_beside_published(comparisons: Sequence[Comparison]) -> Figure:
-    """Draw a panel per quantity: what is measured on the left axis, the published on the right.
+    """Draw a pair of panels per quantity: what is measured and, beside it, what is published.
 
-    The axes differ as budgets do; it is the order of the rows that can be compared.
+    Each has a scale of its own, as budgets differ; it is the order of the rows that can be
+    compared.
     """
-    num_columns = min(3, len(comparisons))
+    num_columns = min(2, len(comparisons))
     num_rows = -(-len(comparisons) // num_columns)
-    figure = Figure(figsize=(4.4 * num_columns, 3.4 * num_rows), layout="constrained")
-    all_axes = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
-    for axes in all_axes[len(comparisons) :]:
-        axes.set_axis_off()
-    for axes, panel in zip(all_axes, comparisons, strict=False):
-        places = range(len(panel.labels))
-        bars = [0.0 if error != error else error for error in panel.errors]
-        left, right = "tab:blue", "tab:orange"
-        beside = [place - 0.08 for place in places]
-        axes.errorbar(beside, panel.measured, bars, fmt="o", color=left, capsize=3)
-        axes.set_title(panel.title, fontsize=10)
-        many = {"rotation": 20, "ha": "right"} if len(panel.labels) > 3 else {}
-        axes.set_xticks(places, panel.labels, fontsize=8, **many)
-        axes.set_xlim(-0.5, len(panel.labels) - 0.5)
-        axes.set_ylabel("measured here", color=left, fontsize=8)
-        axes.tick_params("y", colors=left, labelsize=8)
+    figure = Figure(figsize=(6.4 * num_columns, 3.6 * num_rows), layout="constrained")
+    places = figure.subfigures(num_rows, num_columns, squeeze=False).flatten()
+    for place, panel in zip(places, comparisons, strict=False):
+        place.suptitle(panel.title, fontsize=10)
+        sides = [("measured here", panel.measured, panel.errors, "o", "tab:blue")]
         if any(value == value for value in panel.published):
-            other = axes.twinx()
-            other.plot([place + 0.08 for place in places], panel.published, "D", color=right)
-            other.set_ylabel("in the paper", color=right, fontsize=8)
-            other.tick_params("y", colors=right, labelsize=8)
+            none = [0.0] * len(panel.published)
+            sides.append(("in the paper", panel.published, none, "D", "tab:orange"))
+        all_axes = place.subplots(1, len(sides), squeeze=False).flatten()
+        for axes, (title, values, errors, marker, colour) in zip(all_axes, sides, strict=True):
+            bars = [0.0 if error != error else error for error in errors]
+            rows = range(len(panel.labels))
+            axes.errorbar(rows, values, bars, fmt=marker, color=colour, capsize=3)
+            axes.set_title(title, color=colour, fontsize=9)
+            axes.set_xticks(rows, panel.labels, fontsize=8, rotation=25, ha="right")
+            axes.set_xlim(-0.5, len(panel.labels) - 0.5)
+            axes.tick_params("y", labelsize=8)
+            axes.grid(axis="y", alpha=0.3)
     return figure
 
 

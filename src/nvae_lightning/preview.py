@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, run
 from nvae_lightning.data.overview import draw_overview
+from nvae_lightning.files import whole_file
 from nvae_lightning.settings import check_types
 
 NUM_IMAGES = 1000  # per split, for the histogram
@@ -49,7 +50,8 @@ def main(config: DictConfig) -> None:
     output = Path(config.output)
     figure = draw_overview(pictures, title, num_levels=2**image.bits)
     try:
-        figure.savefig(output, dpi=100)
+        with whole_file(output) as partial:
+            figure.savefig(partial, dpi=100)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from nvae_lightning import figures, reporting
 from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, run
+from nvae_lightning.files import write_text
 from nvae_lightning.reporting import Layout, Run, as_layout, report
 from nvae_lightning.settings import check_type
 
@@ -96,7 +97,7 @@ def main(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictConfig's
         allow_different_budgets=config.allow_different_budgets,
     )
     figures.write(figures.measured_beside_published(made.comparisons), run_dir / "report.png")
-    (run_dir / "report.md").write_text(made.markdown, encoding="utf-8")
+    write_text(run_dir / "report.md", made.markdown)
     print(made.markdown)
     print(f"written: '{run_dir / 'report.md'}' and report.png")
 

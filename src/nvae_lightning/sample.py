@@ -28,6 +28,7 @@ from nvae_lightning.cli import (
     training_data,
 )
 from nvae_lightning.data import ImageDataModule
+from nvae_lightning.files import whole_file
 from nvae_lightning.loading import find_checkpoint
 from nvae_lightning.model import NVAE, Compute
 from nvae_lightning.sampling import Settings, cached_recalibration
@@ -138,9 +139,11 @@ def main(config: DictConfig) -> None:
         drawing = instantiate(config.mode)(settings)
     mode = HydraConfig.get().runtime.choices["mode"]
     picture, numbers = run_dir / f"{mode}.png", run_dir / f"{mode}.npz"
-    to_pil_image(grid(drawing.images, drawing.num_columns)).save(picture)
+    with whole_file(picture) as partial:
+        to_pil_image(grid(drawing.images, drawing.num_columns)).save(partial)
     pixels = as_bytes(drawing.images).permute(0, 2, 3, 1).cpu().numpy()
-    np.savez_compressed(numbers, images=pixels)
+    with whole_file(numbers) as partial:
+        np.savez_compressed(partial, images=pixels)
     print(f"{len(pixels)} images in '{picture}' and {numbers.name}")
 
 

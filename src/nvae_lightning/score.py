@@ -31,6 +31,7 @@ from nvae_lightning.cli import (
     training_data,
 )
 from nvae_lightning.data import AllImages, ImageDataModule
+from nvae_lightning.files import whole_file, write_text
 from nvae_lightning.model import NVAE
 from nvae_lightning.objective import bits_per_dim
 from nvae_lightning.settings import check_type, check_types
@@ -60,7 +61,7 @@ def write_table(
 ) -> None:
     """Write a row per image: its name, log-likelihood in nats, bits per dim, and LLR>k."""
     num_dims = module.model.image.num_dims
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         first, *ratios = module.names
         writer.writerow(["image", first, "bpd", *ratios])
@@ -111,7 +112,7 @@ def main(config: DictConfig) -> None:
     def shown(indices: Tensor) -> Tensor:
         return datamodule.to_input(datamodule.test_set.__getitems__(indices.tolist()), train=False)
 
-    figure = figures.most_and_least_likely(shown, scores[:, 0])
+    figure = figures.most_and_least_likely(shown, scores[:, 0], binarized=datamodule.binarize)
     figures.write(figure, run_dir / "most_and_least_likely.png")
     likelihood = scores[:, 0].mean()
     print(f"log-likelihood {likelihood:.2f} nats on average, {len(scores):,} images")
@@ -132,7 +133,7 @@ def main(config: DictConfig) -> None:
         "num_reference_images": len(known),
         "num_importance_samples": config.num_importance_samples,
     }
-    (run_dir / "auroc.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_text(run_dir / "auroc.json", json.dumps(results, indent=2) + "\n")
     print("AUROC " + ", ".join(f"{k} {v:.4f}" for k, v in results["auroc"].items()))
     print(f"written: '{run_dir / 'auroc.json'}', reference_scores.csv and histograms.png")
 

@@ -34,6 +34,7 @@ from nvae_lightning.cli import (
     run,
 )
 from nvae_lightning.environment import device_name, version
+from nvae_lightning.files import whole_file
 from nvae_lightning.module import NVAEModule, check_cuda_graphs
 from nvae_lightning.settings import check_type, check_types
 
@@ -135,9 +136,8 @@ def run_id(run_dir: Path, *, resumed: bool) -> str:
 @rank_zero_only
 def save_config(resolved: dict[Any, Any], path: Path) -> None:
     """Write the settings, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    OmegaConf.save(OmegaConf.create(resolved), partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        OmegaConf.save(OmegaConf.create(resolved), partial)
 
 
 def build_module(config: DictConfig) -> NVAEModule:

@@ -55,6 +55,10 @@ def pretended(nvae: NVAE) -> Iterator[NVAE]:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
 
     with FakeTensorMode():
+        try:
+            empty(torch.ones(1, 2, 2, 2)).contiguous(memory_format=torch.channels_last)
+        except RuntimeError:  # of older versions, which some operations abort, too
+            pytest.skip("this version of torch cannot pretend without a CUDA device")
         for module in nvae.modules():
             for name, weight in module.named_parameters(recurse=False):
                 module.register_parameter(name, nn.Parameter(empty(weight)))

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -78,3 +79,36 @@ def test_lines_are_those_of_the_groups() -> None:
         [1.0, 4.0], [2.0, 5.0], [3.0, -0.1]
     ]  # fmt: skip
     assert all(list(np.asarray(line.get_xdata())) == [5, 10] for line in lines)
+
+
+def test_up_to_ten_groups_have_a_legend_and_more_a_colour_bar() -> None:
+    few, many = (figures.lines_per_group([1, 2], [[1.0] * n, [2.0] * n]) for n in (10, 11))
+    (axes,) = few.axes
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [str(n) for n in range(10)]
+    assert len({line.get_color() for line in axes.lines}) == 10
+    assert len(many.axes) == 2  # the colour bar's, too
+    assert many.axes[0].get_legend() is None
+
+
+def test_measured_and_published_have_panels_of_their_own() -> None:
+    both = figures.Comparison("NLL", ["a", "b"], [6.0, 5.0], [0.1, math.nan], [3.3, 3.2])
+    alone = figures.Comparison(
+        "memory", ["a", "b"], [1.0, math.nan], [math.nan] * 2, [math.nan] * 2
+    )
+    figure = figures.measured_beside_published([both, alone])
+    assert [axes.get_title() for axes in figure.axes] == [
+        "measured here", "in the paper", "measured here"
+    ]  # fmt: skip
+    drawn = [list(np.asarray(axes.lines[0].get_ydata())) for axes in figure.axes]
+    assert drawn[:2] == [[6.0, 5.0], [3.3, 3.2]]
+    assert figure.subfigs[0].get_suptitle() == "NLL"
+
+
+@pytest.mark.parametrize("binarized", [True, False])
+def test_pictures_of_likely_images_say_whether_they_were_binarised(binarized: bool) -> None:
+    figure = figures.most_and_least_likely(
+        lambda indices: torch.zeros(len(indices), 1, 4, 4), torch.arange(6.0), binarized=binarized
+    )
+    assert [("binarised" in axes.get_title()) for axes in figure.axes] == [binarized] * 2

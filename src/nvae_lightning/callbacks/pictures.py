@@ -15,6 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
 from nvae_lightning.batches import images_of
+from nvae_lightning.files import whole_file
 from nvae_lightning.module import NVAEModule
 
 _LEAST_SIDE = 480
@@ -100,12 +101,14 @@ class Pictures(Callback):
         images = images_of(batch)
         if batch_idx == 0:
             self._images, self._chunk = [], len(images)
-        if math.isinf(num_batches):  # a split of unknown length: take the first images
-            num_batches = 1
         num_wanted = self.num_images // 2
-        stride = max(1, int(num_batches // num_wanted))
-        if batch_idx % stride == 0 and len(self._images) < num_wanted:
-            self._images += images[: math.ceil(num_wanted / num_batches)].unbind()
+        if math.isinf(num_batches):  # a split of unknown length: take the first images
+            count = num_wanted - len(self._images)
+        else:  # as many as bring those of the batches so far to their share
+            share = num_wanted / num_batches
+            count = int((batch_idx + 1) * share) - int(batch_idx * share)
+        if count := min(count, len(images)):
+            self._images += images[torch.linspace(0, len(images) - 1, count).long()].unbind()
 
     @rank_zero_only
     def _draw(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -132,5 +135,6 @@ class Pictures(Callback):
         pairs = torch.stack([images, reconstructions], 1).flatten(0, 1)
         for name, pictures in (("samples", samples), ("reconstructions", pairs)):
             picture = to_pil_image(grid(pictures, num_columns=8))
-            picture.save(Path(trainer.default_root_dir) / f"{name}.png")
+            with whole_file(Path(trainer.default_root_dir) / f"{name}.png") as partial:
+                picture.save(partial)
             log_picture(trainer, f"{stage}/{name}", picture)

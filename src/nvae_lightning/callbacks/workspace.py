@@ -8,6 +8,8 @@ from pathlib import Path
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
+from nvae_lightning.files import write_text
+
 _STEP = "trainer/global_step"  # as Lightning's logger names it
 _TIME = "RelativeTime(Process)"
 
@@ -86,7 +88,7 @@ def build_workspace(entity: str, project: str, name: str) -> ws.Workspace:
 def write_workspace(workspace: ws.Workspace, path: Path) -> None:
     """Write what would be saved at W&B as JSON."""
     text = json.dumps(workspace._spec, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def save_workspace(workspace: ws.Workspace) -> None:

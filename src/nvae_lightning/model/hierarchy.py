@@ -215,9 +215,11 @@ class Hierarchy:
         """Raise ValueError if the scales cannot divide ``image``."""
         coarsest = self.scales[0].downsample
         if image.padded_size % coarsest:
+            below = image.size - image.padded_size % coarsest
+            nearest = f"{below} and {below + coarsest}" if below > 0 else f"{below + coarsest}"
             raise ValueError(
                 f"image.size {image.size} (padded to {image.padded_size}) cannot be divided by "
                 f"{coarsest}, as {len(self.scales)} scales with a finest downsample of "
-                f"{self.scales[-1].downsample} need: choose another image.size or image.padding, "
-                "or fewer scales"
+                f"{self.scales[-1].downsample} require: choose another image.size (nearest: "
+                f"{nearest}), another image.padding or fewer scales"
             )

@@ -135,5 +135,19 @@ def test_scales_that_do_not_divide_the_image_are_refused() -> None:
         hierarchy.check(Image(channels=1, size=6, bits=1))
 
 
+@pytest.mark.parametrize(
+    ("image", "nearest"),
+    [
+        (Image(channels=1, size=30, bits=1), "nearest: 28 and 32"),
+        (Image(channels=1, size=30, bits=1, padding=2), "nearest: 28 and 32"),
+        (Image(channels=1, size=2, bits=1), "nearest: 4"),
+    ],
+)
+def test_the_nearest_sizes_that_the_scales_divide_are_named(image: Image, nearest: str) -> None:
+    hierarchy = Hierarchy.doubling(channels=4, num_groups=[1, 1], downsample=2, latent_channels=2)
+    with pytest.raises(ValueError, match=f"{nearest}\\)"):
+        hierarchy.check(image)
+
+
 def test_number_of_halvings_is_the_binary_logarithm() -> None:
     assert [Scale(d, 1, 1).num_halvings for d in (1, 2, 4, 32)] == [0, 1, 2, 5]
