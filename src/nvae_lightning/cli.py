@@ -269,9 +269,7 @@ def run(command: Callable[[], Any]) -> None:
         with one_line_errors():
             command()
     except SystemExit as end:
-        if isinstance(end.code, str):
-            # The line is the last: what is left half made, such as torch's workers, would
-            # add tracebacks as it is deleted.
+        if isinstance(end.code, str):  # what is half made would add tracebacks as it is deleted
             sys.unraisablehook = lambda _: None
         raise
 
