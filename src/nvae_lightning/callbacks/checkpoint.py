@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from nvae_lightning.archive import damage
 
 LAST = "last.ckpt"
+_NAME = re.compile(r"step(\d+)\.ckpt")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -93,10 +95,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def step_of(path: Path) -> int:
+    """Return the optimiser steps behind a checkpoint; -1 if neither its name nor it says.
+
+    Its time says nothing: clocks are set back, and a copy is newer than what it is a copy of.
+    """
+    if named := _NAME.fullmatch(path.name):
+        return int(named[1])
+    try:
+        return int(
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        )
+    except Exception:  # pickle's own errors are of many kinds
+        return -1
+
+
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint of a folder, and warn of newer ones that are not."""
+    """Return the whole checkpoint of the most steps, and warn of later ones that are damaged."""
     paths = {path.resolve() for path in folder.glob("*.ckpt") if path.exists()}
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    # Of copies, the one that is named by its step.
+    order = {path: (step_of(path), _NAME.fullmatch(path.name) is not None) for path in paths}
+    for path in sorted(paths, key=order.__getitem__, reverse=True):
         try:
             verify_checkpoint(path)
         except ValueError as error:
@@ -107,15 +126,18 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 class Checkpoint(ModelCheckpoint):
-    """Save every so many steps and at the end; keep a few, the newest of them as last.ckpt, too.
+    """Save every so many steps and at the end; keep a few, the latest of them as last.ckpt, too.
+
+    Checkpoints of a folder are ordered by their steps. Those of another run, and those after the
+    one that this run resumes from, are set aside in a folder beside them.
 
     Args:
-        dirpath: where.
-        every_n_train_steps: optimiser steps between two checkpoints.
-        keep: how many to keep: more than one, or a damaged one could not be replaced.
+        dirpath: Folder of the checkpoints.
+        every_n_train_steps: Optimiser steps between two checkpoints.
+        keep: Number of checkpoints to keep: more than one, or a damaged one could not be replaced.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: If a number is out of range.
     """
 
     def __init__(self, dirpath: str, *, every_n_train_steps: int = 1000, keep: int = 2) -> None:
@@ -149,21 +171,39 @@ class Checkpoint(ModelCheckpoint):
             for path in Path(str(self.dirpath)).glob(".*.partial"):
                 path.unlink()
 
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set aside what is not of this run's past: its steps would be taken for the latest."""
+        folder, resumed = Path(str(self.dirpath)), trainer.ckpt_path
+        present, last_step = sorted(folder.glob("*.ckpt")), -1
+        if resumed is not None and Path(resumed).resolve().parent == folder.resolve():
+            last_step = step_of(Path(resumed).resolve())
+            self._link(Path(resumed).resolve())
+        later = [path for path in present if step_of(path.resolve()) > last_step]
+        if not later:
+            return
+        number = len(list(folder.glob("earlier.*")))
+        aside = folder / f"earlier.{number}"
+        aside.mkdir()
+        for path in later:
+            path.rename(aside / path.name)
+        rank_zero_info(f"{len(later)} checkpoints of an earlier run are now in '{aside}'")
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Save, but not within a step, and not yet in an epoch's last one.
+        """Save, but not within a step, and not yet in an epoch's or the training's last one.
 
         Nor while steps are skipped, so that what to go back to is not pruned.
         """
         loop = trainer.fit_loop.epoch_loop
         is_within = loop.batch_progress.is_last_batch or loop._should_accumulate()
-        if not (is_within or _is_skipping(trainer)):
+        if not (is_within or is_last_step(trainer) or _is_skipping(trainer)):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was due in the last step: after the validation, which a resume leaves out."""
+        """Save what was due in the last step, after its validation: it need not be repeated."""
         is_due = trainer.global_step - self._last_global_step_saved >= self._every_n_train_steps
         is_end = trainer.global_step == getattr(pl_module, "total_steps", None)
         if (is_due and not _is_skipping(trainer)) or is_end or trainer.should_stop:
@@ -189,6 +229,14 @@ class Checkpoint(ModelCheckpoint):
 
     @rank_zero_only
     def _link_and_prune(self, newest: Path) -> None:
+        self._link(newest)
+        saved = sorted(newest.parent.glob("step*.ckpt"), key=step_of)
+        for path in saved[: -self.keep]:
+            path.unlink()
+
+    def _link(self, newest: Path) -> None:
+        if newest.name == LAST:
+            return
         link = newest.with_name(LAST)
         temporary = link.with_name(f".{LAST}.partial")
         temporary.unlink(missing_ok=True)
@@ -197,9 +245,14 @@ class Checkpoint(ModelCheckpoint):
         except OSError:  # a file system without links
             shutil.copyfile(newest, temporary)
         temporary.replace(link)
-        saved = sorted(newest.parent.glob("step*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-        for path in saved[: -self.keep]:
-            path.unlink()
+
+
+def is_last_step(trainer: Trainer) -> bool:
+    """Whether the step just made is the last of a training that ends after a number of steps.
+
+    It is saved after any validation: Lightning makes none after a resume that has no step left.
+    """
+    return trainer.global_step == trainer.max_steps
 
 
 def _is_skipping(trainer: Trainer) -> bool:

@@ -24,19 +24,28 @@ class ResumableCSVLogger(CSVLogger):
         super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=1)
         self._earlier: list[dict[str, str]] = []
 
-    def resume(self, first_step: int, last_row: dict[str, float]) -> None:
-        """Go on with the metrics in the folder.
+    def resume(
+        self, first_step: int, last_row: dict[str, float], *, is_validated: bool = True
+    ) -> None:
+        """Continue the metrics in the folder.
 
         Args:
-            first_step: step that the run goes on with, counted from 0.
-            last_row: metrics of the step before, if any were logged at it: they are written after
+            first_step: Step that the run resumes from, counted from 0.
+            last_row: Metrics of the step before, if any were logged at it: they are written after
                 the checkpoint, so that a kill may come between.
+            is_validated: Whether the checkpoint was made after the validation that may follow the
+                step before. If not, the run validates again, and its earlier rows are dropped.
         """
         path = Path(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
         rows = _whole_rows(path) if path.exists() else []
-        self._earlier = [row for row in rows if int(row["step"]) < first_step]
         step = str(first_step - 1)
         name = next(iter(last_row), None)
+        self._earlier = [row for row in rows if int(row["step"]) < first_step]
+        if not is_validated:
+            after = [i for i, row in enumerate(self._earlier) if row["step"] == step]
+            if name:  # what was logged before the step was made stays
+                after = [i for i in after if self._earlier[i].get(name)]
+            self._earlier = self._earlier[: min(after, default=len(self._earlier))]
         if name and not any(row["step"] == step and row.get(name) for row in self._earlier):
             self._earlier.append({**{k: str(v) for k, v in last_row.items()}, "step": step})
         writer = self.experiment

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from nvae_lightning.callbacks.checkpoint import read_checkpoint
+from nvae_lightning.callbacks.checkpoint import read_checkpoint, step_of
 from nvae_lightning.module import NVAEModule, is_logging_step
 
 _FINE, _TOO_LARGE, _NOT_FINITE = range(3)
@@ -205,13 +205,12 @@ class Guard(Callback):
         return DivergedError(self._report(trainer, when))
 
     def _last_good(self, trainer: Trainer) -> str | None:
-        """Return the newest whole checkpoint that was not made while steps were skipped."""
+        """Return the latest whole checkpoint that was not made while steps were skipped."""
         checkpoints = trainer.checkpoint_callback
         folder = getattr(checkpoints, "dirpath", None)
         if not trainer.is_global_zero or folder is None:
             return None
-        found = []
-        for path in Path(folder).glob("step*.ckpt"):
+        for path in sorted(Path(folder).glob("step*.ckpt"), key=step_of, reverse=True):
             try:
                 checkpoint = read_checkpoint(path)
             except ValueError as error:
@@ -219,8 +218,8 @@ class Guard(Callback):
                 continue
             guard = checkpoint["callbacks"].get(self.state_key, {})
             if not any(guard.get("in_a_row", {}).values()):
-                found.append((checkpoint["global_step"], str(path)))
-        return max(found)[1] if found else None
+                return str(path)
+        return None
 
     def _report(self, trainer: Trainer, when: str) -> str:
         seen = [self._seen]

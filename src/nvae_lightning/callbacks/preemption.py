@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_warn
 
-from nvae_lightning.callbacks.checkpoint import Checkpoint
+from nvae_lightning.callbacks.checkpoint import Checkpoint, is_last_step
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
@@ -83,16 +83,18 @@ class Preemption(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Save and end if any rank has got a signal; in an epoch's last step, only save.
+        """Save and end if any rank has received a signal; in an epoch's last step, only save.
 
         Raises:
-            Interrupted: if so.
+            Interrupted: If so.
         """
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate():
             return  # its gradients would be lost
         is_last = loop.batch_progress.is_last_batch
         if trainer.world_size > 1 and trainer.global_step % self.check_every_n_steps:
+            return
+        if is_last_step(trainer):
             return
         if received := self._received_by_any(trainer, pl_module):
             self._save(trainer)
@@ -109,10 +111,10 @@ class Preemption(Callback):
         self._is_validating = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save and end after the validation, which a resume would leave out.
+        """Save and end after the validation, which a resume then need not repeat.
 
         Raises:
-            Interrupted: if any rank has got a signal.
+            Interrupted: If any rank has received a signal.
         """
         if received := self._received_by_any(trainer, pl_module):
             self._save(trainer)
@@ -136,6 +138,12 @@ class Preemption(Callback):
         if received == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
             _requeue()
         raise Interrupted(received)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give the signals back, as Lightning does not tear callbacks down then."""
+        self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""

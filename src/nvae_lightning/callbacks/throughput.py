@@ -17,6 +17,10 @@ class Throughput(Callback):
         self._started = 0.0
         self._num_images = 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting: a run that resumes within an epoch does not start one."""
+        self._restart()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""
         self._restart()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import random
@@ -188,13 +189,13 @@ class Line(LightningModule):
 def train(tmp_path: Path) -> Any:
     """Train a line for some steps of 4 per epoch."""
 
-    def train(num_steps: int, **settings: Any) -> Path:
+    def train(num_steps: int, ckpt_path: Path | None = None, **settings: Any) -> Path:
         folder = tmp_path / "checkpoints"
         Trainer(
             accelerator="cpu", max_steps=num_steps, logger=False, plugins=[AtomicCheckpointIO()],
             callbacks=[Checkpoint(str(folder), **settings)], enable_progress_bar=False,
             enable_model_summary=False,
-        ).fit(Line(), DataLoader(torch.ones(4, 1)))  # pyright: ignore  # fmt: skip
+        ).fit(Line(), DataLoader(torch.ones(4, 1)), ckpt_path=ckpt_path)  # pyright: ignore  # fmt: skip
         return folder
 
     return train
@@ -224,6 +225,61 @@ def test_last_is_a_copy_where_there_are_no_links(
     assert names(folder) == ["last.ckpt", "step0000003.ckpt"]
     assert not (folder / "last.ckpt").is_symlink()
     assert read_checkpoint(folder / "last.ckpt")["global_step"] == 3
+
+
+def test_a_clock_that_is_set_back_changes_nothing(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, times = AtomicCheckpointIO.save_checkpoint, itertools.count(10**10, -(10**9))
+
+    def save_earlier(io: Any, checkpoint: Any, path: str, **settings: Any) -> None:
+        save(io, checkpoint, path, **settings)
+        os.utime(path, ns=(now := next(times), now))
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save_earlier)
+    folder = train(6, every_n_train_steps=1, keep=2)
+    assert names(folder) == ["last.ckpt", "step0000005.ckpt", "step0000006.ckpt"]
+    assert last_checkpoint(folder) == folder / "step0000006.ckpt"
+
+
+def test_the_last_checkpoint_is_that_of_the_most_steps(folder: Path) -> None:
+    newest = folder / "step0000008.ckpt"
+    os.utime(folder / "step0000007.ckpt")  # as a copy of the folder may do
+    assert last_checkpoint(folder) == newest
+    (folder / "last.ckpt").unlink()
+    shutil.copy(folder / "step0000007.ckpt", folder / "last.ckpt")
+    assert last_checkpoint(folder) == newest
+    (folder / "notes.ckpt").write_text("no checkpoint")
+    (folder / "step.ckpt").mkdir()
+    assert last_checkpoint(folder) == newest
+    AtomicCheckpointIO().save_checkpoint(CONTENT | {"global_step": 9}, folder / "best~.ckpt")
+    assert last_checkpoint(folder) == folder / "best~.ckpt"
+    AtomicCheckpointIO().save_checkpoint(CONTENT, folder / "step10000000.ckpt")
+    assert last_checkpoint(folder) == folder / "step10000000.ckpt"
+
+
+def test_checkpoints_of_an_earlier_run_are_set_aside(train: Any) -> None:
+    folder = train(9, every_n_train_steps=1)
+    train(2, every_n_train_steps=1)
+    assert names(folder) == ["earlier.0", "last.ckpt", "step0000001.ckpt", "step0000002.ckpt"]
+    assert names(folder / "earlier.0") == ["last.ckpt", "step0000008.ckpt", "step0000009.ckpt"]
+    assert last_checkpoint(folder) == folder / "step0000002.ckpt"
+
+
+def test_checkpoints_after_the_one_resumed_from_are_set_aside(train: Any) -> None:
+    folder = train(12, every_n_train_steps=4, keep=9)
+    train(8, folder / "step0000004.ckpt", every_n_train_steps=1, keep=2)
+    assert names(folder) == ["earlier.0", "last.ckpt", "step0000007.ckpt", "step0000008.ckpt"]
+    assert names(folder / "earlier.0") == ["step0000008.ckpt", "step0000012.ckpt"]
+    train(9, folder / "last.ckpt", every_n_train_steps=1, keep=2)
+    assert names(folder) == ["earlier.0", "last.ckpt", "step0000008.ckpt", "step0000009.ckpt"]
+
+
+def test_a_kill_before_the_link_is_set_is_made_up_for(train: Any) -> None:
+    folder = train(2, every_n_train_steps=1)
+    (folder / "last.ckpt").unlink()
+    train(2, folder / "step0000002.ckpt")
+    assert os.readlink(folder / "last.ckpt") == "step0000002.ckpt"
 
 
 def test_leftovers_of_interrupted_writes_are_removed(train: Any, tmp_path: Path) -> None:
