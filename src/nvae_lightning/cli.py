@@ -377,7 +377,8 @@ def images_for(config: Any, model: NVAE, source: str, batch_size: int = 64) -> A
     image = model.image
     trained = training_dataset(config.ckpt_path)
     settings = {} if trained is None else trained.datamodule
-    kept = {k: settings[k] for k in ("crop", "interpolation") if settings.get(k) is not None}
+    names = ("crop", "interpolation", "background", "source_bits")
+    kept = {name: settings[name] for name in names if settings.get(name) is not None}
     return AllImages(
         source,
         batch_size=batch_size,

@@ -9,7 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, run
-from nvae_lightning.data.prepare import REPORT
+from nvae_lightning.data.storage import read_summary
+from nvae_lightning.data.summary import REPORT
 from nvae_lightning.settings import check_types
 
 
@@ -30,12 +31,10 @@ def main(config: DictConfig) -> None:
         count, height, width, channels = known.shape
         print(f"{split:10}  {count:,} images of {height}x{width}x{channels}")
     print(f"from {next(iter(splits.values())).format}, in '{datamodule.folder}'")
-    for outcome in ("converted", "skipped"):
-        some = [o for o in outcomes if o.outcome == outcome]
-        if some:
-            print(f"{len(some):,} {outcome}, such as {some[0].image!r} ({some[0].reason})")
+    for line in read_summary(splits).lines():
+        print(line)
     if outcomes:
-        print(f"each of them is in '{Path(datamodule.folder) / REPORT}'")
+        print(f"each image that is not simply read is in '{Path(datamodule.folder) / REPORT}'")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ def main(config: DictConfig) -> None:
     print(title)
     print(f"prepared, {verified}" if datamodule.is_prepared else "decoded into memory", end=", ")
     print(f"picture in '{output}'")
+    for line in datamodule.summary.lines():
+        print(line)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from nvae_lightning.cli import (
     one_line_errors,
     run,
 )
+from nvae_lightning.data import ImageDataModule
 from nvae_lightning.environment import device_name, version
 from nvae_lightning.files import whole_file
 from nvae_lightning.module import NVAEModule, check_cuda_graphs
@@ -44,6 +45,8 @@ def load_data(datamodule: LightningDataModule) -> None:
     """Load the data, which Lightning does too late: after loggers have begun to write."""
     datamodule.prepare_data()
     datamodule.setup("fit")
+    if isinstance(datamodule, ImageDataModule):
+        print("\n".join(datamodule.summary.lines()))
 
 
 @rank_zero_only

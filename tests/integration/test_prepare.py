@@ -123,7 +123,7 @@ KILLER = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 from nvae_lightning.data import ImageDataModule
-from nvae_lightning.data import prepare as module
+from nvae_lightning.data import chunks
 from nvae_lightning.data.decode import Decoder
 
 source, target = sys.argv[1:]
@@ -141,7 +141,7 @@ def start(root, chunk_size):
         os.setpgid(0, 0)
         status = 1
         try:
-            module._CHUNK_BYTES = chunk_size * 16 * 16 * 3
+            chunks.CHUNK_BYTES = chunk_size * 16 * 16 * 3
             data = ImageDataModule(
                 root=root, batch_size=1, image_size=16, channels=3, bits=8, num_workers=2
             )

@@ -5,10 +5,10 @@ from functools import cached_property
 from pathlib import Path
 
 from nvae_lightning.data.checks import naming
+from nvae_lightning.data.chunks import decode_all
 from nvae_lightning.data.datamodule import ImageDataModule
 from nvae_lightning.data.dataset import ImageDataset
-from nvae_lightning.data.prepare import decode_all
-from nvae_lightning.data.sources import Source, every_image
+from nvae_lightning.data.sources import Source, Splits, every_image
 
 
 class AllImages(ImageDataModule):
@@ -23,6 +23,8 @@ class AllImages(ImageDataModule):
         seed: Seed of what is drawn for each batch.
         crop: See `Decoder`.
         interpolation: See `Decoder`.
+        background: See `Decoder`.
+        source_bits: See `Decoder`.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -39,6 +41,8 @@ class AllImages(ImageDataModule):
         seed: int = 0,
         crop: Sequence[int] | None = None,
         interpolation: str = "lanczos",
+        background: str = "white",
+        source_bits: int | None = None,
     ) -> None:
         super().__init__(
             root=root,
@@ -50,17 +54,28 @@ class AllImages(ImageDataModule):
             seed=seed,
             crop=crop,
             interpolation=interpolation,
+            background=background,
+            source_bits=source_bits,
         )
 
     @cached_property
+    def _sources(self) -> Splits:
+        with naming("images"):
+            return every_image(self.folder)
+
+    @property
     def source(self) -> Source:
         """The images.
 
         Raises:
             ValueError: If there are none.
         """
-        with naming("images"):
-            return every_image(self.folder)
+        return self._sources.sources["test"]
+
+    @property
+    def is_prepared(self) -> bool:
+        """Images are asked about as they are."""
+        return False
 
     @property
     def names(self) -> Sequence[str]:
@@ -73,7 +88,7 @@ class AllImages(ImageDataModule):
         Raises:
             ValueError: If there are none.
         """
-        _ = self.source
+        _ = self._sources
 
     def setup(self, stage: str) -> None:
         """Decode them.
@@ -88,4 +103,6 @@ class AllImages(ImageDataModule):
         """The images, decoded at first use."""
         self.check_memory(len(self.source))
         with naming("images"):
-            return ImageDataset(decode_all(self.source, self.decoder, self.num_decoders))
+            images, summary = decode_all(self.source, self.decoder, self.num_decoders)
+        self._decoded.add(summary)
+        return ImageDataset(images)

@@ -2,8 +2,10 @@
 
 from torchvision import datasets
 
+from nvae_lightning.data.checks import naming
 from nvae_lightning.data.datamodule import ImageDataModule
 from nvae_lightning.data.download import download, is_for_torchvision
+from nvae_lightning.data.sources import torchvision
 
 
 class CIFAR10(ImageDataModule):
@@ -19,11 +21,16 @@ class CIFAR10(ImageDataModule):
         Raises:
             ValueError: If that fails, for example without a network.
         """
-        place = self.folder / "cifar-10-batches-py"
-        if is_for_torchvision(self.folder, place):
-            files = "the files of cifar-10-python.tar.gz (data_batch_1 and so on)"
-            download(
-                "CIFAR-10", files, place, self.download_hint,
-                lambda: datasets.CIFAR10(self.folder, download=True),
-            )  # fmt: skip
+        place = self.folder / torchvision.CIFAR10
+        with naming("dataset.root"):
+            if is_for_torchvision(self.folder, place):
+                torchvision.check_files(self.folder, torchvision.CIFAR10)
+                files = (
+                    "the files of cifar-10-python.tar.gz (data_batch_1 and so on), published at "
+                    "www.cs.toronto.edu/~kriz/cifar.html,"
+                )
+                download(
+                    "CIFAR-10", files, place, self.download_hint,
+                    lambda: datasets.CIFAR10(self.folder, download=True),
+                )  # fmt: skip
         super().prepare_data()

@@ -15,18 +15,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nvae_lightning.data.checks import check_number, naming, num_cores
-from nvae_lightning.data.dataset import ImageDataset, already_a_batch
+from nvae_lightning.data.chunks import decode_all
+from nvae_lightning.data.dataset import ImageDataset
 from nvae_lightning.data.decode import Decoder
-from nvae_lightning.data.prepare import PARTIAL, Outcome, decode_all, prepare
-from nvae_lightning.data.sampler import ReadingAhead, ResumableLoader, ShardedSampler
+from nvae_lightning.data.loaders import make_loader
+from nvae_lightning.data.prepare import PARTIAL, prepare
+from nvae_lightning.data.sampler import ResumableLoader
 from nvae_lightning.data.sources import HUB_PREFIX, SeededSplit, Splits, Wanted, open_source
 from nvae_lightning.data.storage import (
     Prepared,
+    check_prepared,
     is_prepared,
     open_images,
     open_prepared,
+    read_summary,
     verify,
 )
+from nvae_lightning.data.summary import Outcome, Summary, left_out
 from nvae_lightning.data.transforms import binarize, quantize, random_horizontal_flip
 
 _MOST_MEMORY = 4 << 30  # bytes of a data set that is not prepared, in each process
@@ -47,13 +52,15 @@ class ImageDataModule(LightningDataModule):
         image_size: Height and width of the images.
         channels: 1 (grey) or 3 (colour).
         bits: Bits kept per pixel channel, 1 to 8; 1 if images are binarised.
-        binarize: Draw binary pixels with the intensity as their probability, anew at every use.
+        binarize: Draw binary pixels with the intensity as their probability, again at every use.
         flip: Mirror training images left to right with probability 1/2.
         num_workers: Processes that assemble batches; 0 or None leaves it to a thread. Also
             processes that decode, where None takes one per core.
         seed: Seed of the order of training images, and of what is drawn for each batch.
         crop: See `Decoder`.
         interpolation: See `Decoder`.
+        background: See `Decoder`.
+        source_bits: See `Decoder`.
         test_fraction: See `SeededSplit`.
         split_seed: See `SeededSplit`.
         counts: Images per split that a source must have, or None for any number.
@@ -85,6 +92,8 @@ class ImageDataModule(LightningDataModule):
         seed: int = 0,
         crop: Sequence[int] | None = None,
         interpolation: str = "lanczos",
+        background: str = "white",
+        source_bits: int | None = None,
         test_fraction: float = 0.1,
         split_seed: int = 0,
         counts: Mapping[str, int] | None = None,
@@ -115,14 +124,14 @@ class ImageDataModule(LightningDataModule):
         self.flip = flip
         self.num_workers = num_workers
         self.seed = seed
-        self.decoder = Decoder(
-            image_size, channels, None if crop is None else tuple(crop), interpolation
-        )
+        box = None if crop is None else tuple(crop)
+        self.decoder = Decoder(image_size, channels, box, interpolation, background, source_bits)
         self.split = SeededSplit(test_fraction, split_seed)
         self.counts = counts
         self.verify = verify
         self.download_hint = download_hint
         self._train_loader: ResumableLoader | None = None
+        self._decoded = Summary()
 
     @property
     def folder(self) -> Path:
@@ -174,10 +183,7 @@ class ImageDataModule(LightningDataModule):
             self.folder,
             source=source,
             settings={
-                "image_size": decoder.size,
-                "channels": decoder.channels,
-                "crop": None if decoder.crop is None else list(decoder.crop),
-                "interpolation": decoder.interpolation,
+                **decoder.settings(),
                 "test_fraction": self.split.test_fraction,
                 "split_seed": self.split.seed,
             },
@@ -202,7 +208,8 @@ class ImageDataModule(LightningDataModule):
     @property
     def is_prepared(self) -> bool:
         """Whether `root` holds prepared images."""
-        return self.root is not None and is_prepared(self.root)
+        with naming("dataset.root"):
+            return self.root is not None and is_prepared(self.root)
 
     @cached_property
     def prepared(self) -> dict[str, Prepared]:
@@ -213,29 +220,20 @@ class ImageDataModule(LightningDataModule):
         """
         with naming("dataset.root"):
             splits = open_prepared(self.folder)
-        wanted = {"dataset.image.size": self.image_size, "dataset.image.channels": self.channels}
-        for known in splits.values():
-            _, side, _, channels = known.shape
-            for (setting, value), found in zip(wanted.items(), (side, channels), strict=True):
-                if value != found:
-                    raise ValueError(
-                        f"{setting}: got {value}, but the images in '{self.folder}' were prepared "
-                        f"with {found}; set {setting}={found}, or prepare '{known.source}' again "
-                        "with another dataset.root=FOLDER"
-                    )
+            check_prepared(self.folder, splits, self.image_size, self.channels)
         return splits
 
     @cached_property
     def _sources(self) -> Splits:
-        if not self.folder.exists():
-            remedy = self.download_hint or "set dataset.root to a folder of images"
-            raise ValueError(f"dataset.root: '{self.folder}' does not exist; {remedy}")
-        if (self.folder / PARTIAL).exists():
-            raise ValueError(
-                f"dataset.root: the preparation of '{self.folder}' was interrupted; give the same "
-                "prepare command again, which goes on with it"
-            )
         with naming("dataset.root"):
+            if not self.folder.exists():
+                remedy = self.download_hint or "set dataset.root to a folder of images"
+                raise ValueError(f"dataset.root: '{self.folder}' does not exist; {remedy}")
+            if (self.folder / PARTIAL).exists():
+                raise ValueError(
+                    f"dataset.root: the preparation of '{self.folder}' was interrupted; give the "
+                    "same prepare command again, which resumes it"
+                )
             splits = self.sources(self.folder)
         self.check_memory(sum(len(source) for source in splits.sources.values()))
         return splits
@@ -264,7 +262,19 @@ class ImageDataModule(LightningDataModule):
         with naming("dataset.root"):
             if self.is_prepared:
                 return open_images(self.folder, self.prepared[split])
-            return decode_all(self._sources.sources[split], self.decoder, self.num_decoders)
+            source = self._sources.sources[split]
+            images, summary = decode_all(source, self.decoder, self.num_decoders)
+            self._decoded.add(summary)
+            return images
+
+    @property
+    def summary(self) -> Summary:
+        """What became of the files of the source, by kind: of the splits that have been loaded."""
+        if self.is_prepared:
+            return read_summary(self.prepared)
+        summary = left_out(self._sources.left_out)
+        summary.add(self._decoded)
+        return summary
 
     @property
     def num_decoders(self) -> int:
@@ -371,37 +381,14 @@ class ImageDataModule(LightningDataModule):
     def _loader(
         self, dataset: ImageDataset, train: bool
     ) -> DataLoader[UInt8[Tensor, "channel height width"]]:
-        num_ranks = 1 if self.trainer is None else self.trainer.world_size
-        needed = self.batch_size * num_ranks if train else num_ranks
-        if len(dataset) < needed:
-            raise ValueError(
-                f"dataset.batch_size: got {self.batch_size} on each of {num_ranks} devices, but "
-                f"there are only {len(dataset)} images and training takes full batches; set "
-                f"dataset.batch_size={len(dataset) // num_ranks} or less"
-                if train
-                else f"trainer.devices: got {num_ranks}, but there are only {len(dataset)} images "
-                f"to evaluate; set trainer.devices={len(dataset)} or less"
-            )
-        sampler = ShardedSampler(
-            len(dataset),
-            batch_size=self.batch_size,
-            train=train,
-            seed=self.seed,
-            rank=0 if self.trainer is None else self.trainer.global_rank,
-            num_ranks=num_ranks,
-        )
-        num_workers = self.num_workers or 0
-        loader_class = ResumableLoader if train else ReadingAhead
-        loader = loader_class(
+        loader = make_loader(
             dataset,
+            train=train,
             batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=train,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=already_a_batch,
-            generator=torch.Generator(),  # leaves alone the random numbers that a resume restores
+            seed=self.seed,
+            num_workers=self.num_workers or 0,
+            rank=0 if self.trainer is None else self.trainer.global_rank,
+            num_ranks=1 if self.trainer is None else self.trainer.world_size,
         )
         if isinstance(loader, ResumableLoader) and self.trainer is not None:
             limit = self.trainer.limit_train_batches

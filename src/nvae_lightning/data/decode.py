@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
+
+from nvae_lightning.data.checks import check_number
+from nvae_lightning.data.eight_bits import Note, check_background, eight_bits
 
 Pixels = UInt8[np.ndarray, "height width channel"]
 
@@ -14,31 +18,37 @@ INTERPOLATIONS = {name.lower(): Image.Resampling[name] for name in Image.Resampl
 _LEAST_KEPT = 0.25  # of an image's area; below, a report says so
 _ORIENTATION = 0x0112  # in EXIF
 _TURNED = range(2, 9)  # 1 is upright; some cameras write 0
-_PLAIN_MODES = ("1", "L", "RGB")
 
 
 @dataclass(frozen=True)
 class Decoder:
     """Crop, convert and resize images to squares of one size.
 
-    An image is turned upright if its EXIF data ask for it, cropped to `crop`, converted to grey or
-    colour with 8 bits, resized so that its shorter side is `size`, and cut to its central square.
-    One that is `size` by `size` already is neither cropped nor resized.
+    Of an animation or a file of several pages the first is taken. It is turned upright if its
+    EXIF data ask for it, cropped to `crop`, placed on `background` where it is transparent,
+    converted to grey or colour with 8 bits, resized so that its shorter side is `size`, and cut to
+    its central square. One that is `size` by `size` already is neither cropped nor resized.
 
     Args:
         size: Height and width of the result.
         channels: 1 (grey) or 3 (colour).
         crop: Box (left, upper, right, lower) in pixels to cut out before resizing, or None.
         interpolation: Name of one of Pillow's filters, in lower case.
+        background: Colour behind transparent pixels: a name, or ``#rrggbb``.
+        source_bits: Bits that the values of 16-bit files use, 8 to 16; None for all 16. They are
+            divided by 2^(source_bits - 8), the same in every image.
 
     Raises:
-        ValueError: If the crop is no box or the filter is unknown.
+        ValueError: If the crop is no box, the filter or the colour is unknown, or the bits are out
+            of their range.
     """
 
     size: int
     channels: int
     crop: tuple[int, ...] | None = None
     interpolation: str = "lanczos"
+    background: str = "white"
+    source_bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.crop is not None and not _is_box(self.crop):
@@ -52,8 +62,24 @@ class Decoder:
                 f"dataset.interpolation: got {self.interpolation!r}, but it must be one of "
                 f"{', '.join(INTERPOLATIONS)}; set for example dataset.interpolation=lanczos"
             )
+        check_background(self.background)
+        if self.source_bits is not None:
+            rule = "a whole number from 8 to 16, or null"
+            check_number("dataset.source_bits", self.source_bits, range(8, 17), rule)
 
-    def __call__(self, image: Image.Image) -> tuple[Pixels, str]:
+    def settings(self) -> dict[str, Any]:
+        """Return what images depend on, as plain values by the names of the settings."""
+        crop = None if self.crop is None else list(self.crop)
+        return {
+            "image_size": self.size,
+            "channels": self.channels,
+            "crop": crop,
+            "interpolation": self.interpolation,
+            "background": self.background,
+            "source_bits": self.source_bits,
+        }
+
+    def __call__(self, image: Image.Image) -> tuple[Pixels, list[Note]]:
         """Return the pixels and what had to be done to the image beyond cropping and resizing.
 
         Raises:
@@ -63,19 +89,24 @@ class Decoder:
         notes = []
         num_frames = getattr(image, "n_frames", 1)
         if num_frames > 1:
-            notes.append(f"first of {num_frames} frames")
+            notes.append(Note("first frame of several", f"first of {num_frames} frames"))
+        raw_mode = _raw_mode(image)
         if image.getexif().get(_ORIENTATION) in _TURNED:
-            image = ImageOps.exif_transpose(image)
-            notes.append("turned upright")
+            turned = ImageOps.exif_transpose(image)
+            image.close()  # two copies of a large one are too much
+            image = turned
+            notes.append(Note("turned upright"))
         if image.size != (self.size, self.size):
             image = self._cropped(image)
             kept = min(image.size) / max(image.size)
             if kept < _LEAST_KEPT:
-                notes.append(f"{image.width}x{image.height}: {kept:.2%} of it kept")
-        image, note = _eight_bits(image, "L" if self.channels == 1 else "RGB")
-        notes += [note] if note else []
+                text = f"{image.width}x{image.height}: {kept:.2%} of it kept"
+                notes.append(Note("mostly cut off", text))
+        mode = "L" if self.channels == 1 else "RGB"
+        image, more = eight_bits(image, mode, raw_mode, self.background, self.source_bits)
         square = ImageOps.fit(image, (self.size, self.size), INTERPOLATIONS[self.interpolation])
-        return np.asarray(square).reshape(self.size, self.size, self.channels), ", ".join(notes)
+        pixels = np.asarray(square).reshape(self.size, self.size, self.channels)
+        return pixels, [*notes, *more]
 
     def _cropped(self, image: Image.Image) -> Image.Image:
         if self.crop is None:
@@ -98,23 +129,12 @@ def _is_box(crop: Sequence[int]) -> bool:
     )
 
 
-def _eight_bits(image: Image.Image, mode: str) -> tuple[Image.Image, str]:
-    """Convert to `mode`, L or RGB; also say from what, if that may have lost something."""
-    if image.mode in _PLAIN_MODES and "transparency" not in image.info:
-        return image.convert(mode), ""
-    if image.mode.startswith("I"):  # `convert` would clip at 255 instead of scaling
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError("its 32-bit values have no known range; save it with 8 or 16 bits")
-        high_bytes = (values >> 8).astype(np.uint8)
-        return Image.fromarray(high_bytes).convert(mode), "converted from 16 bits"
-    if image.mode == "F":
-        raise ValueError("its floating-point values have no known range; save it with 8 bits")
-    note = "" if image.mode in (*_PLAIN_MODES, "RGBA", "LA") else f"converted from {image.mode}"
-    if image.mode == "P":
-        note = "converted from a palette"
-    if image.has_transparency_data:  # a palette would warn unless it goes through RGBA
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema() != (255, 255):
-            note = ", ".join(filter(None, (note, "transparency dropped")))
-    return image.convert(mode), note
+def _raw_mode(image: Image.Image) -> str:
+    """Return Pillow's name of how pixels are stored in the file, or an empty string.
+
+    Pillow reads 16-bit colour by its upper 8 bits, and forgets it with the first operation.
+    """
+    tile = getattr(image, "tile", ())
+    arguments = tile[0][3] if tile else None
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""

@@ -6,9 +6,10 @@ import numpy as np
 from jaxtyping import UInt8
 from torchvision import datasets
 
+from nvae_lightning.data.checks import naming
 from nvae_lightning.data.datamodule import ImageDataModule
 from nvae_lightning.data.download import download, is_for_torchvision
-from nvae_lightning.data.sources import ArraySource, Splits
+from nvae_lightning.data.sources import ArraySource, Splits, torchvision
 from nvae_lightning.data.sources.torchvision import mnist_root
 
 
@@ -43,13 +44,22 @@ class MNIST(ImageDataModule):
             ValueError: If that fails, for example without a network.
         """
         root = mnist_root(self.folder)
-        place = root / "MNIST" / "raw"
-        if is_for_torchvision(root, place):
-            files = "the four MNIST files (train-images-idx3-ubyte and so on)"
-            download(
-                "MNIST", files, place, self.download_hint,
-                lambda: datasets.MNIST(root, download=True),
-            )  # fmt: skip
+        place = root / torchvision.MNIST
+
+        def fetch() -> None:
+            if not torchvision.has_digits(root):
+                datasets.MNIST(root, download=True)
+            for part in ("train", "t10k"):
+                torchvision.read_digits(root, part)
+
+        with naming("dataset.root"):
+            if is_for_torchvision(root, place):
+                torchvision.check_files(root, torchvision.MNIST)
+                files = (
+                    "the four MNIST files (train-images-idx3-ubyte and so on), published at "
+                    "yann.lecun.com/exdb/mnist,"
+                )
+                download("MNIST", files, place, self.download_hint, fetch)
         super().prepare_data()
 
 

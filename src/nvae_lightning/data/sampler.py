@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 from torch.utils.data import DataLoader, DistributedSampler
 
+from nvae_lightning.data.checks import needing_workers
+
 Batch = TypeVar("Batch", covariant=True)
 
 _NUM_AHEAD = 2  # batches
@@ -88,8 +90,9 @@ class ReadingAhead(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Yield the batches of an epoch."""
-        batches = super().__iter__()
-        return _read_ahead(batches) if self.num_workers == 0 else batches
+        with needing_workers(self.num_workers):
+            batches = super().__iter__()
+            yield from _read_ahead(batches) if self.num_workers == 0 else batches
 
 
 def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

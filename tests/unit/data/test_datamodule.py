@@ -17,6 +17,7 @@ from nvae_lightning.data.dataset import ImageDataset
 from nvae_lightning.data.prepare import PARTIAL
 from nvae_lightning.data.sampler import ReadingAhead
 from nvae_lightning.data.sources import ArraySource, Splits
+from nvae_lightning.data.summary import Summary
 
 SETTINGS: dict[str, Any] = {"batch_size": 4, "image_size": 8, "channels": 3, "bits": 8}
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 22, 5, 10
@@ -188,9 +189,9 @@ def test_setup_decodes_what_the_stage_needs_and_only_once(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []
-    decode_all: Callable[..., np.ndarray] = datamodule.decode_all
+    decode_all: Callable[..., tuple[np.ndarray, Summary]] = datamodule.decode_all
 
-    def note(*arguments: Any) -> np.ndarray:
+    def note(*arguments: Any) -> tuple[np.ndarray, Summary]:
         decoded.append(len(arguments[0]))
         return decode_all(*arguments)
 

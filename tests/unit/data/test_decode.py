@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from nvae_lightning.data.decode import Decoder
+from nvae_lightning.data.image_formats import open_image
 
 COLOURS = np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)
 GREYS = COLOURS[..., 0].copy()
@@ -17,7 +20,8 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def decoded(image: Image.Image, **settings: Any) -> tuple[np.ndarray, str]:
-    return Decoder(**{"size": 8, "channels": 3, **settings})(image)
+    pixels, notes = Decoder(**{"size": 8, "channels": 3, **settings})(image)
+    return pixels, ", ".join(map(str, notes))
 
 
 def reopened(image: Image.Image, file_format: str, **options: Any) -> Image.Image:
@@ -37,7 +41,7 @@ def test_an_image_of_the_right_size_is_not_changed(crop: tuple[int, ...] | None)
 def test_grey_images_become_colour_images_by_repetition() -> None:
     pixels, notes = decoded(Image.fromarray(GREYS))
     assert np.array_equal(pixels, np.dstack([GREYS] * 3))
-    assert notes == ""
+    assert notes == "grey repeated to colour"
 
 
 def test_colour_images_become_grey_by_their_luma() -> None:
@@ -45,43 +49,111 @@ def test_colour_images_become_grey_by_their_luma() -> None:
     luma = COLOURS @ np.array([0.299, 0.587, 0.114])
     assert pixels.shape == (8, 8, 1)
     np.testing.assert_allclose(pixels[..., 0], luma, rtol=0, atol=1)
-    assert notes == ""
+    assert notes == "colour turned grey"
 
 
 def test_images_of_one_bit_become_black_and_white() -> None:
     pixels, notes = decoded(Image.fromarray(GREYS > 127))
     assert np.array_equal(pixels, np.dstack([255 * (GREYS > 127)] * 3))
-    assert notes == ""
+    assert notes == "grey repeated to colour"
 
 
-@pytest.mark.parametrize(("alpha", "notes"), [(100, "transparency dropped"), (255, "")])
-def test_the_colours_below_transparency_are_read(alpha: int, notes: str) -> None:
+@pytest.mark.parametrize(
+    ("background", "behind"), [("white", (255, 255, 255)), ("#102030", (16, 32, 48))]
+)
+@pytest.mark.parametrize("alpha", [0, 100, 255])
+def test_transparent_colours_are_placed_on_the_background(
+    alpha: int, background: str, behind: tuple[int, ...]
+) -> None:
     rgba = np.dstack([COLOURS, np.full((8, 8), alpha, dtype=np.uint8)])
-    pixels, got = decoded(Image.fromarray(rgba))
-    assert np.array_equal(pixels, COLOURS)
-    assert got == notes
+    pixels, notes = decoded(Image.fromarray(rgba), background=background)
+    expected = (COLOURS * float(alpha) + np.array(behind) * (255.0 - alpha)) / 255
+    np.testing.assert_allclose(pixels, expected, rtol=0, atol=1)
+    kinds = {0: "entirely transparent, all ", 100: "transparent, placed on ", 255: ""}
+    assert notes == (kinds[alpha] + background if alpha < 255 else "")
 
 
-def test_the_greys_below_transparency_are_read() -> None:
-    image = Image.fromarray(np.dstack([GREYS, 255 - GREYS]))  # LA
-    pixels, notes = decoded(image, channels=1)
-    assert np.array_equal(pixels[..., 0], GREYS)
-    assert notes == "transparency dropped"
+def hidden(mode: str, pixels: np.ndarray) -> Image.Image:
+    """Return an image, or a palette, whose first pixel is visible and no other."""
+    alpha = np.zeros(pixels.shape[:2], np.uint8)
+    alpha[0, 0] = 255
+    image = Image.fromarray(np.dstack([pixels, alpha]))
+    if mode == "PA":
+        image, alpha_channel = image.convert("RGB").quantize(64), image.getchannel("A")
+        image = image.convert("PA")
+        image.putalpha(alpha_channel)
+    return image if image.mode == mode else image.convert(mode)
 
 
-def test_a_transparent_colour_of_a_png_is_noted() -> None:
-    image = reopened(Image.fromarray(COLOURS), "PNG", transparency=tuple(COLOURS[0, 0].tolist()))
-    pixels, notes = decoded(image)
-    assert np.array_equal(pixels, COLOURS)
-    assert notes == "transparency dropped"
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "PA"])
+def test_what_cannot_be_seen_of_an_image_makes_no_difference(mode: str, channels: int) -> None:
+    first, second = (np.full((8, 8, 3), value, np.uint8) for value in (90, 200))
+    second[0, 0] = 90
+    if mode in ("LA", "La"):
+        first, second = first[..., 0], second[..., 0]
+    images = [decoded(hidden(mode, pixels), channels=channels)[0] for pixels in (first, second)]
+    np.testing.assert_array_equal(images[0], images[1])
+    np.testing.assert_array_equal(images[0][0, 0], 90)
+    np.testing.assert_array_equal(images[0][1:], 255)
+
+
+def write_png(path: Any, pixels: np.ndarray, depth: int, transparent: bytes) -> None:
+    """Write what Pillow does not: any depth, and a transparent colour in its full depth."""
+    rows = pixels.reshape(len(pixels), -1)
+    if depth == 16:
+        packed = rows.astype(">u2").view(np.uint8)
+    else:
+        bits = np.unpackbits(rows.astype(np.uint8)[..., None], axis=2)[..., 8 - depth :]
+        packed = np.packbits(bits.reshape(len(rows), -1), axis=1)
+    filtered = np.concatenate([np.zeros((len(rows), 1), np.uint8), packed], axis=1)
+    kind = {2: 0, 3: 2}[pixels.ndim]
+    header = struct.pack(">IIBBBBB", pixels.shape[1], len(pixels), depth, kind, 0, 0, 0)
+    path.write(b"\x89PNG\r\n\x1a\n")
+    chunks = [(b"IHDR", header), (b"tRNS", transparent)]
+    for name, content in (*chunks, (b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b"")):
+        path.write(struct.pack(">I", len(content)) + name + content)
+        path.write(struct.pack(">I", zlib.crc32(name + content)))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_transparent_grey_of_a_png_is_placed_on_the_background(depth: int) -> None:
+    values = np.arange(64).reshape(8, 8) * 1021 % 2**depth
+    file = io.BytesIO()
+    write_png(file, values, depth, struct.pack(">H", values[0, 1]))
+    pixels, notes = decoded(open_image(file.getvalue()), channels=1, background="black")
+    expected = values * 255 // (2**depth - 1) if depth < 16 else values >> 8
+    np.testing.assert_array_equal(pixels[..., 0], np.where(values == values[0, 1], 0, expected))
+    assert "transparent, placed on black" in notes
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_the_transparent_colour_of_a_png_is_placed_on_the_background(depth: int) -> None:
+    values = COLOURS.astype(np.uint16) << (depth - 8)
+    file = io.BytesIO()
+    write_png(file, values, depth, struct.pack(">HHH", *values[0, 0].tolist()))
+    pixels, notes = decoded(open_image(file.getvalue()))
+    expected = COLOURS.copy()
+    expected[0, 0] = 255
+    assert np.array_equal(pixels, expected)
+    assert "transparent, placed on white" in notes
+
+
+def test_sixteen_bits_with_transparency_are_placed_on_the_background() -> None:
+    image = Image.fromarray(np.dstack([COLOURS, GREYS]))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    pixels, _ = decoded(open_image(file.getvalue()), background="black")
+    expected = COLOURS * (GREYS[..., None] / 255)
+    np.testing.assert_allclose(pixels, expected, rtol=0, atol=1)
 
 
 @pytest.mark.parametrize(
     ("transparency", "notes"),
     [
         (None, "converted from a palette"),
-        (GREYS[0, 0].item(), "converted from a palette, transparency dropped"),
-        (bytes(range(256)), "converted from a palette, transparency dropped"),
+        (GREYS[0, 0].item(), "converted from a palette, transparent, placed on white"),
+        (bytes(range(256)), "converted from a palette, transparent, placed on white"),
         (bytes([255] * 256), "converted from a palette"),
     ],
 )
@@ -90,7 +162,14 @@ def test_palettes_are_looked_up(transparency: int | bytes | None, notes: str) ->
     image.putpalette([value for index in range(256) for value in (index, 255 - index, 7)])
     options = {} if transparency is None else {"transparency": transparency}
     pixels, got = decoded(reopened(image, "PNG", **options))
-    assert np.array_equal(pixels, np.dstack([GREYS, 255 - GREYS, np.full_like(GREYS, 7)]))
+    colours = np.dstack([GREYS, 255 - GREYS, np.full_like(GREYS, 7)])
+    alpha = np.full(256, 255)
+    if isinstance(transparency, int):
+        alpha[transparency] = 0
+    elif transparency is not None:
+        alpha = np.frombuffer(transparency, np.uint8)
+    share = alpha[GREYS][..., None] / 255.0
+    np.testing.assert_allclose(pixels, colours * share + 255 * (1 - share), rtol=0, atol=1)
     assert got == notes
 
 
@@ -100,7 +179,40 @@ def test_sixteen_bit_images_are_scaled_to_eight_bits(channels: int, file_format:
     image = Image.fromarray(GREYS.astype(np.uint16) * 256 + 17)
     pixels, notes = decoded(reopened(image, file_format), channels=channels)
     assert np.array_equal(pixels, np.dstack([GREYS] * channels))
-    assert notes == "converted from 16 bits"
+    assert notes == "converted from 16 bits" + ", grey repeated to colour" * (channels == 3)
+
+
+@pytest.mark.parametrize(("largest", "bits"), [(99, 8), (255, 8), (4095, 12), (16383, 14)])
+def test_sixteen_bit_images_that_become_nearly_black_are_noted_with_the_way_out(
+    largest: int, bits: int
+) -> None:
+    values = np.linspace(0, largest, 64).astype(np.uint16).reshape(8, 8)
+    pixels, notes = decoded(Image.fromarray(values), channels=1)
+    assert pixels.max() < 64
+    assert f"nearly black, as its 16-bit values only reach {largest:,}; if {bits} bits" in notes
+    assert f"set dataset.source_bits={bits}" in notes
+    pixels, _ = decoded(Image.fromarray(values), channels=1, source_bits=bits)
+    np.testing.assert_array_equal(pixels[..., 0], values >> (bits - 8))
+
+
+def test_sixteen_bit_images_of_the_usual_range_are_not_called_black() -> None:
+    values = np.full((8, 8), 16384, np.uint16)
+    assert decoded(Image.fromarray(values), channels=1)[1] == "converted from 16 bits"
+
+
+def test_values_beyond_the_bits_of_the_source_are_refused() -> None:
+    values = np.full((8, 8), 4096, np.uint16)
+    with pytest.raises(ValueError, match=r"reach 4,096, but dataset\.source_bits=12 end at 4,095"):
+        decoded(Image.fromarray(values), source_bits=12)
+
+
+def test_colour_with_sixteen_bits_is_noted_and_takes_no_bits_of_the_source() -> None:
+    file = io.BytesIO()
+    write_png(file, COLOURS.astype(np.uint16) << 4, 16, struct.pack(">HHH", 1, 1, 1))
+    _, notes = decoded(open_image(file.getvalue()))
+    assert "converted from 16 bits, nearly black, as its 16-bit values only reach 4,095" in notes
+    with pytest.raises(ValueError, match=r"upper 8 bits .* dataset\.source_bits=12 leaves"):
+        decoded(open_image(file.getvalue()), source_bits=12)
 
 
 @pytest.mark.parametrize("value", [-1, 1 << 16])
@@ -227,7 +339,8 @@ def test_everything_that_was_done_is_noted() -> None:
     exif[0x0112] = 6
     image = reopened(Image.new("P", (64, 8)), "PNG", exif=exif, transparency=0)
     expected = "turned upright, 8x64: 12.50% of it kept, converted from a palette"
-    assert decoded(image)[1] == f"{expected}, transparency dropped"
+    expected += ", entirely transparent, all white, grey repeated to colour"
+    assert decoded(image)[1] == expected
 
 
 def test_a_crop_beyond_an_image_says_how_large_it_is() -> None:

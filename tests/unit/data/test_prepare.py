@@ -15,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from nvae_lightning.data import chunks
 from nvae_lightning.data import prepare as module
+from nvae_lightning.data.chunks import decode_all
 from nvae_lightning.data.decode import Decoder
-from nvae_lightning.data.prepare import Outcome, decode_all, prepare
+from nvae_lightning.data.prepare import prepare
 from nvae_lightning.data.sources import ArraySource, Source, Splits
 from nvae_lightning.data.storage import (
     LAYOUT,
@@ -27,6 +29,7 @@ from nvae_lightning.data.storage import (
     open_images,
     open_prepared,
 )
+from nvae_lightning.data.summary import Outcome
 
 NUM_TRAIN, NUM_TEST = 7, 3
 ALL_SPLITS = {"train": NUM_TRAIN, "validation": 2, "test": NUM_TEST}
@@ -34,7 +37,7 @@ ALL_SPLITS = {"train": NUM_TRAIN, "validation": 2, "test": NUM_TEST}
 
 @pytest.fixture(autouse=True)
 def _two_images_per_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CHUNK_BYTES", 2 * 4 * 4 * 3)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 2 * 4 * 4 * 3)
 
 
 class Pictures(ArraySource):
@@ -140,6 +143,13 @@ def test_the_json_says_what_was_made_of_what(tmp_path: Path) -> None:
         "settings": {"seed": 0, "crop": None},
         "num_converted": 0,
         "num_skipped": 2,
+        "summary": {
+            "counts": {
+                "read": {"all": NUM_TRAIN - 2, "bare pixels": NUM_TRAIN - 2},
+                "skipped": {"all": 2, "damaged or unreadable": 2},
+            },
+            "largest": None,
+        },
     }
 
 
@@ -160,6 +170,7 @@ def test_images_are_decoded_and_what_was_done_to_them_is_reported(tmp_path: Path
         ("short.tif", "skipped"),
     ]
     assert outcomes[0].reason == "converted from CMYK"
+    assert outcomes[1].reason == "1x50: 2.00% of it kept, grey repeated to colour"
     assert outcomes[2].reason == "not an image of a known format"
     assert all(o.split == "train" and o.reason for o in outcomes)
     with (tmp_path / "report.csv").open(encoding="utf-8", newline="") as file:
@@ -648,7 +659,8 @@ def test_decoding_all_into_memory_gives_the_prepared_images(
     splits = Splits("made", {"train": source, "test": Pictures(2)})
     prepared, _ = made(tmp_path, splits)
     before = torch.get_rng_state()
-    images = decode_all(source, Decoder(4, 3), num_workers)
+    images, summary = decode_all(source, Decoder(4, 3), num_workers)
+    assert summary.counts == {"read": {"all": 9, "PNG": 9}}
     assert torch.equal(torch.get_rng_state(), before)
     assert images[:, 0, 0, 1].tolist() == [10 * index for index in range(9)]
     assert np.array_equal(images, open_images(tmp_path, prepared["train"]))
@@ -656,8 +668,10 @@ def test_decoding_all_into_memory_gives_the_prepared_images(
 
 def test_arrays_of_the_right_size_are_not_copied() -> None:
     source = ArraySource(np.zeros((2, 4, 4, 3), np.uint8))
-    assert decode_all(source, Decoder(4, 3), 0) is source.pixels
-    assert decode_all(source, Decoder(2, 1), 0).shape == (2, 2, 2, 1)
+    images, summary = decode_all(source, Decoder(4, 3), 0)
+    assert images is source.pixels
+    assert summary.lines() == ["2 read: 2 bare pixels"]
+    assert decode_all(source, Decoder(2, 1), 0)[0].shape == (2, 2, 2, 1)
 
 
 def test_an_unreadable_image_in_memory_is_named_with_the_way_around_it() -> None:

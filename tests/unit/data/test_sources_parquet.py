@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from nvae_lightning.data.sources import Source, Wanted, open_source
+from nvae_lightning.data import files as data_files
+from nvae_lightning.data.sources import Source, Wanted, open_source, parquet
 
 Read = Callable[[Source], list[np.ndarray]]
 
@@ -145,11 +146,50 @@ def test_columns_without_a_description_are_found(
 def test_an_image_that_is_given_by_its_path_is_read(
     root: Path, tmp_path: Path, wanted: Wanted, read: Read
 ) -> None:
-    (tmp_path / "0.png").write_bytes(files(0)[0])
-    by_path = [{"bytes": None, "path": str(tmp_path / "0.png")}]
-    write_plain(root / "train.parquet", image=pa.array(structs(1) + by_path, STRUCT))
     write_plain(root / "test.parquet", image=pa.array(structs(2), STRUCT))
-    np.testing.assert_array_equal(read(open_source(root, wanted).sources["train"]), noise(1, 0))
+    (root / "0.png").write_bytes(files(0)[0])
+    paths = (str(root / "0.png"), "0.png")
+    by_path = [{"bytes": None, "path": path} for path in paths]
+    write_plain(root / "train.parquet", image=pa.array(structs(1) + by_path, STRUCT))
+    np.testing.assert_array_equal(read(open_source(root, wanted).sources["train"]), noise(1, 0, 0))
+
+
+def test_an_image_elsewhere_that_a_table_names_is_not_read(
+    root: Path, tmp_path: Path, wanted: Wanted
+) -> None:
+    (tmp_path / "0.png").write_bytes(files(0)[0])
+    write_plain(root / "test.parquet", image=pa.array(structs(2), STRUCT))
+    (root / "link.png").symlink_to(tmp_path / "0.png")
+    paths = (str(tmp_path / "0.png"), "../0.png", "link.png")
+    by_path = [{"bytes": None, "path": path} for path in paths]
+    write_plain(root / "train.parquet", image=pa.array(by_path, STRUCT))
+    source = open_source(root, wanted).sources["train"]
+    for index, path in enumerate(paths):
+        with pytest.raises(ValueError, match=rf"^its file '{path}' is not in the folder of the"):
+            source.image(index)
+
+
+def test_a_table_that_would_become_many_times_larger_is_refused(
+    root: Path, wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "MAX_BYTES", 1 << 20)
+    write_plain(root / "test.parquet", image=pa.array(structs(2), STRUCT))
+    write_plain(root / "train.parquet", image=pa.array([bytes(1 << 21)], pa.binary()))
+    with pytest.raises(ValueError, match=r"train\.parquet' has 2,.* more than 16 times; write it"):
+        open_source(root, wanted)
+
+
+def test_an_image_larger_than_the_bound_is_refused(
+    root: Path, wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_files, "MAX_BYTES", 300)
+    write_plain(root / "test.parquet", image=pa.array(files(2), pa.binary()))
+    write_plain(root / "train.parquet", image=pa.array([bytes(301), bytes(200)], pa.binary()))
+    source = open_source(root, wanted).sources["train"]
+    with pytest.raises(ValueError, match=r"it is larger than 300 bytes, the most"):
+        source.image(0)
+    with pytest.raises(OSError, match="cannot identify"):
+        source.image(1)
 
 
 def test_a_pickled_source_reads_the_same(root: Path, wanted: Wanted, read: Read) -> None:

@@ -7,6 +7,8 @@ and returns a `Splits`, or None where it finds nothing of its own, and add it to
 from collections.abc import Callable
 from pathlib import Path
 
+from nvae_lightning.data.image_formats import suffixes
+from nvae_lightning.data.names import printable
 from nvae_lightning.data.sources import celeba, image_files, lmdb, parquet, tfrecord, torchvision
 from nvae_lightning.data.sources.base import (
     SPLITS,
@@ -16,6 +18,7 @@ from nvae_lightning.data.sources.base import (
     Splits,
     Wanted,
 )
+from nvae_lightning.data.sources.container import open_container
 from nvae_lightning.data.sources.parquet import HUB_PREFIX, from_hub
 
 __all__ = [
@@ -53,36 +56,44 @@ def open_source(source: str | Path, wanted: Wanted) -> Splits:
     """
     if str(source).startswith(HUB_PREFIX):
         return _not_empty(from_hub(str(source), wanted), str(source))
-    path = Path(source).expanduser().absolute()
-    if not path.exists():
-        raise ValueError(f"'{path}' does not exist")
+    path = _existing(source)
     for find in FORMATS:
         splits = find(path, wanted)
         if splits is not None:
             return _not_empty(splits, str(path))
-    found = [path.name] if path.is_file() else sorted(entry.name for entry in path.iterdir())
+    container = open_container(path)
+    names, left_out = ([path.name], ()) if container is None else container.listing()
+    found = [printable(name) for name in (*names, *(file.image for file in left_out))]
+    lost = ", ".join(sorted({file.reason for file in left_out if file.outcome == "skipped"}))
     raise ValueError(
         f"no images in '{path}' (which holds {', '.join(found[:5]) or 'nothing'}"
-        f"{' and more' if len(found) > 5 else ''}); what is read: files with a suffix out of "
-        f"{', '.join(sorted(image_files.SUFFIXES))}, also in a zip or tar; torchvision's MNIST, "
-        "CIFAR-10 and CelebA; TFRecords, parquet and LMDB"
+        f"{' and more' if len(found) > 5 else ''}{f'; not read: {lost}' if lost else ''}); what "
+        f"is read: files with a suffix out of {', '.join(sorted(suffixes()))}, also in a zip or "
+        "tar; torchvision's MNIST, CIFAR-10 and CelebA; TFRecords, parquet and LMDB"
     )
 
 
-def every_image(source: str | Path) -> Source:
-    """Find all images of a folder, an archive or a file; of other formats, the test split.
+def every_image(source: str | Path) -> Splits:
+    """Find all images of a folder, an archive or a file, as a test split; of others, their own.
 
     Raises:
         ValueError: If there are none.
     """
-    path = Path(source).expanduser().absolute()
-    if not path.exists():
-        raise ValueError(f"'{path}' does not exist")
+    path = _existing(source)
     files = image_files.find_all(path)
     if files is not None:
         return files
     any_split = SeededSplit(0.5, 0)  # such formats have splits of their own
-    return open_source(path, Wanted(1, any_split)).sources["test"]
+    return open_source(path, Wanted(1, any_split))
+
+
+def _existing(source: str | Path) -> Path:
+    path = Path(source).expanduser().absolute()
+    if not path.exists():
+        raise ValueError(f"'{path}' does not exist")
+    if not (path.is_dir() or path.is_file()):
+        raise ValueError(f"'{path}' is neither a folder nor a regular file; give one of these")
+    return path
 
 
 def _not_empty(splits: Splits, where: str) -> Splits:

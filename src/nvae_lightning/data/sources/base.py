@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from nvae_lightning.data.summary import Outcome
+
 Item = TypeVar("Item")
 
 SPLITS = ("train", "validation", "test")
@@ -25,7 +27,7 @@ class Source(ABC):
     Objects can be copied to another process; whatever file they read is opened there.
 
     Args:
-        names: One name per image, to tell them apart in reports.
+        names: One name per image, for reports.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -63,10 +65,12 @@ class Splits:
     Args:
         format: What the source was recognised as.
         sources: The images by split: ``train`` and ``test``, and perhaps ``validation``.
+        left_out: The files beside them that are not read.
     """
 
     format: str
     sources: Mapping[str, Source]
+    left_out: Sequence[Outcome] = ()
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from nvae_lightning.data.files import read_regular
 from nvae_lightning.data.sources.base import SPLITS, Splits, Wanted
-from nvae_lightning.data.sources.container import Container, Folder, Zip
+from nvae_lightning.data.sources.container import Container, Folder, Zip, unread
 from nvae_lightning.data.sources.image_files import ImageFiles
+from nvae_lightning.data.summary import Outcome
 
 PARTITION = "list_eval_partition.txt"
 IMAGES = "img_align_celeba"
@@ -19,14 +21,14 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
     """
     if not path.is_dir():
         return None
-    files = Folder(path).names()
+    files, left_out = Folder(path).listing()
     lists = [name for name in files if PurePosixPath(name).name == PARTITION]
     if not lists:
         return None
     container, by_name = _images(path, files)
     sources: dict[str, list[str]] = {name: [] for name in SPLITS}
     missing = []
-    text = (path / lists[0]).read_text(encoding="utf-8", errors="replace")
+    text = read_regular(path / lists[0]).decode(errors="replace")
     for line in text.splitlines():
         name, _, number = line.partition(" ")
         if number.strip() not in ("0", "1", "2"):
@@ -43,8 +45,19 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
             f"{len(missing):,} images that '{path / lists[0]}' names are not in "
             f"'{container.path}', the first being {missing[0]}; fetch {IMAGES}.zip again"
         )
+    taken = {name for images in sources.values() for name in images}
+    others = [name for name in by_name.values() if name not in taken]
+    images = [Outcome("", name, "ignored", f"in no split of {PARTITION}") for name in others]
+    known = {PARTITION, f"{IMAGES}.zip"}
+    rest = [
+        name
+        for name in files
+        if IMAGES not in PurePosixPath(name).parts[:-1] and PurePosixPath(name).name not in known
+    ]
     return Splits(
-        "CelebA", {name: ImageFiles(container, images) for name, images in sources.items()}
+        "CelebA",
+        {name: ImageFiles(container, images) for name, images in sources.items()},
+        [*unread(rest, left_out), *images],
     )
 
 

@@ -2,19 +2,40 @@
 
 import os
 import posixpath
+import stat
 import tarfile
 import weakref
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import BufferedIOBase
-from pathlib import Path
-from typing import Generic, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Generic, NamedTuple, TypeVar
+
+from nvae_lightning.data.files import check_bytes, open_regular, read_bounded
+from nvae_lightning.data.summary import Outcome
 
 Archive = TypeVar("Archive", zipfile.ZipFile, tarfile.TarFile)
-Member = TypeVar("Member")
+Member = TypeVar("Member", zipfile.ZipInfo, tarfile.TarInfo)
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+
+_SPECIAL = "pipe, device or socket"
+_OUTWARD = "link that leads out"
+_BROKEN = "link to nothing"
+_NESTED = "link to a folder, in a linked folder or above itself"
+
+
+class Listing(NamedTuple):
+    """What a container holds.
+
+    Args:
+        names: Paths of its files, relative and with ``/``, in order.
+        left_out: Hidden files, links that lead out, and what is no file at all.
+    """
+
+    names: Sequence[str]
+    left_out: Sequence[Outcome]
 
 
 class Container(ABC):
@@ -28,107 +49,208 @@ class Container(ABC):
         self.path = path
 
     @abstractmethod
+    def listing(self) -> Listing:
+        """Return what it holds."""
+
     def names(self) -> Sequence[str]:
-        """Return the paths of all files, relative and with ``/``; hidden ones are left out."""
+        """Return the paths of all files, relative and with ``/``."""
+        return self.listing().names
 
     @abstractmethod
     def open(self, name: str) -> BufferedIOBase:
         """Open a file for reading."""
 
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """Return the size that a file claims to have, in bytes."""
+
     def read(self, name: str) -> bytes:
-        """Return the contents of a file."""
+        """Return the contents of a file.
+
+        Raises:
+            ValueError: If it is larger than an image may be.
+        """
+        check_bytes(self.size(name))  # as it claims; then as it is
         with self.open(name) as file:
-            return file.read()
+            return read_bounded(file)
 
 
 class Folder(Container):
-    """All files below a folder."""
+    """All files below a folder.
 
-    def names(self) -> Sequence[str]:
-        """Return the paths of all files."""
-        found = []
-        for folder, _, files in os.walk(self.path, followlinks=True):
-            place = Path(folder).relative_to(self.path)
-            found += [(place / file).as_posix() for file in files]
-        return list(_visible(dict.fromkeys(found)))
+    Links are followed to what is below the folder, too, but not from one linked folder to another.
+    """
+
+    def listing(self) -> Listing:
+        """Return what it holds."""
+        names: list[str] = []
+        left_out: list[Outcome] = []
+        root = os.path.realpath(self.path)
+        folders = [("", False)]  # path below the root, and whether a link led there
+        while folders:
+            place, is_linked = folders.pop()
+            with os.scandir(self.path / place) as entries:
+                for entry in entries:
+                    name = posixpath.join(place, entry.name)
+                    if _is_hidden(entry.name):
+                        left_out.append(Outcome("", name, "ignored", "hidden"))
+                    elif entry.is_symlink() and (reason := _refused(entry.path, root, is_linked)):
+                        left_out.append(Outcome("", name, "skipped", reason))
+                    elif entry.is_dir():
+                        folders.append((name, is_linked or entry.is_symlink()))
+                    elif entry.is_file():
+                        names.append(name)
+                    else:
+                        left_out.append(Outcome("", name, "skipped", _SPECIAL))
+        return Listing(sorted(names), sorted(left_out, key=lambda file: file.image))
 
     def open(self, name: str) -> BufferedIOBase:
         """Open a file for reading."""
-        return (self.path / name).open("rb")
+        return open_regular(self.path / name)
+
+    def size(self, name: str) -> int:
+        """Return the size of a file."""
+        return (self.path / name).stat().st_size
+
+
+def _refused(link: str, root: str, is_linked: bool) -> str:
+    """Return why a link is not followed, or an empty string."""
+    target = Path(os.path.realpath(link))
+    if not target.is_relative_to(root):
+        return _OUTWARD
+    if not os.path.exists(link):
+        return _BROKEN
+    above = os.path.realpath(os.path.dirname(link))
+    if target.is_dir() and (is_linked or Path(above).is_relative_to(target)):
+        return _NESTED
+    return ""
 
 
 class _Archive(Container, Generic[Archive, Member]):
     """An archive, opened once by each process that reads it: a handle has one position."""
 
-    _opened: tuple[int, Archive, dict[str, Member]] | None = None
+    _opened: tuple[int, Archive, dict[str, Member], Listing] | None = None
 
     @abstractmethod
-    def _open_archive(self) -> tuple[Archive, dict[str, Member]]:
-        """Return the archive and its files, by whatever names."""
+    def _open_archive(self) -> Archive:
+        """Open the archive."""
+
+    @abstractmethod
+    def _members(self, archive: Archive) -> Iterator[tuple[str, Member, str]]:
+        """Yield name and member of all but folders, and why it is not read or an empty string."""
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path}
 
     @property
-    def archive(self) -> tuple[Archive, dict[str, Member]]:
-        """The archive, open, and its files by their names.
+    def archive(self) -> tuple[Archive, dict[str, Member], Listing]:
+        """The archive, open, its files by their names, and what it holds.
 
         Raises:
             ValueError: If it is damaged.
         """
         if self._opened is None or self._opened[0] != os.getpid():
             try:
-                archive, members = self._open_archive()
-            except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+                archive = self._open_archive()
+                weakref.finalize(self, archive.close)
+                members, left_out = _sorted_out(self._members(archive))
+            # What the packages let through of a damaged header.
+            except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
                 raise ValueError(
                     f"'{self.path}' is no whole archive ({error}); fetch it again"
                 ) from error
-            weakref.finalize(self, archive.close)
-            self._opened = os.getpid(), archive, _visible(members)
+            self._opened = os.getpid(), archive, members, Listing(list(members), left_out)
         return self._opened[1:]
 
-    def names(self) -> Sequence[str]:
-        """Return the paths of all files."""
-        return list(self.archive[1])
+    def listing(self) -> Listing:
+        """Return what it holds."""
+        return self.archive[2]
 
 
 class Zip(_Archive[zipfile.ZipFile, zipfile.ZipInfo]):
     """A zip archive."""
 
-    def _open_archive(self) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-        archive = zipfile.ZipFile(self.path)
-        return archive, {info.filename: info for info in archive.infolist() if not info.is_dir()}
+    def _open_archive(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self.path)
+
+    def _members(self, archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo, str]]:
+        for info in archive.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)  # 0 from systems without such
+            reason = "link in a zip" if kind == stat.S_IFLNK else _SPECIAL
+            if not info.is_dir():
+                yield info.filename, info, "" if kind in (0, stat.S_IFREG) else reason
 
     def open(self, name: str) -> BufferedIOBase:
-        """Open a file for reading."""
-        archive, members = self.archive
+        """Open a file for reading.
+
+        Raises:
+            ValueError: If it is compressed in a way that cannot be read bit by bit.
+        """
+        archive, members, _ = self.archive
+        method = members[name].compress_type
+        if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(
+                f"it is compressed by method {method}, which cannot be read in small parts; zip "
+                "it again by the usual method, deflate"
+            )
         file = archive.open(members[name])
         assert isinstance(file, BufferedIOBase)  # a ZipExtFile, which the type does not say
         return file
+
+    def size(self, name: str) -> int:
+        """Return the size that a file claims to have."""
+        return self.archive[1][name].file_size
 
 
 class Tar(_Archive[tarfile.TarFile, tarfile.TarInfo]):
     """A tar archive that is not compressed: only such can be read at any place."""
 
-    def _open_archive(self) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
-        archive = tarfile.open(self.path, "r:")
-        try:
-            members = {info.name: info for info in archive if info.isfile() or info.islnk()}
-            with self.path.open("rb") as file:  # tarfile takes a damaged header for the end
-                file.seek(archive.offset)
-                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                    raise tarfile.ReadError(f"damaged at byte {archive.offset}")
-        except tarfile.TarError:
-            archive.close()
-            raise
-        return archive, members
+    def _open_archive(self) -> tarfile.TarFile:
+        return tarfile.open(self.path, "r:")
+
+    def _members(self, archive: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo, str]]:
+        files = {}
+        links = []
+        position = -1
+        for info in archive:
+            if archive.offset <= position:  # a negative size, with which it would never end
+                raise tarfile.ReadError(f"damaged at byte {position}")
+            position = archive.offset
+            if info.isfile() or info.islnk():
+                files[posixpath.normpath(info.name)] = info
+                yield info.name, info, ""
+            elif info.issym():
+                links.append(info)
+            elif not info.isdir():
+                yield info.name, info, _SPECIAL
+        with open_regular(self.path) as file:  # tarfile takes a damaged header for the end
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"damaged at byte {archive.offset}")
+        for info in links:  # those to files in the archive are read as what they lead to
+            target = posixpath.join(posixpath.dirname(info.name), info.linkname)
+            target = posixpath.normpath(target)
+            outward = target.startswith(("..", "/"))
+            reason = _OUTWARD if outward else "link to no file of the archive"
+            yield info.name, files.get(target, info), "" if target in files else reason
 
     def open(self, name: str) -> BufferedIOBase:
-        """Open a file for reading."""
-        archive, members = self.archive
-        file = archive.extractfile(members[name])
+        """Open a file for reading.
+
+        Raises:
+            ValueError: If it is a link to what is not there.
+        """
+        archive, members, _ = self.archive
+        try:
+            file = archive.extractfile(members[name])
+        except KeyError as error:
+            raise ValueError("it is a link to a file that the archive does not hold") from error
         assert isinstance(file, BufferedIOBase)  # None only for folders
         return file
+
+    def size(self, name: str) -> int:
+        """Return the size that a file claims to have."""
+        return self.archive[1][name].size
 
 
 def open_container(path: Path) -> Container | None:
@@ -147,15 +269,39 @@ def open_container(path: Path) -> Container | None:
     return Tar(path) if suffixes.endswith(".tar") else None
 
 
-def _visible(files: Mapping[str, Member]) -> dict[str, Member]:
-    """Return files by name, in order and without a leading ``./``.
+def unread(names: Iterable[str], left_out: Sequence[Outcome]) -> list[Outcome]:
+    """Return what is left out of a container where some of its files are not read, either."""
+    ignored = [Outcome("", name, "ignored", _suffix(name)) for name in names]
+    return [*left_out, *ignored]
 
-    What systems put beside people's files is left out: ``.DS_Store``, ``__MACOSX/`` and such.
-    """
-    hidden = (".", "__MACOSX")
-    paths = {posixpath.normpath(name): file for name, file in files.items()}
-    return {
-        path: paths[path]
-        for path in sorted(paths)
-        if not any(part.startswith(hidden) for part in path.split("/"))
-    }
+
+def _suffix(name: str) -> str:
+    suffix = PurePosixPath(name).suffix.lower()
+    return f"with suffix {suffix}" if suffix else "without a suffix"
+
+
+def _sorted_out(
+    members: Iterable[tuple[str, Member, str]],
+) -> tuple[dict[str, Member], list[Outcome]]:
+    """Return the members to read by their names, in order, and what is left out."""
+    files: dict[str, Member] = {}
+    left_out = []
+    for raw, member, reason in members:
+        name = posixpath.normpath(raw).lstrip("/")
+        if reason:
+            left_out.append(Outcome("", name, "skipped", reason))
+        elif name.split("/")[0] == "..":
+            left_out.append(Outcome("", name, "skipped", "name that leads out of the archive"))
+        elif any(map(_is_hidden, name.split("/"))):
+            left_out.append(Outcome("", name, "ignored", "hidden"))
+        else:
+            if name in files:
+                text = "replaced by a later file of the same name"
+                left_out.append(Outcome("", name, "ignored", text))
+            files[name] = member
+    return {name: files[name] for name in sorted(files)}, left_out
+
+
+def _is_hidden(part: str) -> bool:
+    """Whether systems put a file beside people's: ``.DS_Store``, ``__MACOSX/`` and such."""
+    return part.startswith((".", "__MACOSX"))

@@ -1,11 +1,12 @@
 """Files of images: in a folder, a zip or a tar, or in one archive per split."""
 
-import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from nvae_lightning.data.image_formats import is_image, open_image
 from nvae_lightning.data.sources.base import (
     Source,
     Splits,
@@ -14,11 +15,8 @@ from nvae_lightning.data.sources.base import (
     check_splits,
     split_name,
 )
-from nvae_lightning.data.sources.container import Container, open_container
-
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-)
+from nvae_lightning.data.sources.container import Container, Folder, open_container, unread
+from nvae_lightning.data.summary import Outcome
 
 
 class ImageFiles(Source):
@@ -35,7 +33,8 @@ class ImageFiles(Source):
 
     def image(self, index: int) -> Image.Image:
         """Return an image."""
-        return Image.open(io.BytesIO(self.container.read(self.names[index])))
+        name = self.names[index]
+        return open_image(self.container.read(name), name)
 
 
 def find(path: Path, wanted: Wanted) -> Splits | None:
@@ -50,9 +49,10 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
     container = open_container(path)
     if container is None:
         return None
-    names = container.names()
-    images = _images(names)
-    if folders := _split_folders(path, images):
+    names, left_out = container.listing()
+    images = [name for name in names if is_image(name)]
+    left_out = unread((name for name in names if not is_image(name)), left_out)
+    if folders := _split_folders(path, images, left_out):
         chosen = {}
         alternative = ", or rename what there is for a random split"
         for name, folder in check_splits(folders, f"'{path}'", alternative).items():
@@ -60,8 +60,12 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
             if not chosen[name]:
                 raise ValueError(f"no images in '{path / folder}'; add some")
     elif archives := _split_archives(path, names):
-        sources = {name: _all_of(archive) for name, archive in archives.items()}
-        return Splits("archives of images", check_splits(sources, f"'{path}'"))
+        read = {name: _all_of(archive) for name, archive in archives.items()}
+        sources = check_splits({name: files for name, (files, _) in read.items()}, f"'{path}'")
+        paths = [archive.relative_to(path).as_posix() for archive in archives.values()]
+        left_out = [file for file in left_out if file.image not in paths]
+        inside = [file for name in read for file in read[name][1]]
+        return Splits("archives of images", sources, [*left_out, *_beside(images, []), *inside])
     elif images:
         try:
             chosen = {k: [images[i] for i in v] for k, v in wanted.split(images).items()}
@@ -70,20 +74,20 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
     else:
         return None
     sources = {name: ImageFiles(container, files) for name, files in chosen.items()}
-    return Splits("image files", sources)
+    beside = _beside(images, [name for files in chosen.values() for name in files])
+    return Splits("image files", sources, [*left_out, *beside])
 
 
-def find_all(path: Path) -> ImageFiles | None:
-    """Find all image files of a folder or an archive, or the one that a path is.
+def find_all(path: Path) -> Splits | None:
+    """Find all image files of a folder or an archive, or the one that a path is, as a test split.
 
     None where there are none.
     """
-    if path.is_file() and path.suffix.lower() in SUFFIXES:
-        folder = open_container(path.parent)
-        return None if folder is None else ImageFiles(folder, [path.name])
+    if path.is_file() and is_image(path.name):
+        return Splits("image files", {"test": ImageFiles(Folder(path.parent), [path.name])})
     container = open_container(path)
-    images = [] if container is None else _images(container.names())
-    return None if container is None or not images else ImageFiles(container, images)
+    files, left_out = (None, []) if container is None else _all_in(container)
+    return None if files is None else Splits("image files", {"test": files}, left_out)
 
 
 def _split_archives(path: Path, names: Sequence[str]) -> dict[str, Path]:
@@ -93,12 +97,17 @@ def _split_archives(path: Path, names: Sequence[str]) -> dict[str, Path]:
     return by_split([(archive.stem, archive) for archive in archives], f"'{path}'")
 
 
-def _split_folders(path: Path, images: Sequence[str]) -> dict[str, str]:
+def _split_folders(
+    path: Path, images: Sequence[str], left_out: Sequence[Outcome]
+) -> dict[str, str]:
     """Return the folder of each split, at the top or below folders that hold all the rest."""
     folders = {PurePosixPath(image).parent for image in images}
     if path.is_dir():  # an empty split is an error
+        skipped = {file.image for file in left_out}
         folders |= {
-            PurePosixPath(p.name) for p in path.iterdir() if p.is_dir() and split_name(p.name)
+            PurePosixPath(p.name)
+            for p in path.iterdir()
+            if p.name not in skipped and split_name(p.name) and p.is_dir()
         }
     place = PurePosixPath()
     while True:
@@ -111,14 +120,23 @@ def _split_folders(path: Path, images: Sequence[str]) -> dict[str, str]:
         place = place / below.pop()
 
 
-def _all_of(archive: Path) -> ImageFiles:
+def _all_of(archive: Path) -> tuple[ImageFiles, list[Outcome]]:
     container = open_container(archive)
     assert container is not None
-    images = _images(container.names())
-    if not images:
+    files, left_out = _all_in(container)
+    if files is None:
         raise ValueError(f"no images in '{archive}'; add some")
-    return ImageFiles(container, images)
+    return files, [replace(one, image=f"{archive.name}/{one.image}") for one in left_out]
 
 
-def _images(names: Sequence[str]) -> list[str]:
-    return [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+def _all_in(container: Container) -> tuple[ImageFiles | None, list[Outcome]]:
+    names, left_out = container.listing()
+    images = [name for name in names if is_image(name)]
+    left_out = unread((name for name in names if not is_image(name)), left_out)
+    return ImageFiles(container, images) if images else None, left_out
+
+
+def _beside(images: Sequence[str], chosen: Sequence[str]) -> list[Outcome]:
+    """Return the images that are in no split although there are splits."""
+    others = set(images).difference(chosen)
+    return [Outcome("", i, "ignored", "image beside the splits") for i in images if i in others]

@@ -3,17 +3,19 @@
 It is how users of the published code keep CelebA, CelebA HQ, ImageNet 32 and FFHQ.
 """
 
-import io
 import math
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from nvae_lightning.data.files import TooLargeError, check_bytes, open_regular
+from nvae_lightning.data.image_formats import open_image
 from nvae_lightning.data.sources.base import (
     Source,
     Splits,
@@ -22,9 +24,14 @@ from nvae_lightning.data.sources.base import (
     check_splits,
     from_pixels,
 )
+from nvae_lightning.data.sources.container import Folder, unread
 from nvae_lightning.data.sources.optional import require
 
 _FILE = "data.mdb"
+_HEADER = struct.Struct("=IIQQI")  # after a page's 16 bytes: magic, version, address, map, page
+_MAGIC = 0xBEEFC0DE
+_PAGE_SIZES = [2**n for n in range(9, 17)]
+_MAX_MAP = 1 << 46  # bytes; of addresses, not of memory
 
 
 class Database(Source):
@@ -47,14 +54,14 @@ class Database(Source):
             if all(key.isdecimal() for key in keys):
                 keys.sort(key=int)
             super().__init__(keys)
-            self.shape = _pixel_shape([transaction.get(os.fsencode(key)) for key in keys[:16]])
+            self.shape = _pixel_shape([_value(transaction, key) for key in keys[:16]])
 
     def image(self, index: int) -> Image.Image:
         """Return an image."""
         with _reading(self.path) as transaction:
-            value = transaction.get(os.fsencode(self.names[index]))
+            value = _value(transaction, self.names[index])
         if self.shape is None:
-            return Image.open(io.BytesIO(value))
+            return open_image(value)
         return from_pixels(np.frombuffer(value, np.uint8).reshape(self.shape))
 
 
@@ -66,7 +73,9 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
     """
     if not path.is_dir():
         return None
-    folders = [folder for folder in (path, *sorted(path.iterdir())) if (folder / _FILE).is_file()]
+    names, left_out = Folder(path).listing()
+    files = [PurePosixPath(name) for name in names if PurePosixPath(name).name == _FILE]
+    folders = [path / file.parent for file in files if len(file.parts) <= 2]
     if not folders:
         return None
     databases = by_split([(folder.stem, folder) for folder in folders], f"'{path}'")
@@ -76,7 +85,11 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
             "train.lmdb and test.lmdb, and give the folder that they are in"
         )
     splits = check_splits(databases, f"'{path}'")
-    return Splits("LMDB", {name: Database(folder) for name, folder in splits.items()})
+    read = {(folder / _FILE).relative_to(path).as_posix() for folder in splits.values()}
+    locks = {str(PurePosixPath(name).with_name("lock.mdb")) for name in read}
+    left_out = unread((name for name in names if name not in read | locks), left_out)
+    sources = {name: Database(folder) for name, folder in splits.items()}
+    return Splits("LMDB", sources, left_out)
 
 
 @contextmanager
@@ -84,17 +97,42 @@ def _reading(path: Path) -> Iterator[Any]:
     """Open a database for one read: a process must not open it twice, nor keep it over a fork."""
     lmdb = require("lmdb", "lmdb")
     try:
+        _check_header(path / _FILE, lmdb.CorruptedError)
         with lmdb.open(str(path), readonly=True, lock=False, readahead=False) as environment:
             # LMDB maps the file into memory, where to read beyond its end kills the process.
             size = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
             if (path / _FILE).stat().st_size < size:
                 raise lmdb.CorruptedError(f"it is shorter than its {size:,} bytes")
-            with environment.begin() as transaction:
+            with environment.begin(buffers=True) as transaction:
                 yield transaction
     except lmdb.Error as error:
         raise ValueError(
             f"'{path}' is no whole LMDB database ({error}); fetch it again"
         ) from error
+
+
+def _check_header(path: Path, error: type[Exception]) -> None:
+    """Check what LMDB believes without looking, and may crash of: page size and map size."""
+    with open_regular(path) as file:
+        header = file.read(_HEADER.size + 16)[16:]
+    if len(header) < _HEADER.size:
+        raise error("it has no header")
+    magic, _, _, map_size, page_size = _HEADER.unpack(header)
+    if magic != _MAGIC:
+        raise error("it does not begin as one")
+    if page_size not in _PAGE_SIZES or map_size > _MAX_MAP:
+        raise error(f"it claims pages of {page_size:,} bytes and a map of {map_size:,} bytes")
+
+
+def _value(transaction: Any, key: str) -> bytes:  # noqa: ANN401
+    """Return a value, which is not copied before its size is known.
+
+    Raises:
+        TooLargeError: If it is larger than an image may be.
+    """
+    value = transaction.get(os.fsencode(key))
+    check_bytes(len(value))
+    return bytes(value)
 
 
 def _pixel_shape(values: Sequence[bytes]) -> tuple[int, int, int] | None:
@@ -103,7 +141,9 @@ def _pixel_shape(values: Sequence[bytes]) -> tuple[int, int, int] | None:
     if any(len(value) != length for value in values):
         return None
     try:
-        Image.open(io.BytesIO(values[0])).verify()
+        open_image(values[0]).verify()
+    except TooLargeError:
+        return None
     except Exception:  # Pillow's decoders raise nearly anything
         for channels in (3, 1):
             side = math.isqrt(length // channels)

@@ -1,13 +1,20 @@
 """Parquet shards as the Hugging Face hub publishes images, local or by name."""
 
 import glob
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from nvae_lightning.data.files import (
+    MAX_BYTES,
+    check_bytes,
+    leads_out,
+    open_regular,
+    read_regular,
+)
+from nvae_lightning.data.image_formats import open_image
 from nvae_lightning.data.sources.base import (
     Source,
     Splits,
@@ -15,10 +22,14 @@ from nvae_lightning.data.sources.base import (
     check_splits,
     split_name,
 )
-from nvae_lightning.data.sources.container import Folder
+from nvae_lightning.data.sources.container import Folder, unread
 from nvae_lightning.data.sources.optional import require
+from nvae_lightning.data.summary import Outcome
 
 HUB_PREFIX = "hf://"
+
+_BATCH_SIZE = 100  # rows that are decompressed together
+_MAX_RATIO = 16  # of a row group's size to that of its compressed bytes; encoded images have 1
 
 
 class Table(Source):
@@ -28,10 +39,18 @@ class Table(Source):
         table: A ``datasets.Dataset`` whose column `column` holds encoded images.
         column: Name of the column.
         rows: Which rows.
+        folders: Where the files have to be that a row may name instead of holding an image.
     """
 
-    def __init__(self, table: Any, column: str, rows: Sequence[int]) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        table: Any,  # noqa: ANN401
+        column: str,
+        rows: Sequence[int],
+        folders: Sequence[Path],
+    ) -> None:
         super().__init__([f"{row:08d}" for row in rows])
+        self.folders = folders
         self.table = table
         self.column = column
         self.rows = rows
@@ -44,10 +63,17 @@ class Table(Source):
         """
         value = self.table[self.rows[index]][self.column]
         if isinstance(value, dict):  # the hub's folders of images have a path only
-            value = value["bytes"] or (value.get("path") and Path(value["path"]).read_bytes())
+            value = value["bytes"] or (value.get("path") and self._read(value["path"]))
         if not value:
             raise ValueError(f"row {self.rows[index]} has no image in its column '{self.column}'")
-        return Image.open(io.BytesIO(value))
+        check_bytes(len(value))
+        return open_image(value)
+
+    def _read(self, path: str) -> bytes:
+        found = [folder / path for folder in self.folders if not leads_out(folder / path, folder)]
+        if not found:
+            raise ValueError(f"its file '{path}' is not in the folder of the table, nor below it")
+        return read_regular(found[0])
 
 
 def find(path: Path, wanted: Wanted) -> Splits | None:
@@ -56,16 +82,25 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
     Raises:
         ValueError: If they cannot be read, hold no images, or half a split.
     """
-    files = [path] if path.is_file() else [path / name for name in Folder(path).names()]
-    shards = [file for file in files if file.suffix.lower() == ".parquet"]
+    if path.is_file():
+        names, left_out = [path.name], []
+        folder = path.parent
+    else:
+        names, left_out = Folder(path).listing()
+        folder = path
+    shards = [folder / name for name in names if name.lower().endswith(".parquet")]
     if not shards:
         return None
+    for shard in shards:
+        _check_sizes(shard, path)
+    left_out = unread((n for n in names if not n.lower().endswith(".parquet")), left_out)
     by_split: dict[str, list[str]] = {}
     for shard in shards:
         file = shard.name.partition("-")[0].partition(".")[0]
         name = split_name(file) or split_name(shard.parent.name) or "train"
         by_split.setdefault(name, []).append(glob.escape(str(shard)))
-    return _load(str(path), wanted, "parquet", data_files=by_split)
+    options = {"data_files": by_split, "batch_size": _BATCH_SIZE}
+    return _load(str(path), wanted, [folder], left_out, "parquet", **options)
 
 
 def from_hub(name: str, wanted: Wanted) -> Splits:
@@ -74,10 +109,50 @@ def from_hub(name: str, wanted: Wanted) -> Splits:
     Raises:
         ValueError: If it cannot be had, holds no images, or half a split.
     """
-    return _load(name, wanted, name.removeprefix(HUB_PREFIX).removeprefix("datasets/"))
+    datasets = require("datasets", "parquet")
+    hub = require("huggingface_hub.constants", "parquet")
+    folders = [Path(datasets.config.HF_DATASETS_CACHE), Path(hub.HF_HUB_CACHE)]
+    if hasattr(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE"):  # before version 4
+        datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
+    found = name.removeprefix(HUB_PREFIX).removeprefix("datasets/")
+    return _load(name, wanted, folders, [], found)
 
 
-def _load(where: str, wanted: Wanted, *arguments: str, **options: object) -> Splits:
+def _check_sizes(shard: Path, where: Path) -> None:
+    """Check a table's sizes before it is decompressed, row group by row group.
+
+    Raises:
+        ValueError: If it cannot be read, or would become many times larger.
+    """
+    require("datasets", "parquet")
+    parquet = require("pyarrow.parquet", "parquet")
+    try:
+        with open_regular(shard) as file:
+            metadata = parquet.read_metadata(file)
+    except Exception as error:  # of pyarrow, and of the system
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"'{where}' cannot be read as a dataset ({shard.name}: {reason}); fetch it again"
+        ) from error
+    size = shard.stat().st_size
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        packed = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+        if group.total_byte_size > max(MAX_BYTES, _MAX_RATIO * min(packed, size)):
+            raise ValueError(
+                f"'{shard}' has {group.total_byte_size:,} bytes in {packed:,} compressed ones, "
+                f"more than {_MAX_RATIO} times; write it again in smaller row groups"
+            )
+
+
+def _load(
+    where: str,
+    wanted: Wanted,
+    folders: Sequence[Path],
+    left_out: Sequence[Outcome],
+    *arguments: str,
+    **options: object,
+) -> Splits:
     datasets = require("datasets", "parquet")
     try:
         tables = datasets.load_dataset(*arguments, **options)
@@ -91,19 +166,21 @@ def _load(where: str, wanted: Wanted, *arguments: str, **options: object) -> Spl
     by_split = {name: table for key, table in tables.items() if (name := split_name(key))}
     if not by_split:
         raise ValueError(f"'{where}' has no split 'train', but {', '.join(tables)}; name another")
+    others = [key for key in tables if not split_name(key)]
+    left_out = [*left_out, *(Outcome("", key, "ignored", "split of no use") for key in others)]
     if set(by_split) == {"train"}:  # nothing is held out
         table, column = _with_images(by_split["train"], where)
         try:
             rows = wanted.split([f"{row:08d}" for row in range(len(table))])
         except ValueError as error:
             raise ValueError(f"'{where}': {error}") from error
-        sources = {name: Table(table, column, chosen) for name, chosen in rows.items()}
-        return Splits("parquet", sources)
+        sources = {name: Table(table, column, chosen, folders) for name, chosen in rows.items()}
+        return Splits("parquet", sources, left_out)
     sources = {}
     for name, part in check_splits(by_split, f"'{where}'").items():
         table, column = _with_images(part, where)
-        sources[name] = Table(table, column, range(len(table)))
-    return Splits("parquet", sources)
+        sources[name] = Table(table, column, range(len(table)), folders)
+    return Splits("parquet", sources, left_out)
 
 
 def _with_images(table: Any, where: str) -> tuple[Any, str]:  # noqa: ANN401

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from nvae_lightning.data.files import check_bytes
 from nvae_lightning.data.sources.base import (
     Source,
     Splits,
@@ -21,8 +22,9 @@ from nvae_lightning.data.sources.base import (
     from_pixels,
     split_name,
 )
-from nvae_lightning.data.sources.container import Container, open_container
+from nvae_lightning.data.sources.container import Container, open_container, unread
 from nvae_lightning.data.sources.optional import require
+from nvae_lightning.data.summary import Outcome
 
 _SHARD = re.compile(r"\.tfrecords?$", re.IGNORECASE)
 _RESOLUTION = re.compile(r"-r(\d\d)-")
@@ -59,6 +61,7 @@ class TFRecords(Source):
         example_pb2 = require("tfrecord.example_pb2", "tfrecord")
         shard, offset, length = self.places[index]
         with self.container.open(shard) as file:
+            check_bytes(length)
             file.seek(offset)
             record = file.read(length)
             (checksum,) = _FOOTER.unpack(file.read(_FOOTER.size))
@@ -69,8 +72,10 @@ class TFRecords(Source):
             if name not in features:
                 raise ValueError(f"the record has no feature '{name}', but {', '.join(features)}")
         shape = tuple(features["shape"].int64_list.value)
-        pixels = np.frombuffer(features["data"].bytes_list.value[0], np.uint8)
-        return from_pixels(pixels.reshape(shape))
+        values = features["data"].bytes_list.value
+        if len(shape) != 3 or shape[2] not in (1, 3) or not values:
+            raise ValueError(f"the record holds no grey or colour image, but pixels of {shape}")
+        return from_pixels(np.frombuffer(values[0], np.uint8).reshape(shape))
 
 
 def find(path: Path, wanted: Wanted) -> Splits | None:
@@ -84,7 +89,8 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
     container = open_container(path)
     if container is None:
         return None
-    shards = [name for name in container.names() if _SHARD.search(name)]
+    names, left_out = container.listing()
+    shards = [name for name in names if _SHARD.search(name)]
     if not shards:
         return None
     sides = {2 ** _resolution(shard) for shard in shards}
@@ -100,7 +106,12 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
             f"'{path}' has TFRecords, but none in a folder train or validation; move them there"
         )
     splits = check_splits(by_split, f"'{path}'")
-    return Splits("TFRecords", {name: TFRecords(container, s) for name, s in splits.items()})
+    read = {shard for chosen in splits.values() for shard in chosen}
+    left_out = unread((name for name in names if not _SHARD.search(name)), left_out)
+    reason = "TFRecords of another resolution, or in a folder that is no split"
+    others = [Outcome("", shard, "ignored", reason) for shard in shards if shard not in read]
+    sources = {name: TFRecords(container, chosen) for name, chosen in splits.items()}
+    return Splits("TFRecords", sources, [*left_out, *others])
 
 
 def _resolution(shard: str) -> int:
