@@ -1,5 +1,6 @@
 """Errors that name the setting they are about."""
 
+import multiprocessing
 import os
 import re
 from collections.abc import Container, Iterator
@@ -37,6 +38,8 @@ def needing_workers(num_workers: int) -> Iterator[None]:
         ValueError: If the system lacks the shared memory that they need.
     """
     try:
+        if num_workers > 0:
+            multiprocessing.Lock()  # what fails first, and in a DataLoader not in one line
         yield
     except (OSError, RuntimeError) as error:
         is_start = isinstance(error, OSError) and not str(error).startswith("Caught ")
