@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
-import hydra
 import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
@@ -36,13 +35,12 @@ from nvae_lightning.benchmarking import (
     profile_steps,
 )
 from nvae_lightning.cli import (
-    CONFIG_ROOT,
     check_seed,
     hide_warnings,
     keep_freed_memory,
-    one_line_errors,
     run,
 )
+from nvae_lightning.command import command
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.environment import device_name, version
 from nvae_lightning.files import whole_file, write_text
@@ -90,6 +88,11 @@ def check_settings(config: DictConfig) -> None:
         raise ValueError(
             f"compare: got {config.compare!r}, but it must be overrides; "
             "write compare={key:value}"
+        )
+    if config.trainer.fast_dev_run:
+        raise ValueError(
+            f"trainer.fast_dev_run: got {config.trainer.fast_dev_run}, but num_steps says how "
+            "many steps are measured; set num_steps=1 num_rounds=1 instead"
         )
     if config.trainer.max_steps != -1 or config.trainer.max_epochs < config.num_rounds + 2:
         raise ValueError(
@@ -336,8 +339,7 @@ def report(config: DictConfig, results: list[Result], run_dir: Path) -> None:
     print(f"written: '{file}' and benchmark.png")
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="benchmark")
-@one_line_errors()
+@command("benchmark")
 def main(config: DictConfig) -> float:
     """Measure one setting, or two in alternation; return images a second, for sweeps."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)

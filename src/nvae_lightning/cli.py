@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ContextDecorator, contextmanager
+from collections.abc import Callable
+from contextlib import ContextDecorator
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -22,18 +21,26 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    OverrideParseException,
+)
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
-from omegaconf import OmegaConf, open_dict, read_write
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
+from nvae_lightning import run_folder
 from nvae_lightning.callbacks import DivergedError
+from nvae_lightning.command_line import complete_overrides, describe_grammar
 from nvae_lightning.data import AllImages, ImageDataModule
+from nvae_lightning.known_settings import explain
 from nvae_lightning.loading import find_checkpoint, load_model
 from nvae_lightning.model import NVAE
 from nvae_lightning.settings import check_type, check_types
@@ -169,40 +176,6 @@ class one_line_errors(ContextDecorator):
         traceback.clear_frames(trace)
 
 
-#: Options of Hydra's that take a value and say where configs are.
-_CONFIG_OPTIONS = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
-
-
-@contextmanager
-def as_single_run(run_dir: Path) -> Iterator[None]:
-    """Inside a sweep, let the other processes that Lightning starts run this job, not the sweep.
-
-    Lightning starts them by the command line, which would sweep anew (and draw other values, with
-    Optuna). It is replaced by that of the job alone until the job is over.
-    """
-    config: Any = HydraConfig.instance().cfg
-    if config.hydra.mode is not RunMode.MULTIRUN:
-        yield
-        return
-    arguments, environment = list(sys.argv), dict(os.environ)
-    kept = [a for a in arguments if a.startswith(_CONFIG_OPTIONS) and "=" in a]
-    kept += [x for pair in pairwise(arguments) if pair[0] in _CONFIG_OPTIONS for x in pair]
-    kept += [a for a in arguments if re.match(r"\+*hydra\.(job|hydra_logging|job_logging)", a)]
-    job = list(config.hydra.overrides.task)
-    with read_write(config.hydra):
-        config.hydra.run.dir = str(run_dir)  # where Lightning sends the others
-    sys.argv[1:] = [*kept, *job, "hydra.mode=RUN"]
-    try:
-        yield
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        sys.argv[:] = arguments
-        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            if name not in environment:
-                os.environ.pop(name, None)
-
-
 def check_precision(name: str, precision: object, accelerator: str) -> None:
     """Check that this machine computes in a precision, and warn if it does so slowly.
 
@@ -258,7 +231,7 @@ def keep_freed_memory() -> None:
 
 
 def run(command: Callable[[], Any]) -> None:
-    """Run a Hydra command whose errors, those of composing its config included, are one line."""
+    """Run a command, whose errors, those of composing its config included, are one line."""
     arguments = " ".join(sys.argv[1:]).replace("=", " ").split()
     asked = [("--cfg", "job"), ("-c", "job")]
     if any(pair in asked for pair in pairwise(arguments)) and "--resolve" not in arguments:
@@ -267,15 +240,28 @@ def run(command: Callable[[], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         with one_line_errors():
-            command()
+            overrides = complete_overrides(resumes=getattr(command, "resumes", False))
+            try:
+                command()
+            except ConfigCompositionException as error:
+                name = getattr(command, "config_name", None)
+                message = " ".join(str(error).split())
+                explained = name and explain(message, name, overrides, CONFIG_ROOT / "conf")
+                if not explained:
+                    raise
+                raise ValueError(explained) from error
     except SystemExit as end:
         if isinstance(end.code, str):  # what is half made would add tracebacks as it is deleted
             sys.unraisablehook = lambda _: None
         raise
+    finally:
+        run_folder.release()
 
 
 def _describe(error: BaseException, run_dir: str | None) -> str:
     """Describe what the user did wrong, not how we came to notice."""
+    if isinstance(error, OverrideParseException):
+        return describe_grammar(error)
     place = ""
     while isinstance(error, InstantiationException):
         # "Error in call to target 'x':\nValueError('...')\nfull_key: model.hierarchy"
@@ -286,6 +272,8 @@ def _describe(error: BaseException, run_dir: str | None) -> str:
         error = error.__cause__
     if isinstance(error, OSError):
         return place + str(describe_system_error(error, run_dir))
+    if str(error) == "No trials are completed yet.":  # of Optuna, at the end of its sweep
+        return "all trials of the sweep have failed, for which see failed.txt in its folder"
     message, _, _ = str(error).partition("Config search path:")
     message = " ".join(message.split())
     return place + message + _given(place.partition(":")[0], message)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hydra
 from omegaconf import DictConfig
 
-from nvae_lightning.cli import CONFIG_ROOT, run
+from nvae_lightning.cli import run
+from nvae_lightning.command import command
 from nvae_lightning.model import NVAE, DiscretizedLogisticMixtureLikelihood
 from nvae_lightning.published import convert_published
 
@@ -24,7 +24,7 @@ def kept_numerics(model: NVAE) -> list[str]:
     return kept
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="convert")
+@command("convert")
 def main(config: DictConfig) -> None:
     """Write one published checkpoint as safetensors and config.json."""
     model = convert_published(

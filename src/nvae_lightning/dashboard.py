@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, run
+from nvae_lightning.cli import run
+from nvae_lightning.command import command
 from nvae_lightning.settings import check_type
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="dashboard")
-@one_line_errors()
+@command("dashboard")
 def main(config: DictConfig) -> None:
     """Write the workspace as JSON and save it at W&B."""
     for name in ("entity", "project", "name"):

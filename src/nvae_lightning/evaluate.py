@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
@@ -16,17 +15,16 @@ from omegaconf import DictConfig
 
 from nvae_lightning import figures
 from nvae_lightning.cli import (
-    CONFIG_ROOT,
-    as_single_run,
     check_precision,
     check_seed,
     hide_warnings,
     keep_freed_memory,
-    one_line_errors,
     run,
     trained_model,
     training_data,
 )
+from nvae_lightning.command import command
+from nvae_lightning.command_line import as_single_run
 from nvae_lightning.evaluation import EvaluationModule
 from nvae_lightning.files import write_text
 from nvae_lightning.model import NVAE, Compute, DiscretizedLogisticMixtureLikelihood
@@ -109,8 +107,7 @@ def report(results: dict[str, Any], model: NVAE, folder: Path) -> None:
     print(f"written: '{file}' and rate_per_group.png")
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="evaluate")
-@one_line_errors()
+@command("evaluate")
 def main(config: DictConfig) -> float:
     """Evaluate one model on a test split and return its NLL in nats, for sweeps."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, run
+from nvae_lightning.cli import run
+from nvae_lightning.command import command
 from nvae_lightning.data.storage import read_summary
 from nvae_lightning.data.summary import REPORT
 from nvae_lightning.settings import check_types
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="prepare")
-@one_line_errors()
+@command("prepare")
 def main(config: DictConfig) -> None:
     """Write one dataset as memory-mapped arrays and say what became of its images."""
     if config.on_error not in ("stop", "skip"):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, run
+from nvae_lightning.cli import run
+from nvae_lightning.command import command
 from nvae_lightning.data.overview import draw_overview
 from nvae_lightning.files import whole_file
 from nvae_lightning.settings import check_types
@@ -18,8 +18,7 @@ from nvae_lightning.settings import check_types
 NUM_IMAGES = 1000  # per split, for the histogram
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="preview")
-@one_line_errors()
+@command("preview")
 def main(config: DictConfig) -> None:
     """Check a dataset, print its counts, and draw some images and a histogram."""
     torch.manual_seed(config.seed)

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from nvae_lightning import figures, reporting
-from nvae_lightning.cli import CONFIG_ROOT, one_line_errors, run
+from nvae_lightning.cli import run
+from nvae_lightning.command import command
 from nvae_lightning.files import write_text
 from nvae_lightning.reporting import Layout, Run, as_layout, report
 from nvae_lightning.settings import check_type
@@ -80,8 +80,7 @@ def load_run(folder: Path, name: str) -> Run:
     return Run(name, settings, rows)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="report")
-@one_line_errors()
+@command("report")
 def main(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
     """Write ``report.md`` and ``report.png``, and print the former."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -17,16 +16,15 @@ from torchvision.transforms.functional import to_pil_image
 
 from nvae_lightning.callbacks.pictures import as_bytes, grid
 from nvae_lightning.cli import (
-    CONFIG_ROOT,
     check_precision,
     check_seed,
     images_for,
     keep_freed_memory,
-    one_line_errors,
     run,
     trained_model,
     training_data,
 )
+from nvae_lightning.command import command
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.files import whole_file
 from nvae_lightning.loading import find_checkpoint
@@ -83,8 +81,7 @@ def statistics(
     )
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="sample")
-@one_line_errors()
+@command("sample")
 def main(config: DictConfig) -> None:
     """Draw one picture, and keep its images as numbers, too."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -19,17 +18,16 @@ from torch import Tensor
 from nvae_lightning import figures
 from nvae_lightning.anomaly import AnomalyScores, auroc
 from nvae_lightning.cli import (
-    CONFIG_ROOT,
     check_precision,
     check_seed,
     hide_warnings,
     images_for,
     keep_freed_memory,
-    one_line_errors,
     run,
     trained_model,
     training_data,
 )
+from nvae_lightning.command import command
 from nvae_lightning.data import AllImages, ImageDataModule
 from nvae_lightning.files import whole_file, write_text
 from nvae_lightning.model import NVAE
@@ -76,8 +74,7 @@ def reference_of(config: DictConfig, model: NVAE) -> ImageDataModule:
     return training_data(config, model)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="score")
-@one_line_errors()
+@command("score")
 def main(config: DictConfig) -> None:
     """Score images, draw the most and the least likely, and tell them from a reference."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -23,7 +24,25 @@ _NAMES = {
 }
 
 
-def check_types(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
+def check_names(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
+    """Check that every class takes the settings that it is given.
+
+    Raises:
+        ValueError: If a setting is unknown to its class.
+    """
+    for path, node, target, parameters in _parameters(config):
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            continue
+        names = [name for name in parameters if name not in ("self", "args")]
+        for key in node:
+            if key not in _SPECIAL and key not in parameters:
+                near = difflib.get_close_matches(str(key), names, n=1)
+                remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(names)}"
+                name = f"{path}.{key}".lstrip(".")
+                raise ValueError(f"{name}: {target} takes no such setting; {remedy}")
+
+
+def check_types(config: Any) -> None:  # noqa: ANN401
     """Compare all settings with the types of the parameters that they become.
 
     Hydra passes on what it is given, so that ``batch_size=foo`` would be noticed by whoever first
@@ -32,25 +51,23 @@ def check_types(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictC
     Raises:
         ValueError: If a setting is unknown to its class, of another type, or not finite.
     """
+    check_names(config)
+    for path, node, _, parameters in _parameters(config):
+        for key in node:
+            if key not in _SPECIAL and key in parameters:
+                name, value = _origin(config, f"{path}.{key}".lstrip("."))
+                check_type(name, value, parameters[str(key)].annotation)
+
+
+def _parameters(config: Any) -> Iterator[tuple[str, Any, str, Mapping[str, inspect.Parameter]]]:  # noqa: ANN401
+    """Find what is instantiated: its place, its settings, its class and what that takes."""
     for path, node in _targets(config, ""):
         try:
             target = get_object(str(node["_target_"]))
             parameters = inspect.signature(target, eval_str=True).parameters
         except (ImportError, NameError, ValueError, TypeError):
             continue  # instantiating it says what is wrong with the target itself
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        for key in node:
-            name = f"{path}.{key}".lstrip(".")
-            if key in _SPECIAL:
-                continue
-            if key in parameters:
-                name, value = _origin(config, name)
-                check_type(name, value, parameters[str(key)].annotation)
-            elif not takes_any:
-                raise ValueError(
-                    f"{name}: {node['_target_']} takes no such setting; it takes "
-                    f"{', '.join(p for p in parameters if p not in ('self', 'args'))}"
-                )
+        yield path, node, str(node["_target_"]), parameters
 
 
 def check_type(name: str, value: object, annotation: object) -> None:
@@ -84,6 +101,8 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
     if isinstance(node, DictConfig) and "_target_" in node:
         yield path, node
     for key in node if isinstance(node, DictConfig) else range(len(node)):
+        if key == "hydra" and not path:
+            continue  # Hydra's own settings, before it takes them out
         child = node._get_node(key)
         if isinstance(child, DictConfig | ListConfig) and not (
             child._is_interpolation() or child._is_none() or child._is_missing()

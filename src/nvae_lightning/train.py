@@ -11,32 +11,33 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from nvae_lightning import loading
 from nvae_lightning.callbacks import Interrupted, Preemption, last_checkpoint
 from nvae_lightning.callbacks.checkpoint import read_checkpoint
 from nvae_lightning.cli import (
-    CONFIG_ROOT,
     HALF,
-    as_single_run,
     check_precision,
     check_seed,
     hide_warnings,
     keep_freed_memory,
-    one_line_errors,
     run,
 )
+from nvae_lightning.command import command
+from nvae_lightning.command_line import as_single_run
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.environment import device_name, version
 from nvae_lightning.files import whole_file
 from nvae_lightning.module import NVAEModule, check_cuda_graphs
+from nvae_lightning.resume import check_resume
 from nvae_lightning.settings import check_type, check_types
 
 
@@ -68,13 +69,6 @@ def check_settings(config: DictConfig) -> None:
     for name in ("compile", "cuda_graphs"):
         check_type(name, config[name], bool)
     check_type("ckpt_path", config.ckpt_path, str | None)
-    for group in ("callbacks", "logger"):
-        for name, value in config[group].items():
-            if not (isinstance(value, DictConfig) and "_target_" in value):
-                raise ValueError(
-                    f"{group}.{name}: got {value!r}, but it must be what a _target_ makes; "
-                    f"~{group}.{name} leaves it out"
-                )
     trainer = config.trainer
     for name, value, minimum in (
         ("trainer.num_nodes", trainer.num_nodes, 1),
@@ -89,7 +83,7 @@ def check_settings(config: DictConfig) -> None:
             raise ValueError(f"{name} must be at least {minimum}, got {value}")
     for name in ("max_steps", "max_epochs"):
         if trainer[name] == 0:
-            raise ValueError(f"trainer.{name} must be positive, got 0; -1 is for no such end")
+            raise ValueError(f"trainer.{name} must be positive, got 0; -1 disables the limit")
     if trainer.max_steps == -1 and trainer.max_epochs in (-1, None):
         raise ValueError(
             f"trainer.max_steps and trainer.max_epochs, got {trainer.max_steps} and "
@@ -99,7 +93,7 @@ def check_settings(config: DictConfig) -> None:
 
 
 def find_checkpoint(path: str | None, folder: Path) -> Path | None:
-    """Return the whole checkpoint to go on from; None for a new training.
+    """Return the whole checkpoint to resume from; None for a new training.
 
     Raises:
         ValueError: If it is asked for and not there, or damaged.
@@ -111,10 +105,21 @@ def find_checkpoint(path: str | None, folder: Path) -> Path | None:
     if path == "last":
         raise ValueError(
             f"ckpt_path=last: no whole checkpoint in '{folder}'; "
-            "name the folder of the run to go on with as hydra.run.dir=FOLDER"
+            "name the folder of the run to resume as hydra.run.dir=FOLDER"
         )
-    read_checkpoint(Path(path))
-    return Path(path).absolute()
+    if Path(path).expanduser().is_dir():
+        try:
+            found = loading.find_checkpoint(path)
+        except ValueError as error:
+            raise ValueError(f"ckpt_path: {error}") from error
+        if found is None:
+            raise ValueError(
+                f"ckpt_path: '{path}' holds weights without the state of a training; give the "
+                "folder of a run, or one of its checkpoints"
+            )
+        return found
+    read_checkpoint(Path(path).expanduser())
+    return Path(path).expanduser().absolute()
 
 
 @rank_zero_only
@@ -160,7 +165,16 @@ def build_trainer(config: DictConfig, run_dir: Path) -> Trainer:
     check_precision("trainer.precision", precision, config.trainer.accelerator)
     if 0 < config.trainer.max_steps < config.trainer.log_every_n_steps:
         config.trainer.log_every_n_steps = config.trainer.max_steps
-    callbacks = list(instantiate(config.callbacks, _convert_="all").values())
+    unused: tuple[type[Callback], ...] = ()
+    if config.trainer.enable_progress_bar is False:
+        unused += (ProgressBar,)
+    if config.trainer.fast_dev_run or config.trainer.enable_checkpointing is False:
+        unused += (ModelCheckpoint,)
+    callbacks = [
+        callback
+        for callback in instantiate(config.callbacks, _convert_="all").values()
+        if not isinstance(callback, unused)
+    ]
     # It ends the training after a step, when all the others have had their turn.
     callbacks.sort(key=lambda callback: isinstance(callback, Preemption))
     trainer = instantiate(
@@ -177,8 +191,7 @@ def build_trainer(config: DictConfig, run_dir: Path) -> Trainer:
     return trainer
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT / "conf"), config_name="train")
-@one_line_errors()
+@command("train", resumes=True)
 def main(config: DictConfig) -> float:
     """Run one training as configured and return its test bits per dim, for sweeps."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -194,6 +207,8 @@ def main(config: DictConfig) -> float:
 
     datamodule = instantiate(config.dataset.datamodule)
     checkpoint = find_checkpoint(config.ckpt_path, run_dir / "checkpoints")
+    if checkpoint is not None:
+        check_resume(config, checkpoint, run_dir)
     load_data(datamodule)
     config.run_id = run_id(run_dir, resumed=checkpoint is not None)
     config.version = version()
@@ -202,14 +217,17 @@ def main(config: DictConfig) -> float:
     config.device = device_name(trainer.strategy.root_device, trainer.world_size)
     config.num_devices = trainer.world_size
     check_batches(datamodule, trainer)
-    if checkpoint is None or config.ckpt_path not in (None, "last"):
+    is_new = checkpoint is None or config.ckpt_path not in (None, "last")
+    if is_new and not config.trainer.fast_dev_run:
         set_aside(run_dir / "metrics.csv", move=checkpoint is None)
     if trainer.world_size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise ValueError("hydra.mode: a sweep is not started by torchrun; use trainer=ddp")
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
-    save_config(resolved, run_dir / "config.yaml")
+    resolved["overrides"] = OmegaConf.to_container(HydraConfig.get().overrides.task)
+    if not config.trainer.fast_dev_run:
+        save_config(resolved, run_dir / "config.yaml")
     for logger in trainer.loggers:
         logger.log_hyperparams({str(name): value for name, value in resolved.items()})
 

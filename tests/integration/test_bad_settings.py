@@ -339,7 +339,7 @@ def test_a_bad_setting_gives_one_line_before_anything_is_written(
     for word in words:
         assert word in status
     written = {path.name for path in (folder / f"run{index}").glob("*")}
-    assert written <= {".hydra", "train.log"}
+    assert written <= {".hydra", ".lock", "train.log"}
 
 
 def test_at_least_110_bad_settings_are_tried() -> None:

@@ -78,8 +78,10 @@ def test_data_does_not_know_the_model() -> None:
 
 def test_only_the_commands_know_the_configuration() -> None:
     names = (
-        "benchmark", "cli", "convert", "dashboard", "evaluate", "prepare", "preview", "report",
-        "sample", "score", "settings", "train",
+        "benchmark", "cli", "command", "command_line", "convert", "dashboard", "evaluate",
+        "known_settings", "overrides", "prepare", "preview", "report", "resume", "sample",
+        "score", "settings",
+        "train",
     )  # fmt: skip
     commands = {ROOT / f"{name}.py" for name in names}
     users = {p for p in FILES if any(_is_within(n, CONFIGURATION) for n in _imports(p))}
