@@ -18,7 +18,7 @@ def naming(setting: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if str(error).startswith("dataset."):
+        if str(error).startswith(("dataset.", "source: ")):
             raise
         raise ValueError(f"{setting}: {error}") from error
     except OSError as error:

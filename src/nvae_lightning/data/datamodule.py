@@ -177,20 +177,21 @@ class ImageDataModule(LightningDataModule):
         decoder = self.decoder
         with naming("source"):
             splits = self.sources(source)
-        return prepare(
-            splits,
-            decoder,
-            self.folder,
-            source=source,
-            settings={
-                **decoder.settings(),
-                "test_fraction": self.split.test_fraction,
-                "split_seed": self.split.seed,
-            },
-            skip_errors=skip_errors,
-            overwrite=overwrite,
-            num_workers=self.num_decoders,
-        )
+        with naming("dataset.root"):
+            return prepare(
+                splits,
+                decoder,
+                self.folder,
+                source=source,
+                settings={
+                    **decoder.settings(),
+                    "test_fraction": self.split.test_fraction,
+                    "split_seed": self.split.seed,
+                },
+                skip_errors=skip_errors,
+                overwrite=overwrite,
+                num_workers=self.num_decoders,
+            )
 
     def prepare_data(self) -> None:
         """Look for the images, so that a wrong folder fails before anything is built.

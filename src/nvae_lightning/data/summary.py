@@ -54,7 +54,7 @@ class Summary:
     def note(self, notes: Iterable[Note]) -> None:
         """Add an image that was converted."""
         notes = list(notes)
-        self.count("converted", *{note.kind for note in notes})
+        self.count("converted", *(note.kind for note in notes))
         for note in notes:
             if note.largest is not None:
                 self.largest = max(note.largest, self.largest or 0)
