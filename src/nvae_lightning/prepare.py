@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from nvae_lightning.cli import run
 from nvae_lightning.command import command
 from nvae_lightning.data.storage import read_summary
 from nvae_lightning.data.summary import REPORT
-from nvae_lightning.settings import check_types
+from nvae_lightning.settings import build_datamodule, check_types
 
 
 @command("prepare")
@@ -22,7 +21,7 @@ def main(config: DictConfig) -> None:
     if not isinstance(config.overwrite, bool):
         raise ValueError(f"overwrite: got {config.overwrite!r}, but it must be true or false")
     check_types(config)
-    datamodule = instantiate(config.dataset.datamodule)
+    datamodule = build_datamodule(config, ours=True)
     splits, outcomes = datamodule.prepare(
         str(config.source), skip_errors=config.on_error == "skip", overwrite=config.overwrite
     )

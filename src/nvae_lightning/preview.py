@@ -13,7 +13,7 @@ from nvae_lightning.cli import run
 from nvae_lightning.command import command
 from nvae_lightning.data.overview import draw_overview
 from nvae_lightning.files import whole_file
-from nvae_lightning.settings import check_types
+from nvae_lightning.settings import build_datamodule, check_types
 
 NUM_IMAGES = 1000  # per split, for the histogram
 
@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
     """Check a dataset, print its counts, and draw some images and a histogram."""
     torch.manual_seed(config.seed)
     check_types(config)
-    datamodule = instantiate(config.dataset.datamodule)
+    datamodule = build_datamodule(config, ours=True)
     datamodule.prepare_data()
     datamodule.setup("fit")
     image = instantiate(config.dataset.image)

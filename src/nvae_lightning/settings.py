@@ -10,11 +10,16 @@ from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from hydra.utils import get_object
-from omegaconf import DictConfig, ListConfig
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object, instantiate
+from lightning.pytorch import LightningDataModule
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+
+from nvae_lightning.data import ImageDataModule
 
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+_SHARED = ("seed", "dataset.image.")  # settings that are not the data module's alone
 _NAMES = {
     bool: "true or false",
     int: "a whole number",
@@ -30,6 +35,7 @@ def check_names(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictC
     Raises:
         ValueError: If a setting is unknown to its class.
     """
+    _fit_to_data_module(config)
     for path, node, target, parameters in _parameters(config):
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             continue
@@ -68,6 +74,61 @@ def _parameters(config: Any) -> Iterator[tuple[str, Any, str, Mapping[str, inspe
         except (ImportError, NameError, ValueError, TypeError):
             continue  # instantiating it says what is wrong with the target itself
         yield path, node, str(node["_target_"]), parameters
+
+
+def build_datamodule(config: Any, *, ours: bool = False) -> Any:  # noqa: ANN401
+    """Build the data module of the settings.
+
+    Args:
+        config: All settings, checked.
+        ours: Whether it must be one of this package's, as prepares or shows images.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    found = instantiate(config.dataset.datamodule, _convert_="all")
+    expected = ImageDataModule if ours else LightningDataModule
+    if not isinstance(found, expected):
+        raise ValueError(
+            f"dataset.datamodule._target_: got {type(found).__name__}, but it must be a "
+            f"{expected.__name__}; give the name of one"
+        )
+    return found
+
+
+def _fit_to_data_module(config: Any) -> None:  # noqa: ANN401
+    """Leave out the dataset's own settings that a user's own data module does not take.
+
+    Raises:
+        ValueError: If the user has given one of them.
+    """
+    node: Any = OmegaConf.select(config, "dataset.datamodule") or {}
+    target = str(node.get("_target_", "nvae_lightning."))
+    if target.startswith("nvae_lightning."):
+        return
+    try:
+        kind = get_object(target)
+        parameters = dict(inspect.signature(kind).parameters)
+    except (ImportError, ValueError, TypeError):
+        return  # instantiating it says what is wrong with the target
+    if getattr(kind, "__init__", None) is LightningDataModule.__init__:
+        parameters = {}  # which it takes any of, and ignores
+    elif any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    own = inspect.signature(ImageDataModule).parameters
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    names = {override.lstrip("+~").partition("=")[0] for override in given}
+    for key in [key for key in node if key not in parameters and key not in _SPECIAL]:
+        place = f"dataset.datamodule.{key}"
+        origin = _origin(config, place)[0]
+        is_given = place in names or (origin in names and not origin.startswith(_SHARED))
+        if is_given or key not in own:
+            raise ValueError(
+                f"{place if place in names else origin}: {target} takes no setting {key}; it "
+                f"takes {', '.join(parameters) or 'none'}"
+            )
+        with open_dict(node):
+            del node[key]
 
 
 def check_type(name: str, value: object, annotation: object) -> None:

@@ -17,7 +17,8 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
 from nvae_lightning import loading
@@ -38,12 +39,14 @@ from nvae_lightning.environment import device_name, version
 from nvae_lightning.files import whole_file
 from nvae_lightning.module import NVAEModule, check_cuda_graphs
 from nvae_lightning.resume import check_resume
-from nvae_lightning.settings import check_type, check_types
+from nvae_lightning.settings import build_datamodule, check_type, check_types
 
 
 @rank_zero_only
 def load_data(datamodule: LightningDataModule) -> None:
-    """Load the data, which Lightning does too late: after loggers have begun to write."""
+    """Load our own data, which Lightning does too late: after loggers have begun to write."""
+    if not isinstance(datamodule, ImageDataModule):
+        return
     datamodule.prepare_data()
     datamodule.setup("fit")
     if isinstance(datamodule, ImageDataModule):
@@ -53,6 +56,8 @@ def load_data(datamodule: LightningDataModule) -> None:
 @rank_zero_only
 def check_batches(datamodule: LightningDataModule, trainer: Trainer) -> None:
     """Look whether the images are enough for the devices, which Lightning does too late, too."""
+    if not isinstance(datamodule, ImageDataModule):
+        return
     datamodule.trainer = trainer
     for loader in (datamodule.train_dataloader, datamodule.val_dataloader):
         loader()
@@ -205,7 +210,7 @@ def main(config: DictConfig) -> float:
     check_settings(config)
     seed_everything(config.seed, workers=True, verbose=False)
 
-    datamodule = instantiate(config.dataset.datamodule)
+    datamodule = build_datamodule(config)
     checkpoint = find_checkpoint(config.ckpt_path, run_dir / "checkpoints")
     if checkpoint is not None:
         check_resume(config, checkpoint, run_dir)
@@ -247,8 +252,14 @@ def main(config: DictConfig) -> float:
                 f"ckpt_path={config.ckpt_path}: the checkpoint is of another model; "
                 "repeat the settings in the config.yaml beside its folder"
             ) from error
+        if not is_overridden("test_dataloader", datamodule, LightningDataModule):
+            name = type(datamodule).__name__
+            rank_zero_warn(f"{name} has no test_dataloader: the model is not tested")
+            return math.nan
         metrics = trainer.test(module, datamodule, verbose=False)
-    return metrics[0]["test/bpd"] if metrics else math.nan
+    # Of the first loader, if there are several.
+    bpd = [v for name, v in metrics[0].items() if name.startswith("test/bpd")] if metrics else []
+    return bpd[0] if bpd else math.nan
 
 
 if __name__ == "__main__":

@@ -113,7 +113,10 @@ class KLPerGroup(Callback):
 
 
 def _by_group(trainer: Trainer, prefix: str) -> list[float]:
-    """Return what has last been logged of every group, coarsest first."""
+    """Return what has last been logged of every group, coarsest first; of the first loader."""
     metrics = trainer.callback_metrics
-    values = [metrics[name] for name in sorted(metrics) if name.startswith(prefix)]
+    names = sorted(name for name in metrics if name.startswith(prefix))
+    if any(name.endswith("/dataloader_idx_0") for name in names):
+        names = [name for name in names if name.endswith("/dataloader_idx_0")]
+    values = [metrics[name] for name in names]
     return torch.stack(values).tolist()  # one wait for the device, not one per group

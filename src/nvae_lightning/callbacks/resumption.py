@@ -12,7 +12,9 @@ from lightning.pytorch.loops.fit_loop import RestartStage as FitStage
 from lightning.pytorch.loops.training_epoch_loop import RestartStage as EpochStage
 from lightning.pytorch.utilities import rank_zero_warn
 
+from nvae_lightning.callbacks import random_state
 from nvae_lightning.callbacks.csv_logger import ResumableCSVLogger
+from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.sampler import ResumableLoader
 from nvae_lightning.module import is_logging_step
 
@@ -30,6 +32,10 @@ class Resumption(Callback):
 
     The place in the data is a number of images. With other images per step than before, the rest
     of the epoch has another number of steps; schedules count steps as ever.
+
+    A data module that is not this package's has no such place. The states of the random numbers
+    are saved instead, so that a resume from the end of an epoch is exact; within an epoch its
+    remaining batches are drawn again, as Lightning does.
     """
 
     def __init__(self) -> None:
@@ -47,8 +53,12 @@ class Resumption(Callback):
         checkpoint[_KEY] = {
             "global_batch_size": _global_batch_size(trainer),
             "last_row": row,
-            "loader": _loader(trainer).state_dict(),
+            "loader": None,
         }
+        if (loader := _loader(trainer)) is not None:
+            checkpoint[_KEY]["loader"] = loader.state_dict()
+        else:
+            checkpoint[_KEY]["random"] = random_state.capture(trainer.strategy.root_device)
         _straighten(checkpoint)
 
     def on_load_checkpoint(
@@ -63,8 +73,9 @@ class Resumption(Callback):
         batches = progress["epoch_loop.batch_progress"]["current"]
         self._place = _Place(
             loader=state["loader"],
+            random=state.get("random"),
             epoch=progress["epoch_progress"]["current"]["completed"],
-            num_batches=batches["ready"] * before // now,
+            num_batches=batches["ready"] * before // now if before and now else batches["ready"],
             is_last_batch=progress["epoch_loop.batch_progress"]["is_last_batch"],
             is_validated=batches["completed"] == batches["ready"],
         )
@@ -76,25 +87,41 @@ class Resumption(Callback):
                         state["last_row"],
                         is_validated=self._place.is_validated,
                     )
-        if before != now:
+        if before and now and before != now:
             rank_zero_warn(
                 f"the checkpoint was made with {before} images a step, this run has {now}; "
                 "the epoch continues after the same images"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the loader and the loops to the place."""
-        if self._place is not None:
-            _loader(trainer).load_state_dict(self._place.loader)
-            _set_loops(trainer, self._place)
-            self._place = None
+        """Set the loader, or the random numbers in its stead, and the loops to the place."""
+        loader, place = _loader(trainer), self._place
+        if loader is None:
+            data = getattr(trainer, "datamodule", None)
+            rank_zero_warn(
+                f"{type(trainer.train_dataloader if data is None else data).__name__} does not "
+                "save its place in an epoch: a run that is resumed from the end of an epoch "
+                "continues exactly, one resumed within an epoch draws the rest of the epoch again"
+            )
+        if place is None:
+            return
+        if loader is not None and place.loader is not None:
+            loader.load_state_dict(place.loader)
+        if place.random is not None:
+            device = trainer.strategy.root_device
+            random_state.restore(place.random, device, trainer.global_rank)
+            assert trainer.fit_loop._data_fetcher is not None
+            iter(trainer.fit_loop._data_fetcher)  # draws the order, which it has done before
+        _set_loops(trainer, place)
+        self._place = None
 
 
 @dataclass(frozen=True)
 class _Place:
     """Where in the loops a checkpoint was made."""
 
-    loader: dict[str, int]
+    loader: dict[str, int] | None
+    random: dict[str, Any] | None  # states of the random numbers, where the loader has no place
     epoch: int  # counted from 0
     num_batches: int  # of this epoch that were trained on
     is_last_batch: bool
@@ -163,11 +190,11 @@ def _straighten(checkpoint: dict[str, Any]) -> None:
     validation.update(dict.fromkeys(validation, 0))
 
 
-def _loader(trainer: Trainer) -> ResumableLoader[Any]:
+def _loader(trainer: Trainer) -> ResumableLoader[Any] | None:
     loader = trainer.train_dataloader
-    assert isinstance(loader, ResumableLoader)
-    return loader
+    return loader if isinstance(loader, ResumableLoader) else None
 
 
-def _global_batch_size(trainer: Trainer) -> int:
-    return trainer.datamodule.batch_size * trainer.world_size  # pyright: ignore
+def _global_batch_size(trainer: Trainer) -> int | None:
+    data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    return data.batch_size * trainer.world_size if isinstance(data, ImageDataModule) else None
