@@ -179,6 +179,23 @@ def test_a_table_that_would_become_many_times_larger_is_refused(
         open_source(root, wanted)
 
 
+@pytest.mark.parametrize("kind", ["binary", "struct"])
+def test_a_value_that_is_stored_once_and_repeated_counts_as_often(
+    kind: str, root: Path, wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "MAX_BYTES", 1 << 20)
+    large = files(0)[0] + bytes(1 << 16)
+    array = pa.array([large] * 200, pa.binary())
+    if kind == "struct":
+        array = pa.array([{"bytes": large, "path": None}] * 200, STRUCT)
+    write_plain(root / "test.parquet", image=array[:2])
+    write_plain(root / "train.parquet", image=array)
+    with pytest.raises(
+        ValueError, match=r"train\.parquet' has 13,.* more than 16 times; write it"
+    ):
+        open_source(root, wanted)
+
+
 def test_an_image_larger_than_the_bound_is_refused(
     root: Path, wanted: Wanted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
