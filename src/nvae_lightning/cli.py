@@ -39,11 +39,11 @@ from tqdm import tqdm
 from nvae_lightning import run_folder
 from nvae_lightning.callbacks import DivergedError
 from nvae_lightning.command_line import complete_overrides, describe_grammar
-from nvae_lightning.data import AllImages, ImageDataModule
+from nvae_lightning.data import AllImages
 from nvae_lightning.known_settings import explain
 from nvae_lightning.loading import find_checkpoint, load_model
 from nvae_lightning.model import NVAE
-from nvae_lightning.settings import check_type, check_types
+from nvae_lightning.settings import build_datamodule, check_type, check_types
 from nvae_lightning.system_errors import describe_system_error
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -326,10 +326,11 @@ def trained_model(config: Any) -> NVAE:  # noqa: ANN401
     return load_model(config.ckpt_path)
 
 
-def training_data(config: Any, model: NVAE) -> ImageDataModule:  # noqa: ANN401
+def training_data(config: Any, model: NVAE, *, ours: bool = True) -> Any:  # noqa: ANN401
     """Return the data of the model's training, unless a dataset is named; config.dataset says so.
 
-    Settings under ``dataset`` that are not null replace the training's.
+    Settings under ``dataset`` that are not null replace the training's. `ours`: see
+    `build_datamodule`.
 
     Raises:
         ValueError: If no dataset is named and the training's is not known, or if its images are
@@ -348,7 +349,8 @@ def training_data(config: Any, model: NVAE) -> ImageDataModule:  # noqa: ANN401
             for name, value in given.items():
                 config.dataset[name] = value
                 config.dataset.datamodule[name] = value
-    config.dataset.datamodule.seed = config.seed
+    if "seed" in config.dataset.datamodule:  # one of the user's own need not take it
+        config.dataset.datamodule.seed = config.seed
     image = instantiate(config.dataset.image)
     if image != model.image:
         raise ValueError(
@@ -357,7 +359,7 @@ def training_data(config: Any, model: NVAE) -> ImageDataModule:  # noqa: ANN401
             ".padding as the model's"
         )
     check_types(config)
-    return instantiate(config.dataset.datamodule)
+    return build_datamodule(config, ours=ours)
 
 
 def images_for(config: Any, model: NVAE, source: str, batch_size: int = 64) -> AllImages:  # noqa: ANN401

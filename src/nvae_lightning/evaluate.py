@@ -122,7 +122,7 @@ def main(config: DictConfig) -> float:
     ckpt_path = config.ckpt_path
     model = trained_model(config)
     Compute(compile=config.compile).apply(model)
-    datamodule = training_data(config, model)
+    datamodule = training_data(config, model, ours=False)
     callbacks = [] if config.fid is None else [instantiate(config.fid, _convert_="all")]
     check_precision("trainer.precision", config.trainer.precision, config.trainer.accelerator)
     trainer = instantiate(
