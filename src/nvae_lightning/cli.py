@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -44,6 +45,7 @@ from nvae_lightning.known_settings import explain
 from nvae_lightning.loading import find_checkpoint, load_model
 from nvae_lightning.model import NVAE
 from nvae_lightning.settings import build_datamodule, check_type, check_types
+from nvae_lightning.signals import Interrupted, raised, tell
 from nvae_lightning.system_errors import describe_system_error
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -148,7 +150,11 @@ class one_line_errors(ContextDecorator):
     def __exit__(
         self, kind: object, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End with one line if the error is a user's."""
+        """End with one line if the error is a user's, or a signal."""
+        if isinstance(error, Interrupted | KeyboardInterrupt):
+            signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+            tell(signum)
+            sys.exit(128 + signum)
         expected = (
             ValueError,
             DivergedError,
@@ -239,7 +245,7 @@ def run(command: Callable[[], Any]) -> None:
     # Hydra then lets every error through to here instead of printing it in its own way.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        with one_line_errors():
+        with raised(), one_line_errors():
             overrides = complete_overrides(resumes=getattr(command, "resumes", False))
             try:
                 command()
@@ -251,7 +257,7 @@ def run(command: Callable[[], Any]) -> None:
                     raise
                 raise ValueError(explained) from error
     except SystemExit as end:
-        if isinstance(end.code, str):  # what is half made would add tracebacks as it is deleted
+        if end.code and end.code != 1:  # what is half made would add tracebacks as it is deleted
             sys.unraisablehook = lambda _: None
         raise
     finally:

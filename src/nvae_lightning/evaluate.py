@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from nvae_lightning import figures
+from nvae_lightning.callbacks import EndRanks
 from nvae_lightning.cli import (
     check_precision,
     check_seed,
@@ -30,6 +31,7 @@ from nvae_lightning.files import write_text
 from nvae_lightning.model import NVAE, Compute, DiscretizedLogisticMixtureLikelihood
 from nvae_lightning.model.decoder import FirstGroup
 from nvae_lightning.settings import check_type
+from nvae_lightning.signals import if_ended
 
 
 def measure(
@@ -124,9 +126,13 @@ def main(config: DictConfig) -> float:
     Compute(compile=config.compile).apply(model)
     datamodule = training_data(config, model, ours=False)
     callbacks = [] if config.fid is None else [instantiate(config.fid, _convert_="all")]
+    if_ended(f"'{run_dir / 'evaluation.json'}' is not written; give the same command again")
     check_precision("trainer.precision", config.trainer.precision, config.trainer.accelerator)
     trainer = instantiate(
-        config.trainer, default_root_dir=str(run_dir), callbacks=callbacks, _convert_="all"
+        config.trainer,
+        default_root_dir=str(run_dir),
+        callbacks=[*callbacks, EndRanks()],
+        _convert_="all",
     )
     with as_single_run(run_dir):
         results = {"ckpt_path": ckpt_path, **measure(config, model, datamodule, trainer)}

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nvae_lightning.overrides import merge, parse, without_keys
-from nvae_lightning.run_folder import is_first_rank
+from nvae_lightning.signals import is_first_rank
 
 CONFIG = "config.yaml"
 _MOST_BYTES = 1 << 20

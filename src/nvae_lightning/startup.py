@@ -7,6 +7,7 @@ import sys
 from itertools import pairwise
 from types import TracebackType
 
+from nvae_lightning.signals import take_over
 from nvae_lightning.system_errors import describe_system_error
 
 
@@ -15,6 +16,7 @@ def begin_command() -> None:
     # Python imports the package to find a module of it: the arguments then begin with "-m".
     if sys.argv[:1] != ["-m"] or not _is_ours(sys.orig_argv):
         return
+    take_over()
     # Pictures are files. A notebook's backend, which its subprocesses inherit, may not be
     # installed here; Matplotlib could then not be imported.
     os.environ["MPLBACKEND"] = "agg"

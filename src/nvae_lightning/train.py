@@ -6,7 +6,6 @@ import math
 import os
 import secrets
 import shutil
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
 from nvae_lightning import loading
-from nvae_lightning.callbacks import Interrupted, Preemption, last_checkpoint
+from nvae_lightning.callbacks import Preemption, last_checkpoint, requeued_at_sigusr1
 from nvae_lightning.callbacks.checkpoint import read_checkpoint
 from nvae_lightning.cli import (
     HALF,
@@ -40,6 +39,7 @@ from nvae_lightning.files import whole_file
 from nvae_lightning.module import NVAEModule, check_cuda_graphs
 from nvae_lightning.resume import check_resume
 from nvae_lightning.settings import build_datamodule, check_type, check_types
+from nvae_lightning.signals import Interrupted, if_ended
 
 
 @rank_zero_only
@@ -197,6 +197,7 @@ def build_trainer(config: DictConfig, run_dir: Path) -> Trainer:
 
 
 @command("train", resumes=True)
+@requeued_at_sigusr1()
 def main(config: DictConfig) -> float:
     """Run one training as configured and return its test bits per dim, for sweeps."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -207,6 +208,7 @@ def main(config: DictConfig) -> float:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     hide_warnings()
     keep_freed_memory()
+    if_ended("the training has not begun")
     check_settings(config)
     seed_everything(config.seed, workers=True, verbose=False)
 
@@ -236,15 +238,15 @@ def main(config: DictConfig) -> float:
     for logger in trainer.loggers:
         logger.log_hyperparams({str(name): value for name, value in resolved.items()})
 
+    resume = f"ckpt_path=last hydra.run.dir={run_dir}"
     with as_single_run(run_dir):
+        if_ended(f"steps after the last checkpoint are not saved; resume with {resume}")
         try:
             trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
-        except Interrupted as signal:
-            print(
-                f"ended by {signal}, everything is saved; the run goes on with "
-                f"ckpt_path=last hydra.run.dir={run_dir}"
-            )
-            sys.exit(128 + signal.signum)
+        except Interrupted as interrupted:
+            if interrupted.is_saved:
+                if_ended(f"everything is saved; resume with {resume}")
+            raise
         except RuntimeError as error:
             if "loading state_dict" not in str(error):
                 raise
@@ -256,6 +258,7 @@ def main(config: DictConfig) -> float:
             name = type(datamodule).__name__
             rank_zero_warn(f"{name} has no test_dataloader: the model is not tested")
             return math.nan
+        if_ended(f"the training is saved, its test has no results; test with {resume}")
         metrics = trainer.test(module, datamodule, verbose=False)
     # Of the first loader, if there are several.
     bpd = [v for name, v in metrics[0].items() if name.startswith("test/bpd")] if metrics else []

@@ -318,6 +318,27 @@ def send(module, batch, batch_idx):
     return step(module, batch, batch_idx)
 NVAEModule.training_step = send
 """
+SIGNAL_IN_TEST = """
+import os
+from nvae_lightning.module import NVAEModule
+step = NVAEModule.test_step
+def send(module, batch, batch_idx):
+    if batch_idx == 1:
+        os.kill(os.getpid(), {number})
+    return step(module, batch, batch_idx)
+NVAEModule.test_step = send
+"""
+TWO_SIGNALS = """
+import os
+from nvae_lightning.module import NVAEModule
+step = NVAEModule.training_step
+def send(module, batch, batch_idx):
+    if module.global_step == 7:
+        os.kill(os.getpid(), {number})
+        os.kill(os.getpid(), {number})
+    return step(module, batch, batch_idx)
+NVAEModule.training_step = send
+"""
 
 
 KILLS = (
@@ -363,6 +384,32 @@ def test_a_signal_saves_the_step_at_hand_and_the_run_goes_on(
     assert_same_training(whole, folder)
 
 
+def test_a_signal_in_the_test_is_no_success_and_the_test_is_made_after_a_resume(
+    root: Path, start: Start, whole: Path
+) -> None:
+    folder = root / "in-test"
+    for name in ("SIGTERM", "SIGINT"):
+        sabotage = SIGNAL_IN_TEST.format(number=int(getattr(signal, name)))
+        status, text = start(folder.name, *resumption(folder), sabotage=sabotage).end()
+        assert status == 128 + getattr(signal, name), text
+        assert f"ended by {name}: the training is saved, its test has no results" in text
+        assert "Traceback" not in text
+    finish(start(folder.name, "ckpt_path=last"))
+    assert_same_training(whole, folder)
+
+
+def test_ctrl_c_twice_ends_within_the_step_and_says_that_it_is_not_saved(
+    root: Path, start: Start
+) -> None:
+    sabotage = TWO_SIGNALS.format(number=int(signal.SIGINT))
+    rarely = "callbacks.checkpoint.every_n_train_steps=5"
+    status, text = start("twice", rarely, sabotage=sabotage).end()
+    assert status == 130, text
+    assert "ended by SIGINT: steps after the last checkpoint are not saved" in text
+    assert "Traceback" not in text
+    assert newest(root / "twice") == 5
+
+
 @pytest.mark.slow
 def test_the_real_command_ends_well_at_a_signal(root: Path) -> None:
     log = root / "command.log"
@@ -406,6 +453,30 @@ def test_slurm_puts_the_job_in_the_queue_again(
     assert (programs / "calls").read_text() == "requeue 123\n"
     finish(start(folder.name, **environment, SLURM_RESTART_COUNT="1"))
     assert (programs / "calls").read_text() == "requeue 123\n"
+    assert_same_training(whole, folder)
+
+
+def test_slurm_puts_a_job_that_tests_in_the_queue_again(
+    root: Path, start: Start, whole: Path
+) -> None:
+    folder, programs = root / "slurm-test", root / "programs-test"
+    programs.mkdir()
+    # SLURM ends scontrol with the rest of the job: it has done its work.
+    (programs / "scontrol").write_text(
+        f'#!/bin/sh\necho "$@" >> {programs}/calls\nkill -TERM $$\n'
+    )
+    (programs / "scontrol").chmod(0o755)
+    environment = {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_JOB_ID": "123", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1",
+    }  # fmt: skip
+    sabotage = SIGNAL_IN_TEST.format(number=int(signal.SIGUSR1))
+    status, text = start(folder.name, sabotage=sabotage, **environment).end()
+    assert status == 128 + signal.SIGUSR1, text
+    assert "Traceback" not in text
+    assert "not in the queue" not in text
+    assert (programs / "calls").read_text() == "requeue 123\n"
+    finish(start(folder.name, **environment, SLURM_RESTART_COUNT="1"))
     assert_same_training(whole, folder)
 
 

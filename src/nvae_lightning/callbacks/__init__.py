@@ -14,7 +14,7 @@ from nvae_lightning.callbacks.guard import DivergedError, Guard
 from nvae_lightning.callbacks.kl_per_group import KLPerGroup
 from nvae_lightning.callbacks.memory import PeakMemory
 from nvae_lightning.callbacks.pictures import Pictures
-from nvae_lightning.callbacks.preemption import Interrupted, Preemption
+from nvae_lightning.callbacks.preemption import EndRanks, Preemption, requeued_at_sigusr1
 from nvae_lightning.callbacks.resumption import Resumption
 from nvae_lightning.callbacks.sampling_speed import SamplingSpeed
 from nvae_lightning.callbacks.summary import Summary
@@ -27,10 +27,10 @@ __all__ = [
     "AtomicCheckpointIO",
     "Checkpoint",
     "DivergedError",
+    "EndRanks",
     "FinishWandb",
     "FrechetDistance",
     "Guard",
-    "Interrupted",
     "KLPerGroup",
     "PeakMemory",
     "Pictures",
@@ -43,5 +43,6 @@ __all__ = [
     "Throughput",
     "last_checkpoint",
     "read_checkpoint",
+    "requeued_at_sigusr1",
     "verify_checkpoint",
 ]

@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import threading
-from types import FrameType
+import time
+from contextlib import ContextDecorator
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -17,25 +19,48 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_warn
 
 from nvae_lightning.callbacks.checkpoint import Checkpoint, is_last_step
+from nvae_lightning.signals import SIGNALS, Interrupted, is_first_rank, leave
 
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
-)
+_SECONDS_TO_END = 20  # for the other ranks
 
 
-class Interrupted(BaseException):
-    """A signal ended the training, and a checkpoint was saved.
+class EndRanks(Callback):
+    """Pass a signal that ends this process on to the ranks that it has started.
 
-    Args:
-        signum: number of the signal.
+    Lightning's own handlers are left out: at SIGTERM they end an evaluation with status 0, and at
+    SIGUSR1 under SLURM they save and requeue within a step.
     """
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep Lightning from registering its handlers."""
+        trainer._signal_connector.register_signal_handlers = _register_nothing
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Wait for the other ranks to end, too; by force if need be."""
+        launcher = trainer.strategy.launcher
+        if not isinstance(exception, Interrupted):
+            return
+        if not isinstance(launcher, _SubprocessScriptLauncher):
+            return
+        # Lightning's observer would take their status for a failure, and kill this process.
+        ranks, launcher.procs[:] = list(launcher.procs), []
+        for rank in ranks:
+            rank.send_signal(exception.signum)
+        deadline = time.monotonic() + _SECONDS_TO_END
+        for rank in ranks:
+            try:
+                rank.wait(max(deadline - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                rank.kill()
 
 
-class Preemption(Callback):
+def _register_nothing() -> None:
+    pass
+
+
+class Preemption(EndRanks):
     """Save a checkpoint and end at SIGTERM, SIGUSR1 or Ctrl-C, after the step at hand.
 
     All ranks end after the same step, whichever got the signal. Under SLURM the job is put in the
@@ -70,12 +95,12 @@ class Preemption(Callback):
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self._received and signum == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Interrupted(signum)
         if not self._received and isinstance(self._launcher, _SubprocessScriptLauncher):
             self._launcher.kill(signum)  # Lightning's other processes on this machine
         self._received = self._received or signum
         if self._watchdog is None and not self._is_validating:
-            self._watchdog = threading.Timer(self.grace_seconds, os._exit, (128 + signum,))
+            self._watchdog = threading.Timer(self.grace_seconds, leave, (signum,))
             self._watchdog.daemon = True
             self._watchdog.start()
 
@@ -135,15 +160,14 @@ class Preemption(Callback):
 
     def _end(self, trainer: Trainer, received: int) -> None:
         trainer.strategy.barrier("preemption")
-        if received == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
-            _requeue()
-        raise Interrupted(received)
+        raise Interrupted(received, is_saved=True)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Give the signals back, as Lightning does not tear callbacks down then."""
         self.teardown(trainer, pl_module, "fit")
+        super().on_exception(trainer, pl_module, exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""
@@ -158,14 +182,36 @@ class Preemption(Callback):
             self._watchdog = None
 
 
+class requeued_at_sigusr1(ContextDecorator):
+    """Put this SLURM job, if it is one, in the queue again when SIGUSR1 has ended it.
+
+    ``sbatch --signal=USR1@120`` sends it before the time is up. This is the last thing done: SLURM
+    then ends what is left of the job.
+    """
+
+    def __enter__(self) -> None:
+        """Do nothing yet."""
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ask SLURM for it."""
+        is_asked = isinstance(error, Interrupted) and str(error) == "SIGUSR1"
+        if is_asked and is_first_rank():
+            _requeue()
+
+
 def _requeue() -> None:
-    """Put this SLURM job, if it is one, in the queue again."""
     job = os.environ.get("SLURM_JOB_ID")
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if array is not None:
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    if job is not None and re.fullmatch(r"[0-9_]+", job):
-        try:
-            subprocess.run(["scontrol", "requeue", job], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            rank_zero_warn(f"the job is not in the queue again ({error}): scontrol requeue {job}")
+    if job is None or not re.fullmatch(r"[0-9_]+", job):
+        return
+    try:
+        status = subprocess.run(["scontrol", "requeue", job]).returncode
+    except OSError as error:
+        status = str(error)
+    # By a signal, as a negative status says, SLURM has ended scontrol with the rest of the job.
+    if isinstance(status, str) or status > 0:
+        rank_zero_warn(f"the job is not in the queue again ({status}): scontrol requeue {job}")

@@ -26,7 +26,6 @@ from torch import Tensor
 from nvae_lightning.callbacks import (
     AtomicCheckpointIO,
     Checkpoint,
-    Interrupted,
     Preemption,
     ResumableCSVLogger,
     Resumption,
@@ -36,6 +35,7 @@ from nvae_lightning.callbacks import (
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.sources.base import Splits
 from nvae_lightning.data.sources.torchvision import ArraySource
+from nvae_lightning.signals import Interrupted
 
 NUM_IMAGES = 22  # 5 steps of 4 an epoch, 3 with accumulated gradients
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -218,8 +218,7 @@ def _signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many")
         yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
 def assert_same(whole: Experiment, other: Experiment, at: str) -> None:
