@@ -7,6 +7,8 @@ import os
 import warnings
 from pathlib import Path
 
+from nvae_lightning.signals import is_first_rank
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -18,12 +20,6 @@ LOCK = ".lock"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 _held: dict[Path, int] = {}
-
-
-def is_first_rank() -> bool:
-    """Whether this is the process that writes, by what launchers set in the environment."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
-    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def hold(folder: Path) -> None:

@@ -50,9 +50,9 @@ def if_ended(consequence: str) -> None:
 
 
 def is_first_rank() -> bool:
-    """Whether this process speaks for all ranks, as far as its environment says."""
-    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-    return not any(int(os.environ.get(name) or 0) for name in names)
+    """Whether this is the process that writes, by what launchers set in the environment."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def tell(signum: int) -> None:
