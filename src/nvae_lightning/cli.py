@@ -30,21 +30,17 @@ from hydra.errors import (
 )
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from nvae_lightning import run_folder
 from nvae_lightning.callbacks import DivergedError
 from nvae_lightning.command_line import complete_overrides, describe_grammar
-from nvae_lightning.data import AllImages
 from nvae_lightning.known_settings import explain
-from nvae_lightning.loading import find_checkpoint, load_model
-from nvae_lightning.model import NVAE
-from nvae_lightning.settings import build_datamodule, check_type, check_types
+from nvae_lightning.settings import check_type
 from nvae_lightning.signals import Interrupted, raised, tell
 from nvae_lightning.system_errors import describe_system_error
 
@@ -309,81 +305,6 @@ def _given(key: str, message: str) -> str:
         if (name == key or name.startswith(f"{key}.")) and not is_said:
             given.append(override)
     return f" (given: {' '.join(given)})" if given else ""
-
-
-def training_dataset(ckpt_path: str) -> Any:  # noqa: ANN401
-    """Return the dataset's settings of the training that a checkpoint is of; None if unknown."""
-    path = find_checkpoint(ckpt_path)
-    run = None if path is None else path.parent.parent / "config.yaml"
-    if run is None or not run.is_file():
-        return None
-    return OmegaConf.select(OmegaConf.load(run), "dataset")
-
-
-def trained_model(config: Any) -> NVAE:  # noqa: ANN401
-    """Load the model of ``ckpt_path``, which then names the file: a folder is searched once.
-
-    Raises:
-        ValueError: As :func:`load_model`.
-    """
-    found = find_checkpoint(config.ckpt_path)
-    if found is not None:
-        config.ckpt_path = str(found)
-    return load_model(config.ckpt_path)
-
-
-def training_data(config: Any, model: NVAE, *, ours: bool = True) -> Any:  # noqa: ANN401
-    """Return the data of the model's training, unless a dataset is named; config.dataset says so.
-
-    Settings under ``dataset`` that are not null replace the training's. `ours`: see
-    `build_datamodule`.
-
-    Raises:
-        ValueError: If no dataset is named and the training's is not known, or if its images are
-            not of the kind that the model is for.
-    """
-    if HydraConfig.get().runtime.choices.get("dataset") is None:
-        trained = training_dataset(config.ckpt_path)
-        if trained is None:
-            raise ValueError(
-                f"dataset: there is no config.yaml of a training beside '{config.ckpt_path}' that "
-                "would name it; add dataset=NAME"
-            )
-        given = {name: value for name, value in config.dataset.items() if value is not None}
-        with open_dict(config):
-            config.dataset = trained
-            for name, value in given.items():
-                config.dataset[name] = value
-                config.dataset.datamodule[name] = value
-    if "seed" in config.dataset.datamodule:  # one of the user's own need not take it
-        config.dataset.datamodule.seed = config.seed
-    image = instantiate(config.dataset.image)
-    if image != model.image:
-        raise ValueError(
-            f"dataset.image: the model is for {model.image}, the dataset has {image}; choose the "
-            "dataset that it was trained on, or set dataset.image.size, .channels, .bits and "
-            ".padding as the model's"
-        )
-    check_types(config)
-    return build_datamodule(config, ours=ours)
-
-
-def images_for(config: Any, model: NVAE, source: str, batch_size: int = 64) -> AllImages:  # noqa: ANN401
-    """Return all images of a source as those that a model is for, cropped as in its training."""
-    image = model.image
-    trained = training_dataset(config.ckpt_path)
-    settings = {} if trained is None else trained.datamodule
-    names = ("crop", "interpolation", "background", "source_bits")
-    kept = {name: settings[name] for name in names if settings.get(name) is not None}
-    return AllImages(
-        source,
-        batch_size=batch_size,
-        image_size=image.size,
-        channels=image.channels,
-        bits=image.bits,
-        seed=config.seed,
-        **kept,
-    )
 
 
 def check_seed(seed: object) -> None:

@@ -15,9 +15,15 @@ from nvae_lightning.settings import check_type
 @command("dashboard")
 def main(config: DictConfig) -> None:
     """Write the workspace as JSON and save it at W&B."""
-    for name in ("entity", "project", "name"):
+    for name in ("project", "name"):
         check_type(name, config[name], str)
     check_type("save", config.save, bool)
+    check_type("entity", config.entity, str | None)
+    if config.save and config.entity is None:
+        raise ValueError(
+            "entity: got null, but the workspace is saved at W&B under a user or team; set "
+            "entity=NAME, or save=false to write workspace.json alone"
+        )
     try:
         from nvae_lightning.callbacks import workspace as workspaces
     except ImportError as error:
@@ -25,7 +31,7 @@ def main(config: DictConfig) -> None:
             f"the dashboard takes the package wandb-workspaces ({error}); install it: "
             "pip install 'nvae-lightning[dashboard]'"
         ) from error
-    workspace = workspaces.build_workspace(config.entity, config.project, config.name)
+    workspace = workspaces.build_workspace(config.entity or "", config.project, config.name)
     path = Path(HydraConfig.get().runtime.output_dir) / "workspace.json"
     workspaces.write_workspace(workspace, path)
     print(f"written: '{path}'")

@@ -21,8 +21,6 @@ from nvae_lightning.cli import (
     hide_warnings,
     keep_freed_memory,
     run,
-    trained_model,
-    training_data,
 )
 from nvae_lightning.command import command
 from nvae_lightning.command_line import as_single_run
@@ -32,6 +30,7 @@ from nvae_lightning.model import NVAE, Compute, DiscretizedLogisticMixtureLikeli
 from nvae_lightning.model.decoder import FirstGroup
 from nvae_lightning.settings import check_type
 from nvae_lightning.signals import if_ended
+from nvae_lightning.trained import trained_model, training_data
 
 
 def measure(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from nvae_lightning.model.architecture import describe, restore_value
+from nvae_lightning.model.plain import check_plain
 from nvae_lightning.objective import KL, Penalty, constant, kl_warmup, size_factor
 
 #: Where a checkpoint holds them.
@@ -56,6 +57,10 @@ def restore_training(description: object, given: Mapping[str, object]) -> dict[s
         return dict(given)
     if not isinstance(description, Mapping):
         raise ValueError(f"no description of a training ({type(description).__name__})")
+    try:
+        check_plain({name: value for name, value in description.items() if name not in given})
+    except ValueError as error:
+        raise ValueError(f"no description of a training ({error})") from error
     arguments: dict[str, Any] = {}
     for name in _NAMES:
         if name in given or name not in description:

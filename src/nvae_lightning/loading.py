@@ -9,6 +9,7 @@ from nvae_lightning.callbacks import last_checkpoint
 from nvae_lightning.model import NVAE
 from nvae_lightning.model.architecture import ARCHITECTURE
 from nvae_lightning.model.hub import CONFIG, build, is_hub_name
+from nvae_lightning.model.weights import weights_of
 from nvae_lightning.published import build_checkpoint, read_content
 
 _PREFIX = "model."
@@ -40,13 +41,14 @@ def find_checkpoint(source: str | Path) -> Path | None:
     return None
 
 
-def load_model(source: str | Path, **given: Any) -> NVAE:
+def load_model(source: str | Path, *, allow_nonfinite: bool = False, **given: Any) -> NVAE:
     """Load a model, in evaluation mode.
 
     Args:
         source: checkpoint of a training, folder of its run, folder of
             :meth:`NVAE.save_pretrained`, ``owner/name`` on the Hugging Face hub, or checkpoint
             of the published code.
+        allow_nonfinite: whether weights may be NaN or infinite.
         **given: arguments of :class:`NVAE` to take instead of those that are described, as
             constructors that are not of this package; none with the published code's.
 
@@ -56,23 +58,19 @@ def load_model(source: str | Path, **given: Any) -> NVAE:
     """
     path = find_checkpoint(source)
     if path is None:
-        return NVAE.from_pretrained(source, **given)
+        return NVAE.from_pretrained(source, allow_nonfinite=allow_nonfinite, **given)
     content = read_content(path)
     if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
         if given:
             raise ValueError(f"'{path}' is no checkpoint of ours and takes no {', '.join(given)}")
-        return build_checkpoint(path, content)
+        return build_checkpoint(path, content, allow_nonfinite=allow_nonfinite)
     weights = content.get("state_dict")
     if ARCHITECTURE not in content or not isinstance(weights, dict):
         raise ValueError(
             f"'{path}' is a Lightning checkpoint, but not of an NVAE: give one that is"
         )
-    weights = {
-        str(name).removeprefix(_PREFIX): value
-        for name, value in weights.items()
-        if str(name).startswith(_PREFIX)
-    }
+    weights = weights_of(_PREFIX, weights)
     try:
-        return build(NVAE, content[ARCHITECTURE], weights, given)
+        return build(NVAE, content[ARCHITECTURE], weights, given, allow_nonfinite=allow_nonfinite)
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from error

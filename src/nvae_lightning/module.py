@@ -22,7 +22,9 @@ from nvae_lightning.evaluation import EvaluationModule, by_group
 from nvae_lightning.hyperparameters import HYPERPARAMETERS, describe_training, restore_training
 from nvae_lightning.model import NVAE, graph
 from nvae_lightning.model.architecture import ARCHITECTURE, restore
+from nvae_lightning.model.hub import build
 from nvae_lightning.model.normalization import mean_over_ranks
+from nvae_lightning.model.weights import check_sizes, weights_of
 from nvae_lightning.objective import (
     ELBO,
     KL,
@@ -234,9 +236,17 @@ class NVAEModule(EvaluationModule):
         if not isinstance(content, dict) or not {ARCHITECTURE, "state_dict"} <= content.keys():
             raise ValueError("it is no checkpoint of an NVAE's training; give one that is")
         if "model" not in given:
-            description = content[ARCHITECTURE]
+            description, weights = content[ARCHITECTURE], content["state_dict"]
+            if not isinstance(description, dict) or not isinstance(weights, dict):
+                raise ValueError("it is no checkpoint of an NVAE's training; give one that is")
             own = {name: given.pop(name) for name in list(given) if name in description}
-            given["model"] = NVAE(**restore(description, own))
+            if strict:
+                given["model"] = build(NVAE, description, weights_of("model.", weights), own)
+            else:
+                arguments = restore(description, own)
+                check_sizes(arguments, len(weights))
+                given["model"] = NVAE(**arguments)
+            given["model"].train()
         module = cls(**restore_training(content.get(HYPERPARAMETERS), given))
         module.on_load_checkpoint(content)
         try:

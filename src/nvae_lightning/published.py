@@ -23,21 +23,19 @@ import os
 import re
 import tempfile
 import warnings
-import zipfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nvae_lightning.archive import damage
+from nvae_lightning.archive import check_stored, damage, is_archive, why_unreadable
 from nvae_lightning.model import (
     NVAE,
     BernoulliLikelihood,
@@ -60,6 +58,13 @@ from nvae_lightning.model.layers import (
     SkipUp,
     SqueezeExcitation,
     WeightNormConv2d,
+)
+from nvae_lightning.model.plain import check_file, shown
+from nvae_lightning.model.weights import (
+    build_of_weights,
+    check_sizes,
+    check_tensors,
+    outline_of,
 )
 from nvae_lightning.objective import SpectralPenalty
 
@@ -111,6 +116,9 @@ _ARCHITECTURES = {
 _BINARY_DATASETS = ("mnist", "omniglot")
 _SIZES = {"cifar10": 32, "ffhq": 256}
 _MAY_BE_0 = ("num_nf", "num_preprocess_blocks", "num_postprocess_blocks")
+_HALVINGS = ("num_latent_scales", "num_preprocess_blocks", "num_postprocess_blocks")
+_MOST_HALVINGS = 30
+_MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -173,12 +181,17 @@ class PublishedSettings:
             least = 0 if field.name in _MAY_BE_0 else 1
             if field.type == "int" and value < least:
                 raise ValueError(
-                    f"published setting {field.name} must be at least {least}, got {value}"
+                    f"published setting {field.name} must be at least {least}, got {shown(value)}"
+                )
+            if field.name in _HALVINGS and value > _MOST_HALVINGS:
+                raise ValueError(
+                    f"published setting {field.name} must be at most {_MOST_HALVINGS}, as each "
+                    f"halves the image's side, got {shown(value)}"
                 )
         if self.arch_instance not in _ARCHITECTURES:
             raise ValueError(
                 f"published setting arch_instance names an unknown architecture "
-                f"'{self.arch_instance}'; known are {', '.join(sorted(_ARCHITECTURES))}"
+                f"{shown(self.arch_instance)}; known are {', '.join(sorted(_ARCHITECTURES))}"
             )
         if self.num_preprocess_blocks != self.num_postprocess_blocks:
             raise ValueError(
@@ -206,7 +219,8 @@ class PublishedSettings:
             kind = {"str": str, "int": int, "bool": bool}[str(field.type)]
             if type(value := known.get(field.name, field.default)) is not kind:
                 raise ValueError(
-                    f"published setting {field.name} must be of type {field.type}, got {value!r}"
+                    f"published setting {field.name} must be of type {field.type}, "
+                    f"got {shown(value)}"
                 )
         return cls(**known)
 
@@ -219,9 +233,9 @@ class PublishedSettings:
         size = int(trailing[1]) if trailing else _SIZES.get(self.dataset)
         if size is None:
             raise ValueError(
-                f"published setting dataset names an unknown dataset '{self.dataset}'; known are "
-                f"{', '.join((*_BINARY_DATASETS, *_SIZES))} and names that end in the side of "
-                "the images, as celeba_64"
+                f"published setting dataset names an unknown dataset {shown(self.dataset)}; "
+                f"known are {', '.join((*_BINARY_DATASETS, *_SIZES))} and names that end in the "
+                "side of the images, as celeba_64"
             )
         return Image(channels=3, size=size, bits=self.num_x_bits)
 
@@ -246,6 +260,11 @@ def build_published(settings: Mapping[str, object] | Namespace | PublishedSettin
     """
     if not isinstance(settings, PublishedSettings):
         settings = PublishedSettings.of(settings)
+    return NVAE(**_arguments(settings))
+
+
+def _arguments(settings: PublishedSettings) -> dict[str, Any]:
+    """Give the constructor arguments of the model that published settings describe."""
     image, cells = settings.image, _ARCHITECTURES[settings.arch_instance]
     if settings.dataset in _BINARY_DATASETS:
         likelihood = BernoulliLikelihood
@@ -258,9 +277,9 @@ def build_published(settings: Mapping[str, object] | Namespace | PublishedSettin
             published_tails=True,
             published_temperature=True,
         )
-    return NVAE(
-        image,
-        Hierarchy.doubling(
+    return dict(
+        image=image,
+        hierarchy=Hierarchy.doubling(
             channels=settings.num_channels_enc,
             decoder_channels=settings.num_channels_dec,
             num_groups=settings.num_groups,
@@ -422,14 +441,22 @@ class PublishedCheckpoint:
     settings: PublishedSettings
     weights: dict[str, Tensor]
 
-    def build(self) -> NVAE:
+    def build(self, *, allow_nonfinite: bool = False) -> NVAE:
         """Build the model with its weights, in evaluation mode.
+
+        Args:
+            allow_nonfinite: whether weights may be NaN or infinite.
 
         Raises:
             ValueError: if the weights are not those of such a model.
         """
-        model = build_published(self.settings)
-        _load_weights(model, self.weights)
+        arguments = _arguments(self.settings)
+        check_sizes(arguments, len(self.weights))
+        outline = outline_of(NVAE, arguments)
+        assert isinstance(outline, NVAE)
+        weights = _own_weights(outline, self.weights)
+        model = build_of_weights(NVAE, arguments, weights, allow_nonfinite=allow_nonfinite)
+        assert isinstance(model, NVAE)
         return model.eval()
 
 
@@ -448,7 +475,7 @@ def load_published(path: FilePath) -> NVAE:
     return build_checkpoint(path, read_content(path))
 
 
-def build_checkpoint(path: FilePath, content: object) -> NVAE:
+def build_checkpoint(path: FilePath, content: object, *, allow_nonfinite: bool = False) -> NVAE:
     """As :func:`load_published`, of a file that has been read.
 
     Raises:
@@ -456,7 +483,7 @@ def build_checkpoint(path: FilePath, content: object) -> NVAE:
     """
     checkpoint = _checkpoint(path, content)
     with _naming(path):
-        return checkpoint.build()
+        return checkpoint.build(allow_nonfinite=allow_nonfinite)
 
 
 def read_published(path: FilePath) -> PublishedCheckpoint:
@@ -478,15 +505,22 @@ def read_content(path: FilePath) -> object:
     Raises:
         ValueError: if the file is none of that, is damaged or asks for code to be run.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise ValueError(f"'{path}' is not a file: give a checkpoint")
     try:
+        check_file(path)
+    except ValueError as error:
+        raise ValueError(f"'{path}': {error}") from error
+    try:
+        if is_archive(path):
+            check_stored(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]):
             warnings.simplefilter("ignore")  # torch's remarks on files of older versions
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"'{path}' {_why_unreadable(Path(path), error)}") from error
-    if zipfile.is_zipfile(path):  # torch compares no checksums; older formats have none
+        raise ValueError(f"'{path}' {why_unreadable(path, error)}") from error
+    if is_archive(path):  # torch compares no checksums; older formats have none
         if (damaged := damage(path)) is not None:
             raise ValueError(
                 f"'{path}' is damaged, its checksums are wrong ({damaged}): give another one"
@@ -508,40 +542,6 @@ def _naming(path: FilePath) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from error
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
-        head = file.read(16)
-    is_archive, is_pickle = head.startswith(b"PK"), head.startswith(b"\x80")
-    if is_archive or is_pickle:
-        if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
-            return (
-                f"asks for {forbidden[1]}, where only tensors, plain containers and "
-                "argparse.Namespace are read; nothing of it was run: get the file anew, from "
-                "those who published it"
-            )
-        if isinstance(error, UnpicklingError):
-            return (
-                "holds something else than tensors, plain containers and argparse.Namespace, or "
-                "is damaged; nothing of it was run: get the file anew, from those who published it"
-            )
-        if is_archive and zipfile.is_zipfile(path):
-            return "is a zip archive without a readable PyTorch checkpoint: give another file"
-        return "ends too early or is damaged: download it again"
-    kinds = {
-        b"\x89PNG": "a PNG image",
-        b"\xff\xd8\xff": "a JPEG image",
-        b"\x1f\x8b": "a gzip archive",
-    }
-    kind = next((kinds[magic] for magic in kinds if head.startswith(magic)), "of another kind")
-    if not head:
-        kind = "empty"
-    elif head[7:9] == b"\0{":
-        kind = "a safetensors file, which holds no settings"
-    elif head.isascii() and b"".join(head.split()).decode().isprintable():
-        kind = "text"
-    return f"is {kind}, no PyTorch checkpoint: give one, as torch.save wrote it"
 
 
 def _why_not_published(content: object) -> str | None:
@@ -571,8 +571,18 @@ def _why_not_published(content: object) -> str | None:
     return None
 
 
-def _load_weights(model: NVAE, weights: Mapping[str, Tensor]) -> None:
-    """Copy published weights into a model; ValueError if any is missing, unknown or misshapen."""
+def _listed(texts: Sequence[str], separator: str = ", ") -> str:
+    """List the first of many."""
+    more = [f"{len(texts) - _MOST_LISTED:,} more"] if len(texts) > _MOST_LISTED else []
+    return separator.join([*texts[:_MOST_LISTED], *more])
+
+
+def _own_weights(model: NVAE, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give published weights their names in a model of ours.
+
+    Raises:
+        ValueError: if any is missing, unknown or misshapen.
+    """
     names, duplicates = published_names(model), published_duplicates(model)
     own = model.state_dict()
     known = set(names.values())
@@ -580,12 +590,13 @@ def _load_weights(model: NVAE, weights: Mapping[str, Tensor]) -> None:
     optional = {name for name in known if name.endswith(".num_batches_tracked")}
     shapes = {published: own[name].shape for name, published in names.items()}
     shapes.update({second: shapes[first] for second, first in duplicates.items()})
+    check_tensors(weights, {p: own[name] for name, p in names.items()}, may_share=True)
 
     faults = []
     if missing := known - optional - weights.keys():
-        faults.append(f"missing are {', '.join(sorted(missing))}")
+        faults.append(f"missing are {_listed(sorted(missing))}")
     if unknown := weights.keys() - shapes.keys():
-        faults.append(f"unknown are {', '.join(sorted(unknown))}")
+        faults.append(f"unknown are {_listed(sorted(unknown))}")
     faults += [
         f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(shapes[name])}"
         for name in sorted(shapes.keys() & weights.keys())
@@ -599,20 +610,24 @@ def _load_weights(model: NVAE, weights: Mapping[str, Tensor]) -> None:
     ]
     if faults:
         raise ValueError(
-            f"the weights are not those of a model of these settings: {'; '.join(faults)}: "
+            f"the weights are not those of a model of these settings: {_listed(faults, '; ')}: "
             "use the settings ('args') that the weights were trained with"
         )
-    present = {
-        name: weights[published] for name, published in names.items() if published in weights
+    return {
+        name: weights.get(published, torch.zeros((), dtype=torch.int64))
+        for name, published in names.items()
     }
-    model.load_state_dict({**own, **present})
 
 
 # -------------------------------------------------------------------------------------- folders
 
 
 def convert_published(
-    path: FilePath, folder: FilePath, *, lightning_checkpoint: bool = False
+    path: FilePath,
+    folder: FilePath,
+    *,
+    lightning_checkpoint: bool = False,
+    allow_nonfinite: bool = False,
 ) -> NVAE:
     """Write a published checkpoint's model as :meth:`NVAE.from_pretrained` reads it.
 
@@ -622,6 +637,7 @@ def convert_published(
         lightning_checkpoint: whether it also gets ``last.ckpt``, from which a training by
             :class:`~nvae_lightning.module.NVAEModule` can begin: its weights are the published
             ones; its steps, learning rate and optimiser start anew.
+        allow_nonfinite: whether weights may be NaN or infinite.
 
     Returns:
         The model.
@@ -634,7 +650,7 @@ def convert_published(
         raise ValueError(f"'{folder}' is there already and not empty: name another folder")
     checkpoint = read_published(path)
     with _naming(path):
-        model = checkpoint.build()
+        model = checkpoint.build(allow_nonfinite=allow_nonfinite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         files = Path(temporary) / "files"

@@ -15,6 +15,7 @@ from nvae_lightning import figures, reporting
 from nvae_lightning.cli import run
 from nvae_lightning.command import command
 from nvae_lightning.files import write_text
+from nvae_lightning.plain_yaml import read_yaml
 from nvae_lightning.reporting import Layout, Run, as_layout, report
 from nvae_lightning.settings import check_type
 
@@ -70,7 +71,7 @@ def load_runs(folders: Sequence[str]) -> list[Run]:
 
 def load_run(folder: Path, name: str) -> Run:
     """Load settings and metrics of a run."""
-    settings: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    settings = read_yaml(folder / "config.yaml")
     metrics = folder / "metrics.csv"
     rows: list[dict[str, float]] = []
     if metrics.is_file():

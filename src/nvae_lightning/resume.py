@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
@@ -19,10 +18,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nvae_lightning.overrides import merge, parse, without_keys
+from nvae_lightning.plain_yaml import read_yaml
 from nvae_lightning.signals import is_first_rank
 
 CONFIG = "config.yaml"
-_MOST_BYTES = 1 << 20
 
 #: Keys of this command, not of the run.
 _OF_THE_COMMAND = (
@@ -57,15 +56,10 @@ def saved_settings(run: Path) -> dict[str, Any] | None:
     file = run / CONFIG
     if not file.is_file():
         return None
-    with file.open("rb") as stream:
-        content = stream.read(_MOST_BYTES + 1)
     try:
-        settings = yaml.safe_load(content) if len(content) <= _MOST_BYTES else None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise ValueError(_damaged(file))
-    return settings
+        return read_yaml(file)
+    except ValueError as error:
+        raise ValueError(_damaged(file)) from error
 
 
 def _damaged(file: Path) -> str:

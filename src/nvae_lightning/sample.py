@@ -18,11 +18,8 @@ from nvae_lightning.callbacks.pictures import as_bytes, grid
 from nvae_lightning.cli import (
     check_precision,
     check_seed,
-    images_for,
     keep_freed_memory,
     run,
-    trained_model,
-    training_data,
 )
 from nvae_lightning.command import command
 from nvae_lightning.data import ImageDataModule
@@ -31,6 +28,7 @@ from nvae_lightning.loading import find_checkpoint
 from nvae_lightning.model import NVAE, Compute
 from nvae_lightning.sampling import Settings, cached_recalibration
 from nvae_lightning.settings import check_type, check_types
+from nvae_lightning.trained import images_for, trained_model, training_data
 
 #: What layers are computed in, by Lightning's names. Weights and distributions have 32 bits.
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

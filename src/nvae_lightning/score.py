@@ -21,11 +21,8 @@ from nvae_lightning.cli import (
     check_precision,
     check_seed,
     hide_warnings,
-    images_for,
     keep_freed_memory,
     run,
-    trained_model,
-    training_data,
 )
 from nvae_lightning.command import command
 from nvae_lightning.data import AllImages, ImageDataModule
@@ -33,6 +30,7 @@ from nvae_lightning.files import whole_file, write_text
 from nvae_lightning.model import NVAE
 from nvae_lightning.objective import bits_per_dim
 from nvae_lightning.settings import check_type, check_types
+from nvae_lightning.trained import images_for, trained_model, training_data
 
 
 def score(

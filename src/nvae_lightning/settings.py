@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
 import re
 from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
@@ -16,6 +15,7 @@ from lightning.pytorch import LightningDataModule
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from nvae_lightning.data import ImageDataModule
+from nvae_lightning.model.plain import fits, shown
 
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
@@ -144,12 +144,12 @@ def check_type(name: str, value: object, annotation: object) -> None:
     """
     if _fits(value, annotation):
         return
-    shown = {None: "null", True: "true", False: "false"}.get(value) if _is_flag(value) else None
+    flag = {None: "null", True: "true", False: "false"}.get(value) if _is_flag(value) else None
     remedy = f"set {name} accordingly"
     if not isinstance(value, list) and _fits([value], annotation):
         remedy = f"write {name}=[{value}]"
     raise ValueError(
-        f"{name}: got {shown or repr(value)}, but it must be {_describe(annotation)}; {remedy}"
+        f"{name}: got {flag or shown(value)}, but it must be {_describe(annotation)}; {remedy}"
     )
 
 
@@ -159,7 +159,7 @@ def _is_flag(value: object) -> bool:
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
     """Find all that is instantiated, each at the place where it is written."""
-    if isinstance(node, DictConfig) and "_target_" in node:
+    if isinstance(node, DictConfig) and node.get("_target_") is not None:
         yield path, node
     for key in node if isinstance(node, DictConfig) else range(len(node)):
         if key == "hydra" and not path:
@@ -191,32 +191,8 @@ def _plain(value: object) -> object:
 
 
 def _fits(value: object, annotation: object) -> bool:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation in (Any, object, inspect.Parameter.empty) or isinstance(value, DictConfig):
-        return True  # the latter is known only when it has been instantiated
-    if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in arguments)
-    if origin is Literal:
-        return any(value == one and type(value) is type(one) for one in arguments)
-    if annotation is None or annotation is NoneType:
-        return value is None
-    if annotation is float:
-        return type(value) in (int, float) and math.isfinite(value)  # pyright: ignore
-    if annotation in (int, bool, str):
-        return type(value) is annotation
-    if isinstance(value, list | dict):
-        kind = origin or annotation
-        if not isinstance(kind, type) or kind in (str, bytes):
-            return False
-        if isinstance(value, dict):
-            types = arguments or (Any, Any)
-            return issubclass(dict, kind) and all(_fits(v, types[-1]) for v in value.values())
-        if kind is tuple and arguments and arguments[-1] is not ...:
-            return len(value) == len(arguments) and all(map(_fits, value, arguments))
-        return (kind is tuple or issubclass(list, kind)) and all(
-            _fits(item, arguments[0] if arguments else Any) for item in value
-        )
-    return not isinstance(value, str | int | float | NoneType)
+    # What is instantiated is known only when it has been.
+    return isinstance(value, DictConfig) or fits(value, annotation)
 
 
 def _describe(annotation: object) -> str:

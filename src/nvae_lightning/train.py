@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import secrets
 import shutil
 import warnings
@@ -37,6 +38,7 @@ from nvae_lightning.data import ImageDataModule
 from nvae_lightning.environment import device_name, version
 from nvae_lightning.files import whole_file
 from nvae_lightning.module import NVAEModule, check_cuda_graphs
+from nvae_lightning.plain_yaml import read_yaml
 from nvae_lightning.resume import check_resume
 from nvae_lightning.settings import build_datamodule, check_type, check_types
 from nvae_lightning.signals import Interrupted, if_ended
@@ -140,8 +142,8 @@ def run_id(run_dir: Path, *, resumed: bool) -> str:
     """Return the name of the W&B run: that of the run that is gone on with."""
     config = run_dir / "config.yaml"
     if resumed and config.exists():
-        earlier = OmegaConf.select(OmegaConf.load(config), "run_id")
-        if earlier:
+        earlier = read_yaml(config).get("run_id")
+        if isinstance(earlier, str) and re.fullmatch(r"[\w-]+", earlier):
             return earlier
     return secrets.token_hex(4)
 

@@ -153,7 +153,7 @@ def test_what_a_checkpoint_names_is_not_called_unless_it_is_known(
         ({"hyperparameters": 3}, "no description of a training"),
         ({"hyperparameters": {"kl": 3}}, "kl: no description of a training"),
         ({"hyperparameters": {"warmup_epochs": -1}}, "module.warmup_epochs must be at least 0"),
-        ({"state_dict": {}}, "weights are missing or of no use"),
+        ({"state_dict": {}}, "Missing key"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused(

@@ -81,7 +81,7 @@ def test_only_the_commands_know_the_configuration() -> None:
         "benchmark", "cli", "command", "command_line", "convert", "dashboard", "evaluate",
         "known_settings", "overrides", "prepare", "preview", "report", "resume", "sample",
         "score", "settings",
-        "train",
+        "train", "trained",
     )  # fmt: skip
     commands = {ROOT / f"{name}.py" for name in names}
     users = {p for p in FILES if any(_is_within(n, CONFIGURATION) for n in _imports(p))}

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
-from nvae_lightning.archive import damage
+from nvae_lightning.archive import check_stored, damage, why_unreadable
 
 LAST = "last.ckpt"
 _NAME = re.compile(r"step(\d+)\.ckpt")
@@ -89,7 +89,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's own errors are of many kinds
-        raise ValueError(_damaged(path, (str(error) or repr(error)).splitlines()[0])) from error
+        raise ValueError(_damaged(path, why_unreadable(path, error))) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"ckpt_path: '{path}' is no checkpoint of a training; give one that is")
     return checkpoint
@@ -103,6 +103,7 @@ def step_of(path: Path) -> int:
     if named := _NAME.fullmatch(path.name):
         return int(named[1])
     try:
+        check_stored(path)
         return int(
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
         )

@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from nvae_lightning.model.architecture import restore
+from nvae_lightning.model.architecture import ForeignConstructorError, check_arguments, restore
+from nvae_lightning.model.plain import check_file, read_json, shown
+from nvae_lightning.model.weights import build_of_weights
 
 Model = TypeVar("Model", bound="PretrainedMixin")
 
@@ -85,12 +87,17 @@ class PretrainedMixin(PyTorchModelHubMixin):
 
     @classmethod
     def from_pretrained(
-        cls: type[Model], pretrained_model_name_or_path: str | Path, **kwargs: Any
+        cls: type[Model],
+        pretrained_model_name_or_path: str | Path,
+        *,
+        allow_nonfinite: bool = False,
+        **kwargs: Any,
     ) -> Model:
         """Read a model, in evaluation mode.
 
         Args:
             pretrained_model_name_or_path: folder, or ``owner/name`` on the Hugging Face hub.
+            allow_nonfinite: whether weights may be NaN or infinite.
             **kwargs: ``force_download``, ``token``, ``cache_dir``, ``local_files_only`` and
                 ``revision``, which are the hub's; arguments of the constructor, to be taken
                 instead of those in ``config.json``.
@@ -107,20 +114,24 @@ class PretrainedMixin(PyTorchModelHubMixin):
         else:
             config_file, weights_file = _download(name, download)
         try:
-            config = json.loads(Path(config_file).read_text(encoding="utf-8"))
+            config = read_json(config_file)
+            check_file(weights_file)
             weights = load_file(weights_file)
-        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(
                 f"'{name}' holds no model, or a damaged one ({_one_line(error)})"
             ) from error
         kind = (config.get("format"), config.get("version")) if isinstance(config, dict) else None
         if kind != (_FORMAT, _VERSION):
             raise ValueError(
-                f"'{name}': {CONFIG} is of format and version {kind}, where {(_FORMAT, _VERSION)} "
+                f"'{name}': {CONFIG} is of format and version {shown(kind)}, where "
+                f"{(_FORMAT, _VERSION)} "
                 "is read"
             )
         try:
-            return build(cls, config.get("model"), weights, kwargs)
+            return build(
+                cls, config.get("model"), weights, kwargs, allow_nonfinite=allow_nonfinite
+            )
         except ValueError as error:
             raise ValueError(f"'{name}': {error}") from error
 
@@ -192,7 +203,7 @@ def _figures(evaluation: Mapping[str, Any] | str | Path) -> dict[str, str]:
         measured = evaluation
     else:
         try:
-            measured = json.loads(Path(evaluation).read_text(encoding="utf-8"))
+            measured = read_json(evaluation)
         except (OSError, ValueError) as error:
             raise ValueError(f"'{evaluation}' holds no figures ({_one_line(error)})") from error
         if not isinstance(measured, dict):
@@ -248,6 +259,8 @@ def build(
     description: object,
     weights: Mapping[str, Any],
     given: Mapping[str, object],
+    *,
+    allow_nonfinite: bool = False,
 ) -> Any:  # noqa: ANN401
     """Build a model of a description and load its weights, in evaluation mode.
 
@@ -255,8 +268,17 @@ def build(
         ValueError: if the description is none, or the weights are of another model.
     """
     try:
-        model = kind(**restore(description, given))
-        model.load_state_dict(weights)
+        arguments = restore(description, given)
+        check_arguments("", kind, arguments)
+        model = build_of_weights(
+            kind,
+            arguments,
+            weights,
+            has_foreign=bool(given),
+            allow_nonfinite=allow_nonfinite,
+        )
+    except ForeignConstructorError:
+        raise
     except Exception as error:  # what data can be wrong in is of many kinds
         raise ValueError(_one_line(error)) from error
     return model.eval()

@@ -506,12 +506,13 @@ def test_what_is_no_description_is_refused_in_one_line(
         (("encoder_cell",), KeyError, "encoder_cell"),
         (("num_flows",), KeyError, None),  # it has a default, which is the model's
         (("extra",), 1, "'extra'"),
-        (("a\nb",), {"constructor": "c"}, "a b is 'c'"),
+        (("a\nb",), {"constructor": "c"}, r"'a\nb' is 'c'"),
         (("self",), 1, "self"),
         (("config",), {"num_flows": 1}, "config"),
         (("num_flows",), -1, "model.num_flows must be at least 0, got -1"),
         (("num_encoder_cells",), 0, "model.num_encoder_cells must be at least 1"),
-        (("first_prior_std",), float("nan"), "model.first_prior_std must be positive"),
+        (("first_prior_std",), float("nan"), "the number nan, not finite"),
+        (("first_prior_std",), -1.0, "model.first_prior_std must be positive"),
         (("encoder_cell",), "RegularCell", ""),
         (("encoder_cell",), {}, ""),
         (("encoder_cell", "nonsense"), 3, "'nonsense'"),
@@ -581,7 +582,7 @@ def test_nesting_without_end_is_refused(build_nvae: BuildNVAE) -> None:
     for _ in range(sys.getrecursionlimit()):
         cell = {"constructor": "RegularCell", "normalization": cell}
     description["encoder_cell"] = cell
-    with pytest.raises(ValueError, match="recursion"):
+    with pytest.raises(ValueError, match="nested more than 16 levels"):
         restore(description, {})
 
 
