@@ -77,6 +77,11 @@ def check_settings(config: DictConfig) -> None:
         check_type(name, config[name], bool)
     check_type("ckpt_path", config.ckpt_path, str | None)
     trainer = config.trainer
+    if re.match(r"ddp_(fork|spawn|notebook)", str(trainer.strategy)):
+        raise ValueError(
+            f"trainer.strategy: got {trainer.strategy}, whose processes cannot resume or test a "
+            "run; set trainer.strategy=ddp, which starts them by the command itself"
+        )
     for name, value, minimum in (
         ("trainer.num_nodes", trainer.num_nodes, 1),
         ("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1),
