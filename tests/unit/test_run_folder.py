@@ -59,6 +59,7 @@ if os.fork() == 0:
     os.close(1)
     os.write(writing, b"0")
     time.sleep(20)
+    os._exit(0)
 os.read(reading, 1)
 os._exit(0)
 """
