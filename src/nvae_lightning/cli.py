@@ -272,6 +272,8 @@ def _describe(error: BaseException, run_dir: str | None) -> str:
         if error.__cause__ is None:
             break
         error = error.__cause__
+    if str(error).startswith("Unable to configure handler") and error.__cause__ is not None:
+        error = error.__cause__  # of a log file
     if isinstance(error, OSError):
         return place + str(describe_system_error(error, run_dir))
     if str(error) == "No trials are completed yet.":  # of Optuna, at the end of its sweep
@@ -286,8 +288,7 @@ def _run_dir(trace: TracebackType | None) -> str | None:
     if HydraConfig.initialized():
         runtime = HydraConfig.get().runtime
         return None if OmegaConf.is_missing(runtime, "output_dir") else runtime.output_dir
-    # Hydra makes the folder and its own files before the command starts, and keeps no config
-    # when that fails.
+    # Hydra makes the folder before the command starts, and keeps no config if that fails.
     for frame, _ in traceback.walk_tb(trace):
         if frame.f_code.co_name == "run_job":
             return os.path.abspath(frame.f_locals["output_dir"])

@@ -46,6 +46,8 @@ _REFUSALS = (
     errno.ENFILE,
     errno.ENOMEM,
 )
+#: What the compiler says of its cache: refusals, and libraries that were not written to the end.
+_OF_CACHES = (*map(os.strerror, _REFUSALS), "file too short", "invalid ELF header")
 _ONLY_IN_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -64,6 +66,8 @@ def describe_system_error(error: BaseException | None, run_dir: str | None = Non
         if isinstance(cause, OSError) and cause.errno in _REFUSALS:
             return _describe(cause, run_dir)
     text = str(error)
+    if type(error).__module__.startswith("torch._inductor"):
+        return _describe_compilation(text)
     if _SHARED_MEMORY in text:
         return f"{_last_line(error)}; {_FEWER_WORKERS}"
     # Libraries written in C++ or Rust keep only the text.
@@ -71,6 +75,18 @@ def describe_system_error(error: BaseException | None, run_dir: str | None = Non
         if os.strerror(code) in text:
             return f"{_last_line(error)}; {_REMEDIES[code]} ({_HINT})"
     return None
+
+
+def _describe_compilation(text: str) -> str | None:
+    """Describe what the compiler met in its cache; None for its other errors."""
+    lines = [line for line in text.splitlines() if any(reason in line for reason in _OF_CACHES)]
+    if not lines:
+        return None
+    return (
+        f"compile=true: the compiler cannot use its cache ({lines[0].strip()}); free some space, "
+        "delete the cache if it is damaged, or set the environment variable "
+        "TORCHINDUCTOR_CACHE_DIR to another folder"
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -22,7 +22,12 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
 from nvae_lightning import loading
-from nvae_lightning.callbacks import Preemption, last_checkpoint, requeued_at_sigusr1
+from nvae_lightning.callbacks import (
+    Preemption,
+    last_checkpoint,
+    requeued_at_sigusr1,
+    start_wandb,
+)
 from nvae_lightning.callbacks.checkpoint import read_checkpoint
 from nvae_lightning.cli import (
     HALF,
@@ -239,6 +244,7 @@ def main(config: DictConfig) -> float:
             raise ValueError("hydra.mode: a sweep is not started by torchrun; use trainer=ddp")
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
+    start_wandb(trainer.loggers)
     resolved["overrides"] = OmegaConf.to_container(HydraConfig.get().overrides.task)
     if not config.trainer.fast_dev_run:
         save_config(resolved, run_dir / "config.yaml")

@@ -1,6 +1,7 @@
 """What the system refuses is told in one line, and nothing is left half written."""
 
 import errno
+import logging.config
 import multiprocessing
 import multiprocessing.synchronize
 import os
@@ -107,6 +108,26 @@ def test_locks_between_processes_name_shared_memory(monkeypatch: pytest.MonkeyPa
     assert told is not None
     assert "/dev/shm" in told
     assert "dataset.num_workers" in told
+
+
+@pytest.mark.parametrize(
+    "text", ["ImportError: /cache/x.main.so: file too short", "OSError: No space left on device"]
+)
+def test_the_compiler_says_what_is_wrong_with_its_cache(text: str) -> None:
+    kind = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})
+    told = describe_system_error(kind(f"{text}\n\nSet TORCHDYNAMO_VERBOSE=1 for the full trace"))
+    assert told is not None
+    assert told.startswith("compile=true: ")
+    assert text in told
+    assert "TORCHINDUCTOR_CACHE_DIR" in told
+    assert describe_system_error(kind("no such operator")) is None
+
+
+def test_a_log_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    handler = {"class": "logging.FileHandler", "filename": str(tmp_path / "missing" / "x.log")}
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        logging.config.dictConfig({"version": 1, "handlers": {"file": handler}})
+    assert "x.log' (No such file or directory)" in str(ended.value)
 
 
 def test_long_names_are_shortened() -> None:

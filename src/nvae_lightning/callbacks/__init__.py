@@ -20,7 +20,7 @@ from nvae_lightning.callbacks.sampling_speed import SamplingSpeed
 from nvae_lightning.callbacks.summary import Summary
 from nvae_lightning.callbacks.temperatures import Temperatures
 from nvae_lightning.callbacks.throughput import Throughput
-from nvae_lightning.callbacks.wandb import FinishWandb
+from nvae_lightning.callbacks.wandb import FinishWandb, start_wandb
 
 __all__ = [
     "EMA",
@@ -44,5 +44,6 @@ __all__ = [
     "last_checkpoint",
     "read_checkpoint",
     "requeued_at_sigusr1",
+    "start_wandb",
     "verify_checkpoint",
 ]

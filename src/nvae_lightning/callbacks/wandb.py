@@ -1,9 +1,52 @@
-"""Keeping the W&B runs of a sweep apart."""
+"""Starting W&B runs before the training, and keeping those of a sweep apart."""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+
+@rank_zero_only
+def start_wandb(loggers: Sequence[Logger]) -> None:
+    """Start the W&B runs before the training, without asking for a key.
+
+    Raises:
+        ValueError: If W&B starts none: without a key, or with settings that it does not take.
+    """
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger):
+            continue
+        import wandb
+
+        terminal = sys.stdin
+        try:
+            # Some of the variables would end W&B's own process, others be ignored.
+            wandb.Settings().update_from_env_vars(dict(os.environ))
+            with open(os.devnull, encoding="utf-8") as sys.stdin:
+                _ = logger.experiment
+        except (wandb.Error, ValueError) as error:
+            raise ValueError(
+                f"logger: W&B did not start a run ({_reason(error)}); run `wandb login` or "
+                "correct the environment's WANDB_ variables, or train with logger=default "
+                "(offline) or logger=csv"
+            ) from error
+        finally:
+            sys.stdin = terminal
+
+
+def _reason(error: Any) -> str:  # noqa: ANN401 -- Pydantic's errors have attributes
+    """Return what W&B says: of settings that it does not take their name, value and rule."""
+    if not hasattr(error, "errors"):
+        return " ".join(str(error).split()).rstrip(".")
+    wrong = error.errors()[0]  # of Pydantic
+    name = "_".join(map(str, wrong["loc"])).upper()
+    return f"WANDB_{name}: got {wrong['input']!r}; {wrong['msg']}"
 
 
 @rank_zero_only
