@@ -158,13 +158,12 @@ class one_line_errors(ContextDecorator):
             MisconfigurationException,
             OmegaConfBaseException,
         )
-        if _SHOW_TRACEBACKS:
+        if error is None or _SHOW_TRACEBACKS:
             return
         if getattr(error, "is_told", False):
             sys.exit(1)
-        if isinstance(error, expected):
-            message = _describe(error, _run_dir(trace))
-        elif (message := describe_system_error(error, _run_dir(trace))) is None:
+        describe = _describe if isinstance(error, expected) else describe_system_error
+        if (message := describe(error, _run_dir(trace))) is None:
             return
         line = f"error: {message}"
         if len(getattr(tqdm, "_instances", ())):  # progress bars, which leave their line open
@@ -288,11 +287,10 @@ def _run_dir(trace: TracebackType | None) -> str | None:
     if HydraConfig.initialized():
         runtime = HydraConfig.get().runtime
         return None if OmegaConf.is_missing(runtime, "output_dir") else runtime.output_dir
-    # Hydra makes the folder before the command starts, and keeps no config if that fails.
-    for frame, _ in traceback.walk_tb(trace):
-        if frame.f_code.co_name == "run_job":
-            return os.path.abspath(frame.f_locals["output_dir"])
-    return None
+    # Hydra makes it before the command starts, and keeps no config if that fails.
+    jobs = (f.f_locals for f, _ in traceback.walk_tb(trace) if f.f_code.co_name == "run_job")
+    folder = next(jobs, {}).get("output_dir")
+    return None if folder is None else os.path.abspath(folder)
 
 
 def _given(key: str, message: str) -> str:
