@@ -236,6 +236,7 @@ def main(config: DictConfig) -> float:
     config.device = device_name(trainer.strategy.root_device, trainer.world_size)
     config.num_devices = trainer.world_size
     check_batches(datamodule, trainer)
+    start_wandb(trainer.loggers)
     is_new = checkpoint is None or config.ckpt_path not in (None, "last")
     if is_new and not config.trainer.fast_dev_run:
         set_aside(run_dir / "metrics.csv", move=checkpoint is None)
@@ -244,7 +245,6 @@ def main(config: DictConfig) -> float:
             raise ValueError("hydra.mode: a sweep is not started by torchrun; use trainer=ddp")
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
-    start_wandb(trainer.loggers)
     resolved["overrides"] = OmegaConf.to_container(HydraConfig.get().overrides.task)
     if not config.trainer.fast_dev_run:
         save_config(resolved, run_dir / "config.yaml")
