@@ -28,7 +28,10 @@ def kept_numerics(model: NVAE) -> list[str]:
 def main(config: DictConfig) -> None:
     """Write one published checkpoint as safetensors and config.json."""
     model = convert_published(
-        config.checkpoint, config.output, lightning_checkpoint=config.lightning_checkpoint
+        config.checkpoint,
+        config.output,
+        lightning_checkpoint=config.lightning_checkpoint,
+        allow_nonfinite=config.allow_nonfinite,
     )
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters in '{config.output}'")
     print("Kept as the weights were trained:", *kept_numerics(model), sep="\n  ")
