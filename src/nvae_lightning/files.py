@@ -28,6 +28,22 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_not_deleted(folder: Path) -> None:
+    """Check that a folder that a run has made is still there; it is not made a second time.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if folder.is_dir():
+        return
+    while not folder.parent.is_dir():
+        folder = folder.parent
+    raise ValueError(
+        f"hydra.run.dir: '{folder}' was deleted while the run was writing to it; start the run "
+        "again"
+    )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file.
 

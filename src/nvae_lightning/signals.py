@@ -49,6 +49,11 @@ def if_ended(consequence: str) -> None:
     _State.consequence = consequence
 
 
+def consequence() -> str:
+    """Return what an end from now on leaves unfinished, and what to do."""
+    return _State.consequence
+
+
 def is_first_rank() -> bool:
     """Whether this is the process that writes, by what launchers set in the environment."""
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")

@@ -41,7 +41,7 @@ from nvae_lightning.command import command
 from nvae_lightning.command_line import as_single_run
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.environment import device_name, version
-from nvae_lightning.files import whole_file
+from nvae_lightning.files import check_not_deleted, whole_file
 from nvae_lightning.module import NVAEModule, check_cuda_graphs
 from nvae_lightning.plain_yaml import read_yaml
 from nvae_lightning.resume import check_resume
@@ -82,11 +82,6 @@ def check_settings(config: DictConfig) -> None:
         check_type(name, config[name], bool)
     check_type("ckpt_path", config.ckpt_path, str | None)
     trainer = config.trainer
-    if re.match(r"ddp_(fork|spawn|notebook)", str(trainer.strategy)):
-        raise ValueError(
-            f"trainer.strategy: got {trainer.strategy}, whose processes cannot resume or test a "
-            "run; set trainer.strategy=ddp, which starts them by the command itself"
-        )
     for name, value, minimum in (
         ("trainer.num_nodes", trainer.num_nodes, 1),
         ("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1),
@@ -273,6 +268,8 @@ def main(config: DictConfig) -> float:
             return math.nan
         if_ended(f"the training is saved, its test has no results; test with {resume}")
         metrics = trainer.test(module, datamodule, verbose=False)
+    if trainer.is_global_zero:
+        check_not_deleted(run_dir)
     # Of the first loader, if there are several.
     bpd = [v for name, v in metrics[0].items() if name.startswith("test/bpd")] if metrics else []
     return bpd[0] if bpd else math.nan

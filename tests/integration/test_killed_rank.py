@@ -1,4 +1,4 @@
-"""When one of two processes of the training command dies, the other does not wait for it."""
+"""When one of two ranks of the training command dies or stops, the other does not wait for it."""
 
 import ctypes
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,41 +52,27 @@ def _adopt_orphans() -> Iterator[None]:
     libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-@pytest.mark.usefixtures("_adopt_orphans")
-@pytest.mark.parametrize("killed", ["rank 0", "rank 1"])
-def test_the_other_rank_ends_within_a_minute(tmp_path: Path, killed: str) -> None:
-    log = tmp_path / "log"
+@contextmanager
+def two_ranks(folder: Path, *overrides: str) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
+    """Train on two ranks until the first checkpoint; the processes of ranks 0 and 1."""
+    log = folder / "log"
     with log.open("w") as output:
         first = subprocess.Popen(
             [
                 sys.executable, "-m", "nvae_lightning.train", "trainer=cpu", "trainer.devices=2",
                 "logger=csv", "dataset.batch_size=8", "hydra.run.dir=run",
                 "+trainer.limit_test_batches=1", "callbacks.checkpoint.every_n_train_steps=2",
+                *overrides,
             ],
-            cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=output,
+            cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=output,
             stderr=output, start_new_session=True,
         )  # fmt: skip
     try:
-        checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+        checkpoint = folder / "run" / "checkpoints" / "last.ckpt"
         wait_for(lambda: checkpoint.exists() or first.poll() is not None, 120, "the first steps")
         assert first.poll() is None, log.read_text()
         (second,) = other_ranks(first.pid)
-        if killed == "rank 0":
-            first.kill()
-            first.wait()
-            status: list[int] = []
-
-            def ended() -> bool:
-                pid, code = os.waitpid(second, os.WNOHANG)
-                status.extend([os.waitstatus_to_exitcode(code)] if pid else [])
-                return bool(pid)
-
-            wait_for(ended, 60, "rank 1")
-            assert status[0] != 0
-        else:
-            os.kill(second, signal.SIGKILL)
-            wait_for(lambda: first.poll() is not None, 60, "rank 0")
-            assert first.returncode != 0
+        yield first, second
         wait_for(lambda: not other_ranks(first.pid), 60, "processes that are left")
     finally:
         try:
@@ -94,3 +81,50 @@ def test_the_other_rank_ends_within_a_minute(tmp_path: Path, killed: str) -> Non
             print("all have ended")
         first.wait()
     print(log.read_text()[-2000:])
+
+
+def wait_for_orphan(pid: int) -> int:
+    """Wait for a process whose parent has ended, and return its exit status."""
+    status: list[int] = []
+
+    def ended() -> bool:
+        found, code = os.waitpid(pid, os.WNOHANG)
+        status.extend([os.waitstatus_to_exitcode(code)] if found else [])
+        return bool(found)
+
+    wait_for(ended, 60, "rank 1")
+    return status[0]
+
+
+@pytest.mark.usefixtures("_adopt_orphans")
+@pytest.mark.parametrize("killed", ["rank 0", "rank 1"])
+def test_the_other_rank_ends_within_a_minute(tmp_path: Path, killed: str) -> None:
+    with two_ranks(tmp_path) as (first, second):
+        if killed == "rank 0":
+            first.kill()
+            first.wait()
+            assert wait_for_orphan(second) != 0
+        else:
+            os.kill(second, signal.SIGKILL)
+            wait_for(lambda: first.poll() is not None, 60, "rank 0")
+            assert first.returncode != 0
+
+
+@pytest.mark.usefixtures("_adopt_orphans")
+@pytest.mark.parametrize("stopped", ["rank 0", "rank 1"])
+def test_a_rank_that_is_stopped_is_named(tmp_path: Path, stopped: str) -> None:
+    with two_ranks(tmp_path, "trainer.timeout_minutes=0.1") as (first, second):
+        os.kill(first.pid if stopped == "rank 0" else second, signal.SIGSTOP)
+        wait_for(lambda: first.poll() is not None, 60, "the end")
+        if stopped == "rank 0":  # which the other one has killed
+            assert first.returncode == -signal.SIGKILL
+            assert wait_for_orphan(second) == 1
+        else:
+            assert first.returncode == 1
+    lines = (tmp_path / "log").read_text().rpartition("error: ")
+    assert lines[2].count("\n") == 1
+    assert lines[2].startswith(
+        f"{stopped} has not answered for 0.1 minutes (trainer.timeout_minutes); steps after the "
+        "last checkpoint are not saved; resume with ckpt_path=last hydra.run.dir="
+    )
+    assert "Traceback" not in lines[0]

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch import Trainer
 from omegaconf import open_dict, read_write
 
 from nvae_lightning import command
 from nvae_lightning.cli import CONFIG_ROOT
 from nvae_lightning.command_line import complete_overrides
+from nvae_lightning.ranks import make_trainer
 
 CONF = str(CONFIG_ROOT / "conf")
 
@@ -71,7 +71,7 @@ def test_run_folders_are_named_by_more_than_the_second() -> None:
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "score", "benchmark"])
 def test_every_command_knows_the_same_settings_of_the_trainer(name: str) -> None:
-    parameters = inspect.signature(Trainer).parameters
+    parameters = inspect.signature(make_trainer).parameters
     trainer = _compose(name, "trainer.fast_dev_run=true", "trainer.limit_val_batches=1").trainer
     for key in ("limit_train_batches", "profiler", "gradient_clip_val", "detect_anomaly"):
         assert trainer[key] == parameters[key].default or trainer[key] is False

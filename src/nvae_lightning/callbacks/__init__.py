@@ -11,6 +11,7 @@ from nvae_lightning.callbacks.csv_logger import ResumableCSVLogger
 from nvae_lightning.callbacks.ema import EMA
 from nvae_lightning.callbacks.frechet import FrechetDistance
 from nvae_lightning.callbacks.guard import DivergedError, Guard
+from nvae_lightning.callbacks.heartbeat import Heartbeat
 from nvae_lightning.callbacks.kl_per_group import KLPerGroup
 from nvae_lightning.callbacks.memory import PeakMemory
 from nvae_lightning.callbacks.pictures import Pictures
@@ -31,6 +32,7 @@ __all__ = [
     "FinishWandb",
     "FrechetDistance",
     "Guard",
+    "Heartbeat",
     "KLPerGroup",
     "PeakMemory",
     "Pictures",

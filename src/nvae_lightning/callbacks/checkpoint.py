@@ -17,6 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from nvae_lightning.archive import check_stored, damage, why_unreadable
+from nvae_lightning.files import check_not_deleted
 
 LAST = "last.ckpt"
 _NAME = re.compile(r"step(\d+)\.ckpt")
@@ -176,6 +177,7 @@ class Checkpoint(ModelCheckpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set aside what is not of this run's past: its steps would be taken for the latest."""
         folder, resumed = Path(str(self.dirpath)), trainer.ckpt_path
+        folder.mkdir(parents=True, exist_ok=True)
         present, last_step = sorted(folder.glob("*.ckpt")), -1
         if resumed is not None and Path(resumed).resolve().parent == folder.resolve():
             last_step = step_of(Path(resumed).resolve())
@@ -221,6 +223,8 @@ class Checkpoint(ModelCheckpoint):
             self._save_checkpoint(trainer, name)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if trainer.is_global_zero:
+            check_not_deleted(Path(filepath).parent)
         # What has been logged until now must not be lost with the process.
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):

@@ -9,6 +9,8 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from nvae_lightning.files import check_not_deleted
+
 
 class ResumableCSVLogger(CSVLogger):
     """Lightning's CSVLogger, which deletes the metrics of the run that is gone on with.
@@ -63,9 +65,24 @@ class ResumableCSVLogger(CSVLogger):
             self._experiment = _Writer(self.log_dir)
         return self._experiment  # pyright: ignore[reportReturnType] -- of fabric's class there
 
+    def finalize(self, status: str) -> None:
+        """Save what is left, unless the training failed as its folder is gone."""
+        if status != "failed" or Path(self.log_dir).is_dir():
+            super().finalize(status)
+
 
 class _Writer(ExperimentWriter):
     """Rewrites the file, which a new column takes, in one step."""
+
+    def save(self) -> None:
+        """Append the rows that are not in the file yet.
+
+        Raises:
+            ValueError: If the folder has been deleted.
+        """
+        if self.metrics:
+            check_not_deleted(Path(self.log_dir))
+        super().save()
 
     def _check_log_dir_exists(self) -> None:
         """Nothing is deleted: the folder is the run's, which others write to."""

@@ -14,7 +14,8 @@ _IRRELEVANT = (
     "module", "choices.experiments", "callbacks.checkpoint", "callbacks.progress_bar",
     "dataset.verify", "dataset.datamodule.verify", "overrides", "trainer.enable_progress_bar",
     "trainer.profiler", "trainer.detect_anomaly", "trainer.inference_mode",
-    "trainer.fast_dev_run", "trainer.use_distributed_sampler",
+    "trainer.fast_dev_run", "trainer.use_distributed_sampler", "trainer.timeout_minutes",
+    "trainer._target_",
 )  # fmt: skip
 #: Settings that are of account for time and memory only.
 _COST = (
