@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from nvae_lightning import figures
+from nvae_lightning.backends import GraphedSampler
 from nvae_lightning.benchmarking import (
     Loading,
     RandomImages,
@@ -44,7 +45,6 @@ from nvae_lightning.command import command
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.environment import device_name, version
 from nvae_lightning.files import whole_file, write_text
-from nvae_lightning.model import GraphedSampler
 from nvae_lightning.settings import check_type, check_types
 from nvae_lightning.train import build_module, build_trainer, save_config
 

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from nvae_lightning import figures
+from nvae_lightning.backends import Compute
 from nvae_lightning.callbacks import EndRanks
 from nvae_lightning.cli import (
     check_precision,
@@ -26,7 +27,7 @@ from nvae_lightning.command import command
 from nvae_lightning.command_line import as_single_run
 from nvae_lightning.evaluation import EvaluationModule
 from nvae_lightning.files import write_text
-from nvae_lightning.model import NVAE, Compute, DiscretizedLogisticMixtureLikelihood
+from nvae_lightning.model import NVAE, DiscretizedLogisticMixtureLikelihood
 from nvae_lightning.model.decoder import FirstGroup
 from nvae_lightning.settings import check_type
 from nvae_lightning.signals import if_ended

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nvae_lightning.backends import Compute
 from nvae_lightning.callbacks import last_checkpoint
 from nvae_lightning.model import NVAE
 from nvae_lightning.model.architecture import ARCHITECTURE
@@ -56,6 +57,12 @@ def load_model(source: str | Path, *, allow_nonfinite: bool = False, **given: An
         ValueError: if there is no such model, or it is damaged, foreign or asks for code to be
             run.
     """
+    model = _load(source, given)
+    Compute().apply(model)
+    return model
+
+
+def _load(source: str | Path, given: dict[str, Any]) -> NVAE:
     path = find_checkpoint(source)
     if path is None:
         return NVAE.from_pretrained(source, allow_nonfinite=allow_nonfinite, **given)

@@ -51,9 +51,7 @@ from nvae_lightning.model.cells import CellConstructor, ResidualCell
 from nvae_lightning.model.decoder import ConditionalGroup, LatentGroup
 from nvae_lightning.model.flows import AutoregressiveFlow
 from nvae_lightning.model.layers import (
-    BatchNormELU,
-    BatchNormSwish,
-    ELUOnly,
+    NormActConv,
     SkipDown,
     SkipUp,
     SqueezeExcitation,
@@ -105,8 +103,8 @@ _ARCHITECTURES = {
     "res35_mbconv": _depthwise_decoder(partial(RegularCell, dilations=(1, 2))),
     "res55_mbconv": _depthwise_decoder(partial(RegularCell, dilations=(2, 2))),
     "res_bnswish": _one_cell(RegularCell),
-    "res_bnelu": _one_cell(partial(RegularCell, normalization=BatchNormELU)),
-    "res_elu": _one_cell(partial(RegularCell, normalization=ELUOnly)),
+    "res_bnelu": _one_cell(partial(RegularCell, activation=nn.ELU)),
+    "res_elu": _one_cell(partial(RegularCell, normalization=nn.Identity, activation=nn.ELU)),
     "mbconv_sep": _Cells(_DEPTHWISE_3, DepthwiseCell, DepthwiseCell, _DEPTHWISE_3),
     "mbconv_sep11": _Cells(_DEPTHWISE_3, _DEPTHWISE_11, _DEPTHWISE_11, _DEPTHWISE_3),
     "mbconv_den": _Cells(_GROUPS_OF_8, DepthwiseCell, DepthwiseCell, _GROUPS_OF_8),
@@ -386,30 +384,31 @@ def _cell(cell: nn.Module, path: str) -> _Named:
 
 
 def _regular_body(body: nn.Module, path: str) -> _Named:
-    """Name the nodes, each of which ends in a convolution."""
-    node = 0
-    for layer in body.children():
-        if isinstance(layer, BatchNormSwish):
-            yield layer.norm, f"{path}.{node}.bn_act"
-        elif isinstance(layer, BatchNormELU):
-            yield layer.norm, f"{path}.{node}.bn.bn"
-        elif isinstance(layer, nn.Conv2d):
-            yield layer, f"{path}.{node}.conv_0"
-            node += 1
+    """Name the units, each of which is a node."""
+    for node, unit in enumerate(body.children()):
+        assert isinstance(unit, NormActConv)
+        if not isinstance(unit.norm, nn.Identity):
+            name = "bn_act" if isinstance(unit.activation, nn.SiLU) else "bn.bn"
+            yield unit.norm, f"{path}.{node}.{name}"
+        convolution = unit.convolution
+        if isinstance(convolution, nn.Sequential):  # behind an upsampling
+            convolution = convolution[-1]
+        yield convolution, f"{path}.{node}.conv_0"
 
 
 def _depthwise_body(body: nn.Module, path: str) -> _Named:
     """Name the steps; the upsampling of an up cell counts as one, which shifts the others."""
-    *upsampling, first, expand, expanded, middle, filtered, project, last = body.children()
-    assert isinstance(expanded, BatchNormSwish)
-    assert isinstance(filtered, BatchNormSwish)
+    *upsampling, expand, middle, project, last = body.children()
+    assert isinstance(expand, NormActConv)
+    assert isinstance(middle, NormActConv)
+    assert isinstance(project, NormActConv)
     step = len(upsampling)
-    yield first, f"{path}.{step}.bn"
-    yield expand, f"{path}.{step + 1}.conv.0"
-    yield expanded.norm, f"{path}.{step + 1}.conv.1"
-    yield middle, f"{path}.{step + 2}.conv.0"
-    yield filtered.norm, f"{path}.{step + 2}.conv.1"
-    yield project, f"{path}.{step + 3}"
+    yield expand.norm, f"{path}.{step}.bn"
+    yield expand.convolution, f"{path}.{step + 1}.conv.0"
+    yield middle.norm, f"{path}.{step + 1}.conv.1"
+    yield middle.convolution, f"{path}.{step + 2}.conv.0"
+    yield project.norm, f"{path}.{step + 2}.conv.1"
+    yield project.convolution, f"{path}.{step + 3}"
     yield last, f"{path}.{step + 4}.bn"
 
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
+from nvae_lightning.backends import Compute
 from nvae_lightning.callbacks.pictures import as_bytes, grid
 from nvae_lightning.cli import (
     check_precision,
@@ -25,7 +26,7 @@ from nvae_lightning.command import command
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.files import whole_file
 from nvae_lightning.loading import find_checkpoint
-from nvae_lightning.model import NVAE, Compute
+from nvae_lightning.model import NVAE
 from nvae_lightning.sampling import Settings, cached_recalibration
 from nvae_lightning.settings import check_type, check_types
 from nvae_lightning.trained import images_for, trained_model, training_data

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from nvae_lightning.model import NVAE, GraphedSampler
+from nvae_lightning.backends import GraphedSampler
+from nvae_lightning.model import NVAE
 from nvae_lightning.model.normalization import BatchNorm
 from nvae_lightning.model.nvae import Temperature
 

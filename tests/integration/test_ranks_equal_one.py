@@ -13,7 +13,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from nvae_lightning.callbacks import Checkpoint, DivergedError, Guard
 from nvae_lightning.cli import CONFIG_ROOT
@@ -28,19 +28,22 @@ from nvae_lightning.model import (
     Inference,
     RegularCell,
 )
-from nvae_lightning.model.layers import DataDependentConv2d, ELUOnly
+from nvae_lightning.model.layers import DataDependentConv2d
 from nvae_lightning.module import NVAEModule
 from nvae_lightning.objective import ELBO, KL, Penalty, constant, elbo, size_factor
 
 pytestmark = pytest.mark.slow
 
 NUM_STEPS, GLOBAL_BATCH = 5, 4
+WN_ELU = partial(
+    RegularCell,
+    normalization=nn.Identity,
+    activation=nn.ELU,
+    convolution=DataDependentConv2d,
+)
 CELLS = {
     "batch-norm": (RegularCell, partial(DepthwiseCell, expansion=2.0)),
-    "weight-norm": (
-        partial(RegularCell, normalization=ELUOnly, convolution=DataDependentConv2d),
-        partial(RegularCell, normalization=ELUOnly, convolution=DataDependentConv2d),
-    ),
+    "weight-norm": (WN_ELU, WN_ELU),
 }
 
 

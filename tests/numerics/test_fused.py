@@ -3,24 +3,24 @@
 import importlib.util
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, library, nn
 
-from nvae_lightning.model import kernels
-from nvae_lightning.model.convolution import Convolution
-from nvae_lightning.model.fused import (
+from nvae_lightning.backends import Compute, triton_operations
+from nvae_lightning.backends.compiled_kernels import (
     CompiledKernels,
-    TorchKernels,
-    TritonKernels,
     depthwise_taps_gradient,
     swish_gradient_and_sums,
 )
-from nvae_lightning.model.layers import as_convolution
-from nvae_lightning.model.normalization import BatchNorm, Recompute
+from nvae_lightning.backends.convolution import Convolution
+from nvae_lightning.backends.fused import normalize
+from nvae_lightning.backends.kernels import TorchKernels, TritonKernels
+from nvae_lightning.model.layers import NormActConv
+from nvae_lightning.model.normalization import BatchNorm
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPE = (3, 4, 5, 6)
@@ -46,6 +46,7 @@ class Problem(NamedTuple):
     """A normalisation and the convolution after it, if there is one."""
 
     norm: BatchNorm
+    swish: bool
     convolution: nn.Conv2d | None
 
     @property
@@ -58,27 +59,29 @@ class Problem(NamedTuple):
             **{f"convolution.{name}": value for name, value in of_convolution.items()},
         }
 
-    def ours(self, x: Tensor) -> Tensor:
-        return self.norm(x, None if self.convolution is None else as_convolution(self.convolution))
+    def ours(self, x: Tensor, chosen: TorchKernels | None = None) -> Tensor:
+        known = None if self.convolution is None else Convolution.of(self.convolution)
+        chosen = (TorchKernels() if chosen is None else chosen).on(x.device)
+        return normalize(self.norm, x, chosen, swish=self.swish, convolution=known)
 
     def theirs(self, x: Tensor) -> Tensor:
         norm = self.norm
         x = F.batch_norm(
             x, norm.running_mean, norm.running_var, norm.weight, norm.bias, True, 0.05, 1e-5
         )
-        x = F.silu(x) if norm.swish else x
+        x = F.silu(x) if self.swish else x
         return x if self.convolution is None else self.convolution(x)
 
 
 def problem(name: str, swish: bool, dtype: torch.dtype = torch.float64) -> Problem:
     """Draw one, with the same numbers at each call."""
     torch.manual_seed(1)
-    norm = BatchNorm(CHANNELS, swish=swish)
+    norm = BatchNorm(CHANNELS)
     nn.init.uniform_(norm.weight, 0.5, 2.0)
     nn.init.normal_(norm.bias)
     build = CONVOLUTIONS[name]
     convolution = None if build is None else build().to(DEVICE, dtype)
-    return Problem(norm.to(DEVICE, dtype), convolution)
+    return Problem(norm.to(DEVICE, dtype), swish, convolution)
 
 
 def batch(shape: tuple[int, ...] = SHAPE) -> Tensor:
@@ -109,10 +112,11 @@ def assert_equal_to_torch(
 ) -> None:
     """In two passes, of maps in each layout, the second after the statistics of the first."""
     ours, theirs = problem(name, swish), problem(name, swish)
-    ours.norm.kernels = chosen
     for layout in (torch.contiguous_format, torch.channels_last):
         x = batch(shape).contiguous(memory_format=layout)
-        torch.testing.assert_close(run(ours, ours.ours, x), run(theirs, theirs.theirs, x))
+        torch.testing.assert_close(
+            run(ours, partial(ours.ours, chosen=chosen), x), run(theirs, theirs.theirs, x)
+        )
     statistics = [
         {key: value for key, value in one.norm.state_dict().items() if key.startswith("running")}
         for one in (ours, theirs)
@@ -127,7 +131,7 @@ def test_gradient_is_that_of_finite_differences(name: str, swish: bool) -> None:
     given = problem(name, swish)
     geometry = None
     if given.convolution is not None:
-        known = as_convolution(given.convolution)
+        known = Convolution.of(given.convolution)
         assert known is not None
         geometry = known.geometry
 
@@ -137,8 +141,10 @@ def test_gradient_is_that_of_finite_differences(name: str, swish: bool) -> None:
             kernel, kernel_bias = (*of_convolution, None)[:2]
             assert kernel is not None
             known = Convolution(kernel, kernel_bias, geometry)
-        of_norm = {"weight": weight, "bias": bias}
-        return torch.func.functional_call(given.norm, of_norm, (x, known))
+        norm = given.norm
+        del norm.weight, norm.bias
+        norm.weight, norm.bias = weight, bias  # not parameters, whose gradients would stop here
+        return normalize(norm, x, TorchKernels(), swish=swish, convolution=known)
 
     inputs = [batch((2, CHANNELS, 3, 4)), *given.parameters.values()]
     assert torch.autograd.gradcheck(function, [t.detach().requires_grad_() for t in inputs])
@@ -156,7 +162,7 @@ def test_channels_appended_for_tensor_cores_change_nothing(
     name: str, swish: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "nvae_lightning.model.convolution._has_tensor_cores", lambda device, dtype: True
+        "nvae_lightning.backends.convolution._has_tensor_cores", lambda device, dtype: True
     )
     kernels_used = []
 
@@ -185,7 +191,9 @@ def test_compiled_formulas_give_what_the_layers_of_torch_do(name: str, swish: bo
 def test_triton_kernels_give_what_the_layers_of_torch_do(
     name: str, swish: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "is_available", lambda device: True)  # by the interpreter
+    monkeypatch.setattr(
+        triton_operations, "is_available", lambda device: True
+    )  # by the interpreter
     # Few pixels, for the interpreter.
     assert_equal_to_torch(TritonKernels(), name, swish, shape=(2, CHANNELS, 3, 2))
 
@@ -200,12 +208,11 @@ def test_sixteen_bits_lose_no_more_than_their_rounding(
     chosen: type[TorchKernels], name: str, swish: bool
 ) -> None:
     given, exact = problem(name, swish, torch.float32), problem(name, swish)
-    given.norm.kernels = chosen()
     x = batch().bfloat16()
 
     def function(x: Tensor) -> Tensor:
         with torch.autocast(DEVICE.type, torch.bfloat16):
-            return given.ours(x)
+            return given.ours(x, chosen())
 
     result, expected = run(given, function, x), run(exact, exact.theirs, x.double())
     assert result.output.dtype == torch.bfloat16
@@ -245,9 +252,11 @@ def test_operations_that_compilers_leave_whole_describe_what_they_give() -> None
         )
 
 
-@pytest.mark.parametrize("recompute", Recompute)
-def test_float64_stays_float64_under_autocast(recompute: Recompute) -> None:
+@pytest.mark.parametrize("recompute", ["nothing", "normalization", "activation"])
+def test_float64_stays_float64_under_autocast(recompute: Any) -> None:
     given = problem("1x1", True)
-    given.norm.recompute = recompute
+    assert given.convolution is not None
+    unit = NormActConv(given.norm, nn.SiLU(), given.convolution)
+    Compute(recompute=recompute).apply(unit)
     with torch.autocast("cpu", torch.bfloat16):
-        assert given.ours(batch()).dtype == torch.float64
+        assert unit(batch()).dtype == torch.float64

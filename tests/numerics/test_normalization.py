@@ -1,4 +1,4 @@
-"""Fused batch normalisation and swish, alone and over two processes.
+"""Batch normalisation and swish, plain and fused, alone and over two ranks.
 
 As a script this file is one of the processes: ``test_normalization.py RANK FOLDER``.
 """
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,26 @@ import torch.distributed
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from torch import Tensor, nn
 
-from nvae_lightning.model.layers import BatchNormSwish
+from nvae_lightning.backends import Compute
+from nvae_lightning.model.layers import NormActConv
 from nvae_lightning.model.normalization import BatchNorm
 
 SWISH = pytest.mark.parametrize("swish", [False, True])
+FUSED = pytest.mark.parametrize("fused", [False, True])
 SIZES = (5, 2)  # of the batches of two ranks
 
 
-def build(swish: bool) -> tuple[BatchNorm, nn.Sequential]:
+def build(swish: bool, fused: bool) -> tuple[NormActConv, nn.Sequential]:
     """Ours and the same of torch's layers, with the same parameters."""
-    ours = BatchNorm(3, swish=swish)
-    nn.init.uniform_(ours.weight, 0.5, 2.0)
-    nn.init.normal_(ours.bias)
-    norm = nn.BatchNorm2d(3, momentum=0.05)
-    norm.load_state_dict(ours.state_dict())
-    return ours, nn.Sequential(norm, nn.SiLU() if swish else nn.Identity())
+    norm = BatchNorm(3)
+    nn.init.uniform_(norm.weight, 0.5, 2.0)
+    nn.init.normal_(norm.bias)
+    ours = NormActConv(norm, nn.SiLU() if swish else nn.Identity(), nn.Identity())
+    if fused:
+        Compute().apply(ours)
+    theirs = nn.BatchNorm2d(3, momentum=0.05)
+    theirs.load_state_dict(norm.state_dict())
+    return ours, nn.Sequential(theirs, nn.SiLU() if swish else nn.Identity())
 
 
 def batch(num: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -47,24 +53,29 @@ def output_and_gradients(module: nn.Module, x: Tensor, upstream: Tensor) -> list
     return [output.detach(), *gradients]
 
 
+@FUSED
 @SWISH
-def test_gradient_is_that_of_finite_differences(swish: bool) -> None:
-    ours = build(swish)[0].double()
+def test_gradient_is_that_of_finite_differences(swish: bool, fused: bool) -> None:
+    ours = build(swish, fused)[0].double()
+    norm = ours.norm
 
     def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.func.functional_call(ours, {"weight": weight, "bias": bias}, (x,))
+        del norm.weight, norm.bias
+        norm.weight, norm.bias = weight, bias  # not parameters, whose gradients would stop here
+        return ours(x)
 
-    inputs = [batch(2, torch.float64), ours.weight, ours.bias]
+    inputs = [batch(2, torch.float64), norm.weight, norm.bias]
     assert torch.autograd.gradcheck(function, [t.detach().requires_grad_() for t in inputs])
 
 
+@FUSED
 @SWISH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_equals_batch_norm_and_silu_of_torch(
-    swish: bool, dtype: torch.dtype, layout: torch.memory_format
+    swish: bool, fused: bool, dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
-    ours, theirs = build(swish)
+    ours, theirs = build(swish, fused)
     ours.to(dtype)
     theirs.to(dtype)
     x = batch(dtype=dtype)
@@ -75,19 +86,20 @@ def test_equals_batch_norm_and_silu_of_torch(
         torch.testing.assert_close(results, output_and_gradients(theirs, x, upstream))
         assert results[0].is_contiguous(memory_format=layout)
         assert results[1].is_contiguous(memory_format=layout)
-    torch.testing.assert_close(ours.state_dict(), theirs[0].state_dict())
+    torch.testing.assert_close(ours.norm.state_dict(), theirs[0].state_dict())
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
     assert ours(x).is_contiguous(memory_format=layout)
 
 
+@FUSED
 @SWISH
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
 def test_sixteen_bit_input_loses_no_more_than_its_rounding(
-    swish: bool, weights: torch.dtype
+    swish: bool, fused: bool, weights: torch.dtype
 ) -> None:
-    ours, theirs = build(swish)
+    ours, theirs = build(swish, fused)
     ours.to(weights)
-    theirs.load_state_dict({f"0.{k}": v for k, v in ours.state_dict().items()})
+    theirs[0].load_state_dict(ours.norm.state_dict())
     x = batch(dtype=torch.bfloat16)
     upstream = torch.randn_like(x)
     results = output_and_gradients(ours, x, upstream)
@@ -97,15 +109,16 @@ def test_sixteen_bit_input_loses_no_more_than_its_rounding(
         error = (result.float() - exact).abs().max() / exact.abs().max()
         assert error < 0.02
     if weights == torch.float32:
-        torch.testing.assert_close(ours.state_dict(), theirs[0].state_dict())
+        torch.testing.assert_close(ours.norm.state_dict(), theirs[0].state_dict())
 
 
+@FUSED
 @SWISH
-def test_evaluation_has_a_gradient_and_leaves_the_statistics(swish: bool) -> None:
-    ours, theirs = build(swish)
+def test_evaluation_has_a_gradient_and_leaves_the_statistics(swish: bool, fused: bool) -> None:
+    ours, theirs = build(swish, fused)
     for module in (ours, theirs):
         module(batch())
-    theirs[0].load_state_dict(ours.state_dict())
+    theirs[0].load_state_dict(ours.norm.state_dict())
     before = {name: value.clone() for name, value in ours.state_dict().items()}
     x = batch()
     upstream = torch.randn_like(x)
@@ -129,7 +142,7 @@ def counting(maps: set[int], size: int) -> Iterator[None]:
 
 def test_only_the_input_is_kept_for_the_backward_pass() -> None:
     x = batch().requires_grad_()
-    for module, expected in zip(build(swish=True), (1, 2), strict=True):
+    for module, expected in zip(build(swish=True, fused=True), (1, 2), strict=True):
         maps: set[int] = set()
         with counting(maps, x.numel()):
             output = module(x)
@@ -138,17 +151,19 @@ def test_only_the_input_is_kept_for_the_backward_pass() -> None:
         output.sum().backward()
 
 
-def test_a_single_value_per_channel_is_refused() -> None:
-    ours, _ = build(swish=True)
+@FUSED
+def test_a_single_value_per_channel_is_refused(fused: bool) -> None:
+    ours, _ = build(swish=True, fused=fused)
     with pytest.raises(ValueError, match=r"dataset\.batch_size: got 1"):
         ours(torch.randn(1, 3, 1, 1))
-    assert torch.equal(ours.running_var, torch.ones(3))  # pyright: ignore
+    assert torch.equal(ours.norm.running_var, torch.ones(3))  # pyright: ignore
 
 
+@FUSED
 @SWISH
-def test_works_on_the_meta_device(swish: bool) -> None:
+def test_works_on_the_meta_device(swish: bool, fused: bool) -> None:
     with torch.device("meta"):
-        ours = BatchNorm(3, swish=swish)
+        ours = build(swish, fused)[0]
         x = torch.empty(2, 3, 4, 4, requires_grad=True)
         output = ours(x)
         output.sum().backward()
@@ -158,35 +173,36 @@ def test_works_on_the_meta_device(swish: bool) -> None:
 
 
 def test_state_dict_is_that_of_torch() -> None:
-    ours, theirs = build(swish=True)
-    assert list(ours.state_dict()) == list(theirs[0].state_dict())
-    assert torch.equal(ours.running_var, torch.ones(3))  # pyright: ignore
+    ours, theirs = build(swish=True, fused=True)
+    assert list(ours.norm.state_dict()) == list(theirs[0].state_dict())
+    assert list(ours.state_dict()) == [f"norm.{name}" for name in theirs[0].state_dict()]
+    assert torch.equal(ours.norm.running_var, torch.ones(3))  # pyright: ignore
 
 
 @pytest.mark.parametrize(
     "convert", [nn.SyncBatchNorm.convert_sync_batchnorm, TorchSyncBatchNorm().apply]
 )
-def test_conversion_to_synchronised_layers_leaves_the_swish(convert) -> None:
-    converted = convert(nn.Sequential(BatchNormSwish(3)))
+@FUSED
+def test_conversion_to_synchronised_layers_leaves_ours(convert, fused: bool) -> None:
+    ours = build(swish=True, fused=fused)[0]
+    before = [type(module) for module in ours.modules()]
+    converted = convert(nn.Sequential(ours))
     assert isinstance(converted, nn.Sequential)
-    layer = converted[0]
-    assert isinstance(layer, BatchNormSwish)
-    assert isinstance(layer.norm, BatchNorm)
-    assert layer.norm.swish
+    assert [type(module) for module in converted[0].modules()] == before
 
 
-def synchronised(rank: int, swish: bool) -> dict[str, Tensor]:
+def synchronised(rank: int, swish: bool, fused: bool) -> dict[str, Tensor]:
     """Output, gradients and running statistics of one rank on its part of a batch."""
     torch.manual_seed(1)
-    module = build(swish)[0].double()
+    module = build(swish, fused)[0].double()
     x, upstream = (batch(sum(SIZES), torch.float64).split(SIZES)[rank] for _ in range(2))
-    output, for_x, *for_parameters = output_and_gradients(module, x, upstream)
-    for gradient in for_parameters:  # of a sum over images, hence a sum over ranks
+    output, grad_x, *grad_parameters = output_and_gradients(module, x, upstream)
+    for gradient in grad_parameters:  # of a sum over images, hence a sum over ranks
         torch.distributed.all_reduce(gradient)
     output_and_gradients(module, x, upstream)
     return {
-        "output": output, "for_x": for_x, "for_weight": for_parameters[0],
-        "for_bias": for_parameters[1], **module.state_dict(),
+        "output": output, "grad_x": grad_x, "grad_weight": grad_parameters[0],
+        "grad_bias": grad_parameters[1], **module.norm.state_dict(),
     }  # fmt: skip
 
 
@@ -207,20 +223,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@FUSED
 @SWISH
-def test_two_ranks_of_unequal_batches_equal_one(folder: Path, swish: bool) -> None:
-    first, second = (torch.load(folder / f"{rank}-{swish}.pt") for rank in range(2))
+def test_two_ranks_of_unequal_batches_equal_one(folder: Path, swish: bool, fused: bool) -> None:
+    first, second = (torch.load(folder / f"{rank}-{swish}-{fused}.pt") for rank in range(2))
     torch.manual_seed(1)
-    module = build(swish)[1].double()
+    module = build(swish, fused)[1].double()
     x, upstream = (batch(sum(SIZES), torch.float64) for _ in range(2))
-    output, for_x, for_weight, for_bias = output_and_gradients(module, x, upstream)
+    output, grad_x, grad_weight, grad_bias = output_and_gradients(module, x, upstream)
     output_and_gradients(module, x, upstream)
     close: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
     torch.testing.assert_close(torch.cat([first["output"], second["output"]]), output, **close)
-    torch.testing.assert_close(torch.cat([first["for_x"], second["for_x"]]), for_x, **close)
+    torch.testing.assert_close(torch.cat([first["grad_x"], second["grad_x"]]), grad_x, **close)
     for rank in (first, second):
-        torch.testing.assert_close(rank["for_weight"], for_weight, **close)
-        torch.testing.assert_close(rank["for_bias"], for_bias, **close)
+        torch.testing.assert_close(rank["grad_weight"], grad_weight, **close)
+        torch.testing.assert_close(rank["grad_bias"], grad_bias, **close)
         for name, value in module[0].state_dict().items():
             torch.testing.assert_close(rank[name], value, **close)
 
@@ -230,6 +247,6 @@ if __name__ == "__main__":
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{place}/store", rank=number, world_size=2
     )
-    for with_swish in (False, True):
-        torch.save(synchronised(number, with_swish), place / f"{number}-{with_swish}.pt")
+    for swish, fused in product((False, True), repeat=2):
+        torch.save(synchronised(number, swish, fused), place / f"{number}-{swish}-{fused}.pt")
     torch.distributed.destroy_process_group()

@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nvae_lightning.model import NVAE, GraphedSampler
+from nvae_lightning.backends import GraphedSampler
+from nvae_lightning.model import NVAE
 from nvae_lightning.model.normalization import BatchNorm
 from nvae_lightning.objective import (
     SpectralPenalty,

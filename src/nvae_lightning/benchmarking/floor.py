@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from nvae_lightning.benchmarking.work import synchronize
-from nvae_lightning.model.normalization import BatchNorm, Recompute
 from nvae_lightning.module import NVAEModule
 from nvae_lightning.objective import elbo
 
@@ -98,8 +97,8 @@ class _Counter(TorchDispatchMode):
 
 def _convolution_backward_flops(gradient: Tensor, x: Tensor, kernel: Tensor, *args: Any) -> int:
     """Count what PyTorch counts too high with groups: depthwise by as much as the channels."""
-    for_input, for_kernel, _ = args[-1]
-    return 2 * gradient.numel() * kernel[0].numel() * (for_input + for_kernel)
+    of_input, of_kernel, _ = args[-1]
+    return 2 * gradient.numel() * kernel[0].numel() * (of_input + of_kernel)
 
 
 def cost_of(
@@ -135,9 +134,6 @@ def cost_of(
     num_pixels = image.channels * image.size**2
     if what == "data":
         return Cost(0, 2 * batch_size * num_pixels)
-    for layer in model.modules():
-        if isinstance(layer, BatchNorm):  # else its gradient does what no step must
-            layer.recompute = Recompute.NOTHING
     autocast = nullcontext() if computed is None else torch.autocast("cpu", computed)
     # Not on the meta device, which has no autocast.
     with FakeTensorMode(allow_non_fake_inputs=True), _Counter() as counter:

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from nvae_lightning.model.memory import LiveBytes
+from nvae_lightning.model.live_bytes import LiveBytes
 from nvae_lightning.module import is_logging_step
 
 _COUNTED_STEP = 2  # the optimiser makes its state in the first

@@ -1,7 +1,6 @@
 """NVAE as plain PyTorch modules: nothing here knows of training, data or configuration."""
 
 from nvae_lightning.model.cells import DepthwiseCell, RegularCell, Resampling
-from nvae_lightning.model.compute import Compute
 from nvae_lightning.model.distributions import (
     Inference,
     Latent,
@@ -9,7 +8,6 @@ from nvae_lightning.model.distributions import (
     importance_weighted_bound,
 )
 from nvae_lightning.model.flows import FlowPair
-from nvae_lightning.model.graph import GraphedSampler
 from nvae_lightning.model.hierarchy import Hierarchy, Image, Scale
 from nvae_lightning.model.likelihood import (
     BernoulliLikelihood,
@@ -23,11 +21,9 @@ from nvae_lightning.model.nvae import NVAE
 __all__ = [
     "NVAE",
     "BernoulliLikelihood",
-    "Compute",
     "DepthwiseCell",
     "DiscretizedLogisticMixtureLikelihood",
     "FlowPair",
-    "GraphedSampler",
     "Hierarchy",
     "Image",
     "Inference",

@@ -12,19 +12,15 @@ from typing import Any
 from torch import nn
 
 from nvae_lightning.model.cells import DepthwiseCell, RegularCell
+from nvae_lightning.model.earlier_names import rename_constructors
 from nvae_lightning.model.hierarchy import Hierarchy, Image, Scale
-from nvae_lightning.model.layers import (
-    BatchNormELU,
-    BatchNormSwish,
-    DataDependentConv2d,
-    ELUOnly,
-    WeightNormConv2d,
-)
+from nvae_lightning.model.layers import DataDependentConv2d, WeightNormConv2d
 from nvae_lightning.model.likelihood import (
     BernoulliLikelihood,
     DiscretizedLogisticMixtureLikelihood,
     NormalLikelihood,
 )
+from nvae_lightning.model.normalization import BatchNorm
 from nvae_lightning.model.plain import check_plain, fits, shown
 
 #: Where a training's checkpoint holds the description of its model.
@@ -41,9 +37,10 @@ _KNOWN: dict[str, type] = {
     for kind in (
         RegularCell,
         DepthwiseCell,
-        BatchNormSwish,
-        BatchNormELU,
-        ELUOnly,
+        BatchNorm,
+        nn.Identity,
+        nn.SiLU,
+        nn.ELU,
         WeightNormConv2d,
         DataDependentConv2d,
         nn.Conv2d,
@@ -190,7 +187,7 @@ def restore_value(name: str, value: Any, known: Mapping[str, Any]) -> Any:  # no
         return [restore_value(name, item, known) for item in value]
     if not isinstance(value, dict) or _CONSTRUCTOR not in value:
         return value
-    arguments = dict(value)
+    arguments = rename_constructors(value)
     constructor = arguments.pop(_CONSTRUCTOR)
     if not isinstance(constructor, str) or constructor not in known:
         raise LookupError(name, constructor)

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from nvae_lightning.model.convolution import FeatureMap
+from nvae_lightning.model.earlier_names import rename_weights
 from nvae_lightning.model.layers import (
-    BatchNormSwish,
-    ConvolutionalBody,
+    NormActConv,
     SkipDown,
     SkipUp,
     SqueezeExcitation,
     WeightNormConv2d,
-    batch_norm,
 )
 from nvae_lightning.model.normalization import BatchNorm
+from nvae_lightning.model.shapes import FeatureMap
 
 
 class Resampling(enum.Enum):
@@ -52,15 +48,11 @@ class ResidualCell(nn.Module):
     """Residual cell ``skip(x) + 0.1 * gate(body(x))``.
 
     Args:
-        body: what the subclass is about.
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        resampling: what the cell does to the resolution.
-        squeeze_excitation: whether the body's output is gated channel-wise.
-
-    Attributes:
-        checkpoint_min_size: width from which on inputs are all that is kept of the cell for the
-            backward pass, which computes it anew; None for never.
+        body: Layers of the subclass, one after the other.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        resampling: What the cell does to the resolution.
+        squeeze_excitation: Whether the body's output is gated channel-wise.
 
     Raises:
         ValueError: if the channels change where the resolution does not.
@@ -87,53 +79,35 @@ class ResidualCell(nn.Module):
             Resampling.UP: lambda: SkipUp(in_channels, out_channels),
         }[resampling]()
         self.body = body
-        self.checkpoint_min_size: int | None = None
         self.gate = SqueezeExcitation(out_channels) if squeeze_excitation else nn.Identity()
 
     def forward(self, x: FeatureMap) -> FeatureMap:
-        least = self.checkpoint_min_size
-        if least is None or x.shape[-1] < least or not torch.is_grad_enabled():
-            return self._compute(x)
-        return checkpoint(
-            self._compute,
-            x,
-            use_reentrant=False,
-            preserve_rng_state=False,  # nothing is drawn in a cell
-            context_fn=lambda: (nullcontext(), self._repeated()),
-        )
-
-    def _compute(self, x: FeatureMap) -> FeatureMap:
         return self.skip(x) + self.residual_weight * self.gate(self.body(x))
 
-    @contextmanager
-    def _repeated(self) -> Iterator[None]:
-        """Let no batch count twice in running statistics."""
-        norms = [module for module in self.modules() if isinstance(module, BatchNorm)]
-        for norm in norms:
-            norm.is_repeated = True
-        try:
-            yield
-        finally:
-            for norm in norms:
-                norm.is_repeated = False
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        rename_weights(self.body, state_dict, f"{prefix}body.")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class RegularCell(ResidualCell):
-    """Encoder cell: normalisation-activation-convolution, twice.
+    """Encoder cell: two units of normalisation, activation and 3x3 convolution.
 
-    Source: paper, Fig. 3b.
+    Source: paper, Fig. 3b; Table 2 for other normalisations and activations.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        resampling: what the first convolution does to the resolution.
-        squeeze_excitation: whether the cell ends in a channel-wise gate.
-        dilations: dilation of each 3x3 convolution; one entry, one convolution.
-        normalization: constructor of normalisation and activation, given the channels.
-        convolution: constructor of the convolutions, with ``nn.Conv2d``'s arguments.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        resampling: What the first convolution does to the resolution.
+        squeeze_excitation: Whether the cell ends in a channel-wise gate.
+        dilations: Dilation of each unit's convolution, one entry per unit.
+        normalization: Constructor of the normalisations, given the number of channels.
+        activation: Constructor of the activations.
+        convolution: Constructor of the convolutions, with ``nn.Conv2d``'s arguments.
 
     Raises:
-        ValueError: if there is no dilation, or one is below 1.
+        ValueError: If there is no dilation, or one is below 1.
     """
 
     def __init__(
@@ -144,7 +118,8 @@ class RegularCell(ResidualCell):
         *,
         squeeze_excitation: bool = True,
         dilations: Sequence[int] = (1, 1),
-        normalization: Callable[[int], nn.Module] = BatchNormSwish,
+        normalization: Callable[[int], nn.Module] = BatchNorm,
+        activation: Callable[[], nn.Module] = nn.SiLU,
         convolution: Callable[..., nn.Module] = WeightNormConv2d,
     ) -> None:
         if not dilations or min(dilations) < 1:
@@ -152,25 +127,26 @@ class RegularCell(ResidualCell):
                 "dilations must be one whole number of at least 1 for every convolution, "
                 f"got {list(dilations)}: [1, 1] is the paper's"
             )
-        layers: list[nn.Module] = []
+        units: list[nn.Module] = []
         channels, step = in_channels, resampling
         for dilation in dilations:
-            layers.append(normalization(channels))
+            norm = normalization(channels)
+            layer = convolution(
+                channels, out_channels, 3, stride=2 if step is Resampling.DOWN else 1,
+                padding=dilation, dilation=dilation,
+            )  # fmt: skip
             if step is Resampling.UP:
-                layers.append(nn.UpsamplingNearest2d(scale_factor=2))
-            stride = 2 if step is Resampling.DOWN else 1
-            layers.append(
-                convolution(
-                    channels, out_channels, 3, stride=stride, padding=dilation, dilation=dilation
-                )
-            )
+                layer = nn.Sequential(nn.UpsamplingNearest2d(scale_factor=2), layer)
+            units.append(NormActConv(norm, activation(), layer))
             channels, step = out_channels, Resampling.SAME
-        body = ConvolutionalBody(*layers)
+        body = nn.Sequential(*units)
         super().__init__(body, in_channels, out_channels, resampling, squeeze_excitation)
 
 
 class DepthwiseCell(ResidualCell):
-    """Decoder cell: expand by 1x1, depthwise k x k, project by 1x1, normalised throughout.
+    """Decoder cell: three units that expand by 1x1, filter depthwise and project by 1x1.
+
+    A batch normalisation without a convolution comes last.
 
     Source: paper, Fig. 3a (MobileNetV2's inverted residual with a normalisation at each end).
 
@@ -213,24 +189,24 @@ class DepthwiseCell(ResidualCell):
                 f"num_groups of a cell must divide its {hidden} hidden channels, got "
                 f"{num_groups}: null is depthwise"
             )
-        layers: list[nn.Module] = [
-            batch_norm(in_channels),
-            nn.Conv2d(in_channels, hidden, 1, bias=False),
-            BatchNormSwish(hidden),
-            nn.Conv2d(
-                hidden,
-                hidden,
-                kernel_size,
-                stride=2 if resampling is Resampling.DOWN else 1,
-                padding=kernel_size // 2,
-                groups=hidden if num_groups is None else num_groups,
-                bias=False,
-            ),
-            BatchNormSwish(hidden),
-            nn.Conv2d(hidden, out_channels, 1, bias=False),
-            batch_norm(out_channels),
+        expand = nn.Conv2d(in_channels, hidden, 1, bias=False)
+        filter_ = nn.Conv2d(
+            hidden,
+            hidden,
+            kernel_size,
+            stride=2 if resampling is Resampling.DOWN else 1,
+            padding=kernel_size // 2,
+            groups=hidden if num_groups is None else num_groups,
+            bias=False,
+        )
+        project = nn.Conv2d(hidden, out_channels, 1, bias=False)
+        layers = [
+            NormActConv(BatchNorm(in_channels), nn.Identity(), expand),
+            NormActConv(BatchNorm(hidden), nn.SiLU(), filter_),
+            NormActConv(BatchNorm(hidden), nn.SiLU(), project),
+            BatchNorm(out_channels),
         ]
         if resampling is Resampling.UP:
             layers.insert(0, nn.UpsamplingNearest2d(scale_factor=2))
-        body = ConvolutionalBody(*layers)
+        body = nn.Sequential(*layers)
         super().__init__(body, in_channels, out_channels, resampling, squeeze_excitation)

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nvae_lightning.model.cells import CellConstructor, Resampling
-from nvae_lightning.model.convolution import FeatureMap
 from nvae_lightning.model.distributions import Latent, Normal
 from nvae_lightning.model.flows import FlowPair
 from nvae_lightning.model.hierarchy import Hierarchy, Image
@@ -19,6 +18,7 @@ from nvae_lightning.model.layers import (
     as_parameters,
     full_precision,
 )
+from nvae_lightning.model.shapes import FeatureMap
 
 
 class EncoderCombiner(nn.Module):

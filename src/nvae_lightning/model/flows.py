@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvae_lightning.model.convolution import FeatureMap
 from nvae_lightning.model.layers import MaskedConv2d
+from nvae_lightning.model.shapes import FeatureMap
 
 
 def causal_mask(

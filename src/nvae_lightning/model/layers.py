@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, TypeGuard
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nvae_lightning.model.convolution import Convolution, FeatureMap, Geometry
-from nvae_lightning.model.normalization import BatchNorm, mean_over_ranks
+from nvae_lightning.model.normalization import mean_over_ranks
+from nvae_lightning.model.shapes import FeatureMap
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -29,126 +28,23 @@ def as_parameters(x: FeatureMap) -> FeatureMap:
     return full_precision(x).contiguous()
 
 
-class ConvolutionalBody(nn.Sequential):
-    """Layers one after the other; a convolution behind a normalisation is computed with it.
+class NormActConv(nn.Module):
+    """Unit of the residual cells: normalisation, activation, convolution.
 
-    Without gradients, on a CPU, normalisations by running statistics become part of the
-    convolutions beside them: a fifth more samples a second, compiled or not.
-
-    What is computed together is not called, but for layers with hooks, which are left alone.
+    Args:
+        norm: Normalisation; ``nn.Identity`` for none.
+        activation: Elementwise activation; ``nn.Identity`` for none.
+        convolution: Convolution, perhaps behind an upsampling.
     """
 
-    def forward(self, input: FeatureMap) -> FeatureMap:
-        if input.device.type == "cpu" and not torch.is_grad_enabled():
-            for step in self._folded():
-                input = step(input)
-            return input
-        norm: BatchNorm | None = None
-        for layer in map(_unwrapped, self):
-            is_fused = torch.is_grad_enabled() or _is_depthwise(layer)
-            if norm is not None and is_fused and (known := as_convolution(layer)):
-                input, norm = norm(input, known), None
-                continue
-            if norm is not None:
-                input = norm(input)
-            norm = layer if isinstance(layer, BatchNorm) else None
-            if norm is None:
-                input = layer(input)
-        return input if norm is None else norm(input)
-
-    def _folded(self) -> list[Callable[[FeatureMap], FeatureMap]]:
-        """Layers and convolutions that have taken up the normalisations beside them."""
-        steps: list[Callable[[FeatureMap], FeatureMap] | Convolution] = []
-        for layer in map(_unwrapped, self):
-            last = steps[-1] if steps else None
-            if isinstance(last, Convolution) and _is_foldable(layer):
-                steps[-1] = last.followed_by(*layer.as_affine())
-                if layer.swish:
-                    steps.append(partial(F.silu, inplace=True))
-            elif (convolution := as_convolution(layer)) is None:
-                steps.append(layer)
-            elif _is_foldable(last) and not last.swish and convolution.is_pointwise:
-                steps[-1] = convolution.behind(*last.as_affine())
-            else:
-                steps.append(convolution)
-        return [step.apply if isinstance(step, Convolution) else step for step in steps]
-
-
-def _unwrapped(layer: nn.Module) -> nn.Module:
-    """Give the normalisation that a layer consists of, or else the layer."""
-    return layer.norm if isinstance(layer, BatchNormSwish) and not _has_hooks(layer) else layer
-
-
-def _is_foldable(layer: object) -> TypeGuard[BatchNorm]:
-    """Whether it is a normalisation by running statistics, with swish or without."""
-    return isinstance(layer, BatchNorm) and not layer.training and not _has_hooks(layer)
-
-
-def _is_depthwise(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
-
-
-def as_convolution(layer: nn.Module) -> Convolution | None:
-    """Describe what a layer computes; None unless it is a plain convolution padded by zeros."""
-    if type(layer) not in (nn.Conv2d, WeightNormConv2d) or _has_hooks(layer):
-        return None
-    assert isinstance(layer, nn.Conv2d)
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        return None
-    kernel = layer.weight
-    if isinstance(layer, WeightNormConv2d):
-        kernel = weight_norm(layer.unnormalized_weight(), layer.log_gain)
-    geometry = Geometry(
-        stride=(layer.stride[0], layer.stride[1]),
-        padding=(layer.padding[0], layer.padding[1]),
-        dilation=(layer.dilation[0], layer.dilation[1]),
-        groups=layer.groups,
-    )
-    return Convolution(kernel, layer.bias, geometry)
-
-
-def _has_hooks(layer: nn.Module) -> bool:
-    return bool(
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-    )
-
-
-def batch_norm(channels: int) -> BatchNorm:
-    """Batch normalisation without an activation."""
-    return BatchNorm(channels)
-
-
-class BatchNormSwish(nn.Module):
-    """Batch normalisation, then swish: ``u * sigmoid(u)``. Source: paper, Sec. 3.1.1."""
-
-    def __init__(self, channels: int) -> None:
+    def __init__(self, norm: nn.Module, activation: nn.Module, convolution: nn.Module) -> None:
         super().__init__()
-        self.norm = BatchNorm(channels, swish=True)
+        self.norm = norm
+        self.activation = activation
+        self.convolution = convolution
 
     def forward(self, x: FeatureMap) -> FeatureMap:
-        return self.norm(x)
-
-
-class BatchNormELU(nn.Module):
-    """Batch normalisation, then ELU. Source: paper, Table 2, second row."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = BatchNorm(channels)
-
-    def forward(self, x: FeatureMap) -> FeatureMap:
-        return F.elu(self.norm(x))
-
-
-class ELUOnly(nn.ELU):
-    """ELU without a normalisation before it. Source: paper, Table 2, first row."""
-
-    def __init__(self, channels: int) -> None:
-        del channels  # part of the constructors' common signature
-        super().__init__()
+        return self.convolution(self.activation(self.norm(x)))
 
 
 def weight_norm(

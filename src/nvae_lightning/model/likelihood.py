@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nvae_lightning.model.compiler import compiled
 from nvae_lightning.model.distributions import Normal
 from nvae_lightning.model.hierarchy import Image
 
@@ -81,8 +80,7 @@ class Likelihood(nn.Module, ABC):
         num_logits: raw parameters per pixel, the channels of the network's output.
 
     Attributes:
-        compile_log_prob: whether log probabilities are compiled where that is worth it.
-        on_levels: whether p(x | z) is of the image's levels alone, so that other values of [0, 1]
+        on_levels: Whether p(x | z) is of the image's levels alone, so that other values of [0, 1]
             are refused; a class of one's own says so if it is.
     """
 
@@ -92,7 +90,6 @@ class Likelihood(nn.Module, ABC):
         super().__init__()
         self.image = image
         self.num_logits = num_logits
-        self.compile_log_prob = False
 
     @abstractmethod
     def forward(
@@ -124,105 +121,7 @@ class BernoulliLikelihood(Likelihood):
         return Bernoulli(logits, self.image)
 
 
-@dataclass(frozen=True)
-class DiscretizedLogisticMixture:
-    r"""Mixture of logistics over the levels of a pixel, its colours coupled autoregressively.
-
-    With pixel values scaled to [-1, 1], half a level :math:`h = 1 / (2^{bits} - 1)` and the
-    mixture component k shared by the colours of a pixel,
-
-    .. math::
-        P(x) = \sum_k \pi_k \prod_c \left[\sigma\!\left(\frac{x_c + h - m_{kc}}{s_{kc}}\right)
-               - \sigma\!\left(\frac{x_c - h - m_{kc}}{s_{kc}}\right)\right]
-
-    where the lowest level reaches down to :math:`-\infty` and the highest up to
-    :math:`\infty`, so that the levels' probabilities sum to one. The means of green and blue
-    are shifted by the colours before them.
-
-    Source: Salimans et al. 2017 (PixelCNN++), Sec. 2; the paper's Table 6 (10 components).
-
-    Args:
-        logits: (batch, components * 10, height, width) for colour: the components' logits, then
-            for each colour its means, log scales and coefficients; components * 3 for grey.
-        image: the image they are about.
-        published_tails: see :class:`DiscretizedLogisticMixtureLikelihood`.
-        published_temperature: see there.
-        compile: whether log probabilities are computed by what torch's compiler makes of them.
-    """
-
-    logits: Float[Tensor, "batch parameter height width"]
-    image: Image
-    published_tails: bool = False
-    published_temperature: bool = False
-    compile: bool = False
-
-    @property
-    def _parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mixture logits (batch, component, h, w); means, log scales and coefficients.
-
-        The last three are (batch, colour, component, h, w); the coefficients of grey images are 0.
-        """
-        logits = self.image.crop(self.logits)
-        channels = self.image.channels
-        kinds = 3 if channels == 3 else 2
-        num_mixtures = logits.shape[1] // (1 + channels * kinds)
-        mixture = logits[:, :num_mixtures]
-        rest = logits[:, num_mixtures:].unflatten(1, (channels, kinds, num_mixtures))
-        # The lower bound is published; the upper one, where it is flat, keeps gradients finite.
-        means, log_scales = rest[:, :, 0], rest[:, :, 1].clamp(-7.0, 20.0)
-        coefficients = rest[:, :, 2].tanh() if kinds == 3 else torch.zeros_like(means)
-        return mixture, means, log_scales, coefficients
-
-    def log_prob(self, image: Pixels) -> Float[Tensor, " batch"]:
-        """Log probability in nats per image of pixels that lie on the levels of [0, 1]."""
-        function = _compiled_log_prob if self.compile else _log_prob
-        x = 2.0 * self.image.crop(image) - 1.0
-        return function(x, *self._parameters, 2**self.image.bits - 1, self.published_tails)
-
-    @property
-    def mean(self) -> Pixels:
-        """Expected colours: components averaged first, then coupled and clamped in order."""
-        mixture, means, _, coefficients = self._parameters
-        weights = F.softmax(mixture, 1).unsqueeze(1)
-        return self._couple((weights * means).sum(2), (weights * coefficients).sum(2))
-
-    def sample(self, temperature: float = 1.0) -> Pixels:
-        """Draw images; ``temperature`` scales the logistics and sharpens the choice among them.
-
-        The result is continuous, as published: :meth:`log_prob` wants it rounded to levels, and
-        couples colours by their rounded values where this does it by the unrounded ones.
-
-        Raises:
-            ValueError: if the published form is asked for a temperature of 0.
-        """
-        if self.published_temperature and temperature <= 0.0:
-            raise ValueError(
-                f"temperature must be positive where the scale is divided by it, got "
-                f"{temperature}: build the likelihood with published_temperature=False"
-            )
-        width = 1.0 / temperature if self.published_temperature else temperature
-        mixture, means, log_scales, coefficients = self._parameters
-        gumbel = -torch.log(-torch.log(_open_uniform(mixture)))
-        chosen = (mixture + temperature * gumbel).argmax(1)
-        index = chosen[:, None, None]
-        mean = torch.take_along_dim(means, index, 2).squeeze(2)
-        log_scale = torch.take_along_dim(log_scales, index, 2).squeeze(2)
-        coefficient = torch.take_along_dim(coefficients, index, 2).squeeze(2)
-        logistic = torch.logit(_open_uniform(mean))
-        return self._couple(mean + width * log_scale.exp() * logistic, coefficient)
-
-    def _couple(self, values: Tensor, coefficients: Tensor) -> Tensor:
-        """Add the colours' dependence on those before them, clamp each, and scale to [0, 1]."""
-        colours = [values[:, 0].clamp(-1.0, 1.0)]
-        if self.image.channels == 3:
-            to_green, to_blue, green_to_blue = coefficients.unbind(1)
-            colours.append((values[:, 1] + to_green * colours[0]).clamp(-1.0, 1.0))
-            blue = values[:, 2] + to_blue * colours[0] + green_to_blue * colours[1]
-            colours.append(blue.clamp(-1.0, 1.0))
-        return 0.5 * torch.stack(colours, 1) + 0.5
-
-
-def _log_prob(
+def mixture_log_prob(
     x: Pixels,
     mixture: Float[Tensor, "batch component height width"],
     means: Float[Tensor, "batch channel component height width"],
@@ -274,7 +173,102 @@ def _log_prob_of_levels(
     return torch.where(x > 1.0 - half_a_level, F.logsigmoid(-lower), inside)
 
 
-_compiled_log_prob = compiled(dynamic=False)(_log_prob)
+@dataclass(frozen=True)
+class DiscretizedLogisticMixture:
+    r"""Mixture of logistics over the levels of a pixel, its colours coupled autoregressively.
+
+    With pixel values scaled to [-1, 1], half a level :math:`h = 1 / (2^{bits} - 1)` and the
+    mixture component k shared by the colours of a pixel,
+
+    .. math::
+        P(x) = \sum_k \pi_k \prod_c \left[\sigma\!\left(\frac{x_c + h - m_{kc}}{s_{kc}}\right)
+               - \sigma\!\left(\frac{x_c - h - m_{kc}}{s_{kc}}\right)\right]
+
+    where the lowest level reaches down to :math:`-\infty` and the highest up to
+    :math:`\infty`, so that the levels' probabilities sum to one. The means of green and blue
+    are shifted by the colours before them.
+
+    Source: Salimans et al. 2017 (PixelCNN++), Sec. 2; the paper's Table 6 (10 components).
+
+    Args:
+        logits: (batch, components * 10, height, width) for colour: the components' logits, then
+            for each colour its means, log scales and coefficients; components * 3 for grey.
+        image: the image they are about.
+        published_tails: see :class:`DiscretizedLogisticMixtureLikelihood`.
+        published_temperature: see there.
+    """
+
+    logits: Float[Tensor, "batch parameter height width"]
+    image: Image
+    published_tails: bool = False
+    published_temperature: bool = False
+
+    log_prob_of_levels = staticmethod(mixture_log_prob)
+
+    @property
+    def _parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mixture logits (batch, component, h, w); means, log scales and coefficients.
+
+        The last three are (batch, colour, component, h, w); the coefficients of grey images are 0.
+        """
+        logits = self.image.crop(self.logits)
+        channels = self.image.channels
+        kinds = 3 if channels == 3 else 2
+        num_mixtures = logits.shape[1] // (1 + channels * kinds)
+        mixture = logits[:, :num_mixtures]
+        rest = logits[:, num_mixtures:].unflatten(1, (channels, kinds, num_mixtures))
+        # The lower bound is published; the upper one, where it is flat, keeps gradients finite.
+        means, log_scales = rest[:, :, 0], rest[:, :, 1].clamp(-7.0, 20.0)
+        coefficients = rest[:, :, 2].tanh() if kinds == 3 else torch.zeros_like(means)
+        return mixture, means, log_scales, coefficients
+
+    def log_prob(self, image: Pixels) -> Float[Tensor, " batch"]:
+        """Log probability in nats per image of pixels that lie on the levels of [0, 1]."""
+        x = 2.0 * self.image.crop(image) - 1.0
+        top_level = 2**self.image.bits - 1
+        return self.log_prob_of_levels(x, *self._parameters, top_level, self.published_tails)
+
+    @property
+    def mean(self) -> Pixels:
+        """Expected colours: components averaged first, then coupled and clamped in order."""
+        mixture, means, _, coefficients = self._parameters
+        weights = F.softmax(mixture, 1).unsqueeze(1)
+        return self._couple((weights * means).sum(2), (weights * coefficients).sum(2))
+
+    def sample(self, temperature: float = 1.0) -> Pixels:
+        """Draw images; ``temperature`` scales the logistics and sharpens the choice among them.
+
+        The result is continuous, as published: :meth:`log_prob` wants it rounded to levels, and
+        couples colours by their rounded values where this does it by the unrounded ones.
+
+        Raises:
+            ValueError: if the published form is asked for a temperature of 0.
+        """
+        if self.published_temperature and temperature <= 0.0:
+            raise ValueError(
+                f"temperature must be positive where the scale is divided by it, got "
+                f"{temperature}: build the likelihood with published_temperature=False"
+            )
+        width = 1.0 / temperature if self.published_temperature else temperature
+        mixture, means, log_scales, coefficients = self._parameters
+        gumbel = -torch.log(-torch.log(_open_uniform(mixture)))
+        chosen = (mixture + temperature * gumbel).argmax(1)
+        index = chosen[:, None, None]
+        mean = torch.take_along_dim(means, index, 2).squeeze(2)
+        log_scale = torch.take_along_dim(log_scales, index, 2).squeeze(2)
+        coefficient = torch.take_along_dim(coefficients, index, 2).squeeze(2)
+        logistic = torch.logit(_open_uniform(mean))
+        return self._couple(mean + width * log_scale.exp() * logistic, coefficient)
+
+    def _couple(self, values: Tensor, coefficients: Tensor) -> Tensor:
+        """Add the colours' dependence on those before them, clamp each, and scale to [0, 1]."""
+        colours = [values[:, 0].clamp(-1.0, 1.0)]
+        if self.image.channels == 3:
+            to_green, to_blue, green_to_blue = coefficients.unbind(1)
+            colours.append((values[:, 1] + to_green * colours[0]).clamp(-1.0, 1.0))
+            blue = values[:, 2] + to_blue * colours[0] + green_to_blue * colours[1]
+            colours.append(blue.clamp(-1.0, 1.0))
+        return 0.5 * torch.stack(colours, 1) + 0.5
 
 
 def _open_uniform(like: Tensor) -> Tensor:
@@ -302,6 +296,7 @@ class DiscretizedLogisticMixtureLikelihood(Likelihood):
     """
 
     on_levels = True
+    distribution = DiscretizedLogisticMixture
 
     def __init__(
         self,
@@ -321,10 +316,9 @@ class DiscretizedLogisticMixtureLikelihood(Likelihood):
     def forward(
         self, logits: Float[Tensor, "batch parameter height width"]
     ) -> DiscretizedLogisticMixture:
-        return DiscretizedLogisticMixture(
-            logits, self.image, self.published_tails, self.published_temperature,
-            self.compile_log_prob,
-        )  # fmt: skip
+        return self.distribution(
+            logits, self.image, self.published_tails, self.published_temperature
+        )
 
 
 @dataclass(frozen=True)

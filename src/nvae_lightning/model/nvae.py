@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from nvae_lightning.model.architecture import describe
 from nvae_lightning.model.cells import CellConstructor
-from nvae_lightning.model.convolution import FeatureMap
 from nvae_lightning.model.decoder import Decoder
 from nvae_lightning.model.distributions import Inference, importance_weighted_bound
 from nvae_lightning.model.encoder import Encoder
@@ -21,7 +20,8 @@ from nvae_lightning.model.hierarchy import Hierarchy, Image
 from nvae_lightning.model.hub import PretrainedMixin
 from nvae_lightning.model.images import check_dtype, check_shape, check_values
 from nvae_lightning.model.likelihood import Likelihood, PixelDistribution
-from nvae_lightning.model.memory import Cost, peak_bytes
+from nvae_lightning.model.live_bytes import Cost, peak_bytes
+from nvae_lightning.model.shapes import FeatureMap
 
 Latents = Sequence[FeatureMap]
 Temperature = float | Sequence[float]

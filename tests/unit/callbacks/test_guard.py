@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
+from torch import Tensor, nn
 
 from nvae_lightning.callbacks import (
     Checkpoint,
@@ -24,7 +24,6 @@ from nvae_lightning.callbacks import (
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.sources import ArraySource, Splits
 from nvae_lightning.model import RegularCell
-from nvae_lightning.model.layers import ELUOnly
 from nvae_lightning.module import NVAEModule
 from nvae_lightning.objective import KL, Penalty, constant, size_factor
 
@@ -194,7 +193,7 @@ def test_a_nan_in_the_first_of_two_micro_batches_skips_their_one_step(run: Any) 
 
 
 def test_cells_without_batch_normalisation_are_guarded(tmp_path: Path, build_nvae: Any) -> None:
-    cell = partial(RegularCell, normalization=ELUOnly)
+    cell = partial(RegularCell, normalization=nn.Identity, activation=nn.ELU)
     names = ("encoder_cell", "decoder_cell", "preprocess_cell", "postprocess_cell")
     run = Run(tmp_path, partial(build_nvae, **dict.fromkeys(names, cell)))
     with pytest.warns(UserWarning, match="step 1 skipped"):

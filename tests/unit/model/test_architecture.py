@@ -34,13 +34,8 @@ from nvae_lightning.model import (
 )
 from nvae_lightning.model.architecture import describe, restore
 from nvae_lightning.model.hub import build
-from nvae_lightning.model.layers import (
-    BatchNormELU,
-    BatchNormSwish,
-    DataDependentConv2d,
-    ELUOnly,
-    WeightNormConv2d,
-)
+from nvae_lightning.model.layers import DataDependentConv2d, WeightNormConv2d
+from nvae_lightning.model.normalization import BatchNorm
 
 with warnings.catch_warnings():  # beartype's, of omegaconf's DictConfig
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -51,13 +46,16 @@ BuildNVAE = Callable[..., NVAE]
 CELLS: dict[str, Any] = {
     "regular": RegularCell,
     "regular_partial": partial(RegularCell),
-    "batch_norm_elu": partial(RegularCell, normalization=BatchNormELU),
-    "batch_norm_swish": partial(RegularCell, normalization=BatchNormSwish),
-    "elu": partial(RegularCell, normalization=ELUOnly),
+    "batch_norm_elu": partial(RegularCell, activation=nn.ELU),
+    "batch_norm_swish": partial(RegularCell, normalization=BatchNorm, activation=nn.SiLU),
+    "elu": partial(RegularCell, normalization=nn.Identity, activation=nn.ELU),
     "weight_norm": partial(RegularCell, convolution=WeightNormConv2d),
     "plain": partial(RegularCell, convolution=nn.Conv2d),
     "data_dependent": partial(
-        RegularCell, normalization=partial(ELUOnly), convolution=DataDependentConv2d
+        RegularCell,
+        normalization=partial(nn.Identity),
+        activation=nn.ELU,
+        convolution=DataDependentConv2d,
     ),
     "nested": partial(
         RegularCell, convolution=partial(DataDependentConv2d, padding_mode="circular")
@@ -165,7 +163,7 @@ def test_a_description_says_what_it_is_of() -> None:
             GREY,
             Hierarchy((Scale(2, 8, 3, decoder_channels=6),), latent_channels=5),
             encoder_cell=partial(
-                RegularCell, dilations=(2, 1), normalization=BatchNormELU, convolution=nn.Conv2d
+                RegularCell, dilations=(2, 1), activation=nn.ELU, convolution=nn.Conv2d
             ),
             decoder_cell=partial(DepthwiseCell, expansion=3),
             preprocess_cell=RegularCell,
@@ -182,7 +180,7 @@ def test_a_description_says_what_it_is_of() -> None:
         "encoder_cell": {
             "constructor": "RegularCell",
             "dilations": [2, 1],
-            "normalization": {"constructor": "BatchNormELU"},
+            "activation": {"constructor": "ELU"},
             "convolution": {"constructor": "Conv2d"},
         },
         "decoder_cell": {"constructor": "DepthwiseCell", "expansion": 3},
@@ -521,10 +519,10 @@ def test_what_is_no_description_is_refused_in_one_line(
         (("encoder_cell", "dilations"), [], "dilations must be"),
         (("encoder_cell", "dilations"), ["1"], ""),
         (("encoder_cell", "dilations"), 3, ""),
-        (("encoder_cell", "normalization"), "BatchNormELU", ""),
+        (("encoder_cell", "activation"), "ELU", ""),
         (("encoder_cell", "normalization"), {"constructor": "BernoulliLikelihood"}, ""),
         (("encoder_cell", "normalization"), {"constructor": "RegularCell"}, ""),
-        (("encoder_cell", "convolution"), {"constructor": "ELUOnly"}, ""),
+        (("encoder_cell", "convolution"), {"constructor": "ELU"}, ""),
         (
             ("encoder_cell", "convolution"),
             {"constructor": "DataDependentConv2d", "bias": False},
@@ -538,8 +536,8 @@ def test_what_is_no_description_is_refused_in_one_line(
         (("decoder_cell", "kernel_size"), 4, "kernel_size must be odd"),
         (("decoder_cell", "kernel_size"), 10**30 + 1, ""),
         (("decoder_cell", "num_groups"), 3, "num_groups of a cell must divide"),
-        (("likelihood", "constructor"), "ELUOnly", ""),
-        (("likelihood",), {"constructor": "ELUOnly"}, ""),
+        (("likelihood", "constructor"), "ELU", ""),
+        (("likelihood",), {"constructor": "ELU"}, ""),
         (("likelihood",), {"constructor": "BernoulliLikelihood"}, "image.bits=1"),
         (("likelihood", "num_mixtures"), 0, "num_mixtures must be at least 1"),
         (("likelihood", "num_mixtures"), 10**30, ""),

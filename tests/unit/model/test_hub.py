@@ -20,11 +20,11 @@ import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from nvae_lightning.model import NVAE, BernoulliLikelihood, Image, RegularCell
 from nvae_lightning.model.hub import is_hub_name
-from nvae_lightning.model.layers import DataDependentConv2d, ELUOnly
+from nvae_lightning.model.layers import DataDependentConv2d
 
 BuildNVAE = Callable[..., NVAE]
 
@@ -122,7 +122,12 @@ def test_the_memory_format_does_not_matter(colour_nvae: NVAE, tmp_path: Path) ->
 def test_the_state_of_data_dependent_initialisation_survives(
     initialized: bool, build_nvae: BuildNVAE, tmp_path: Path
 ) -> None:
-    cell = partial(RegularCell, normalization=ELUOnly, convolution=DataDependentConv2d)
+    cell = partial(
+        RegularCell,
+        normalization=nn.Identity,
+        activation=nn.ELU,
+        convolution=DataDependentConv2d,
+    )
     model = build_nvae(encoder_cell=cell).train()
     if initialized:
         model(torch.rand(4, 3, 8, 8))

@@ -1,22 +1,21 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from nvae_lightning.model.layers import (
-    BatchNormELU,
-    BatchNormSwish,
-    ELUOnly,
+    NormActConv,
     SkipDown,
     SkipUp,
     SqueezeExcitation,
     WeightNormConv2d,
-    batch_norm,
     weight_norm,
 )
+from nvae_lightning.model.normalization import BatchNorm
 
 
 def test_running_statistics_move_by_five_percent() -> None:
-    layer = batch_norm(2)
+    layer = BatchNorm(2)
     x = torch.randn(4, 2, 3, 3) + 7
     layer(x)
     assert layer.running_mean is not None
@@ -25,19 +24,26 @@ def test_running_statistics_move_by_five_percent() -> None:
     torch.testing.assert_close(layer.running_var, 0.95 + 0.05 * x.var((0, 2, 3)))
 
 
-def test_swish_of_a_normalised_batch_is_that_of_the_standardised_batch() -> None:
+def test_a_unit_activates_the_standardised_batch() -> None:
     x = 4 * torch.randn(8, 3, 5, 5).double() - 2
     standard = (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), correction=0)[
         :, None, None
     ]
-    expected = standard / (1 + torch.exp(-standard))
-    torch.testing.assert_close(BatchNormSwish(3).double()(x), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(BatchNormELU(3).double()(x), F.elu(standard), rtol=1e-5, atol=1e-5)
+    swish = standard / (1 + torch.exp(-standard))
+    for activation, expected in ((nn.SiLU(), swish), (nn.ELU(), F.elu(standard))):
+        unit = NormActConv(BatchNorm(3), activation, nn.Identity()).double()
+        torch.testing.assert_close(unit(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_elu_without_normalisation_keeps_positive_values() -> None:
-    x = torch.tensor([2.0, -1.0])
-    assert ELUOnly(1)(x).tolist() == pytest.approx([2.0, 0.36787944 - 1.0])
+def test_a_unit_calls_its_three_layers_in_order() -> None:
+    unit = NormActConv(nn.Identity(), nn.ELU(), nn.Conv2d(1, 1, 1))
+    called: list[nn.Module] = []
+    for layer in unit.children():
+        layer.register_forward_hook(lambda module, *_: called.append(module))
+    x = torch.tensor([2.0, -1.0]).view(1, 1, 1, 2)
+    output = unit(x)
+    assert called == [unit.norm, unit.activation, unit.convolution]
+    torch.testing.assert_close(output, unit.convolution(F.elu(x)))
 
 
 def test_gate_scales_whole_channels_by_less_than_one() -> None:

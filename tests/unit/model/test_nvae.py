@@ -20,12 +20,10 @@ from nvae_lightning.model import (
 )
 from nvae_lightning.model.decoder import ConditionalGroup
 from nvae_lightning.model.layers import (
-    BatchNormELU,
     DataDependentConv2d,
-    ELUOnly,
     SqueezeExcitation,
 )
-from nvae_lightning.model.memory import peak_bytes
+from nvae_lightning.model.live_bytes import peak_bytes
 from nvae_lightning.model.normalization import BatchNorm
 
 BuildNVAE = Callable[..., NVAE]
@@ -479,8 +477,13 @@ def test_likelihood_that_does_not_fit_the_image_is_refused(build_nvae: BuildNVAE
 
 # --- every variant learns with all of its parameters ------------------------------------------
 
-BN_ELU = partial(RegularCell, normalization=BatchNormELU)
-WN_ELU = partial(RegularCell, normalization=ELUOnly, convolution=DataDependentConv2d)
+BN_ELU = partial(RegularCell, activation=nn.ELU)
+WN_ELU = partial(
+    RegularCell,
+    normalization=nn.Identity,
+    activation=nn.ELU,
+    convolution=DataDependentConv2d,
+)
 DEPTHWISE = partial(DepthwiseCell, expansion=2.0)
 DILATED = partial(RegularCell, dilations=(2, 1))
 

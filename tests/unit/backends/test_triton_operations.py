@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, library
 
-from nvae_lightning.model import kernels
-from nvae_lightning.model.fused import TorchKernels
-from nvae_lightning.model.kernels import Normalization
+from nvae_lightning.backends import triton_kernels
+from nvae_lightning.backends import triton_operations as kernels
+from nvae_lightning.backends.kernels import TorchKernels
+from nvae_lightning.backends.triton_operations import Normalization
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="there is no Triton for this system"
@@ -86,8 +87,8 @@ def input_gradients(
     """Gradients of feature map, weight and bias from that of the activations."""
     sums = kernels.normalize_sums(gradient, x, normalization)
     means = sums * (x.shape[1] / x.numel())
-    for_x = kernels.normalize_gradient(gradient, x, normalization, means)
-    return for_x, sums[1], sums[0]
+    grad_x = kernels.normalize_gradient(gradient, x, normalization, means)
+    return grad_x, sums[1], sums[0]
 
 
 def by_kernels(given: Problem, swish: bool) -> tuple[Tensor, ...]:
@@ -115,9 +116,9 @@ def test_normalization_is_that_of_torch(shape: tuple[int, ...], size: int, swish
 def test_convolution_is_that_of_torch(shape: tuple[int, ...], size: int) -> None:
     x, _, _, kernel, gradient = problem(shape, size)
     expected = F.conv2d(x.requires_grad_(), kernel, padding=size // 2, groups=len(kernel))
-    (for_x,) = torch.autograd.grad(expected, x, gradient)
+    (grad_x,) = torch.autograd.grad(expected, x, gradient)
     torch.testing.assert_close(kernels.depthwise(x.detach(), kernel), expected.detach())
-    torch.testing.assert_close(kernels.depthwise(gradient, kernel.flip(2, 3)), for_x)
+    torch.testing.assert_close(kernels.depthwise(gradient, kernel.flip(2, 3)), grad_x)
 
 
 @pytest.mark.parametrize("least", [0, 10**9])
@@ -139,12 +140,12 @@ def test_results_are_computed_in_float32_and_rounded_once(dtype: torch.dtype) ->
     exact = given.to(torch.float64)
     # Half a unit in the last place; a whole one in the interpreter, which cuts off.
     rtol = max(torch.finfo(dtype).eps * (0.5 if DEVICE.type == "cuda" else 1.0), 1e-5)
-    result, for_x, *sums = by_kernels(given, True)
+    result, grad_x, *sums = by_kernels(given, True)
     expected, expected_for_x, *expected_sums = by_torch(exact, True)
     convolved = kernels.depthwise(given.x, given.kernel)
     expected_convolved = F.conv2d(exact.x, exact.kernel, padding=1, groups=len(exact.kernel))
     for got, right in [
-        (result, expected), (for_x, expected_for_x), (convolved, expected_convolved)
+        (result, expected), (grad_x, expected_for_x), (convolved, expected_convolved)
     ]:  # fmt: skip
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), right, rtol=rtol, atol=1e-5)
@@ -177,11 +178,11 @@ def test_equal_inputs_give_equal_bits_in_any_layout() -> None:
 def test_number_formats_may_differ_as_under_autocast() -> None:
     given = problem().to(torch.float32)
     low = given._replace(kernel=given.kernel.bfloat16(), gradient=given.gradient.bfloat16())
-    for_x = by_kernels(low, True)[1]
+    grad_x = by_kernels(low, True)[1]
     convolved = kernels.depthwise(low.x, low.kernel)
-    assert (for_x.dtype, convolved.dtype) == (torch.float32, torch.bfloat16)
+    assert (grad_x.dtype, convolved.dtype) == (torch.float32, torch.bfloat16)
     exact = low.to(torch.float64)
-    torch.testing.assert_close(for_x.double(), by_torch(exact, True)[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grad_x.double(), by_torch(exact, True)[1], rtol=1e-4, atol=1e-5)
     expected = F.conv2d(exact.x, exact.kernel, padding=1, groups=len(exact.kernel))
     torch.testing.assert_close(convolved.double(), expected, rtol=2**-7, atol=1e-5)
 
@@ -275,7 +276,7 @@ def test_kernels_compile_for_an_h100_and_spill_no_registers(tmp_path: Path) -> N
         check=True, stdout=subprocess.PIPE, text=True, timeout=300,
     ).stdout  # fmt: skip
     compiled = [json.loads(line) for line in output.splitlines()]
-    names = {name for name in vars(kernels) if name.endswith("_kernel")}
+    names = {name for name in vars(triton_kernels) if name.endswith("_kernel")}
     assert {kernel["name"] for kernel in compiled} == names
     for kernel in compiled:
         assert kernel["spilled_bytes"] == 0, kernel

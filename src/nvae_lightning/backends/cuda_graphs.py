@@ -117,7 +117,7 @@ class GraphedLoss:
 
     def replay_backward(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the parameters, given that of the loss."""
-        self._for_loss.copy_(gradient)
+        self._grad_loss.copy_(gradient)
         self._backward.replay()
         return tuple(None if g is None else g.detach() for g in self._gradients)
 
@@ -136,11 +136,11 @@ class GraphedLoss:
             # Threads that read the next images into pinned memory do not spoil the capture.
             with torch.cuda.graph(self._forward, capture_error_mode="thread_local"):
                 self._loss, *self._others = self.function(*self._inputs)
-            self._for_loss = torch.ones_like(self._loss)
+            self._grad_loss = torch.ones_like(self._loss)
             pool = self._forward.pool()
             with torch.cuda.graph(self._backward, pool=pool, capture_error_mode="thread_local"):
                 self._gradients = torch.autograd.grad(
-                    self._loss, self.parameters, self._for_loss, allow_unused=True
+                    self._loss, self.parameters, self._grad_loss, allow_unused=True
                 )
         self._loss = self._loss.detach()  # what led to it is of no further use
 

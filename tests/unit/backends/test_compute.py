@@ -20,9 +20,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nvae_lightning.model import NVAE, Compute, DepthwiseCell, RegularCell, kernels
-from nvae_lightning.model import compute as implementation
-from nvae_lightning.model.normalization import BatchNorm
+from nvae_lightning.backends import Compute, triton_operations
+from nvae_lightning.backends import compute as implementation
+from nvae_lightning.backends.units import FusedBatchNorm, FusedUnit
+from nvae_lightning.model import NVAE, DepthwiseCell, RegularCell
 
 NOTHING = Compute(recompute="nothing")
 SETTINGS = [
@@ -130,8 +131,8 @@ def test_the_more_is_recomputed_the_less_is_kept(build_nvae: Callable[..., NVAE]
 def test_kernels_are_those_that_were_asked_for(
     colour_nvae: NVAE, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "is_available", lambda device: device.type == "cuda")
-    norms = [module for module in colour_nvae.modules() if isinstance(module, BatchNorm)]
+    monkeypatch.setattr(triton_operations, "is_available", lambda device: device.type == "cuda")
+    kinds = (FusedBatchNorm, FusedUnit)
     for compute, on_cpu, on_gpu in (
         (Compute(), "TorchKernels", "TritonKernels"),
         (Compute(compile=True), "CompiledKernels", "TritonKernels"),
@@ -140,9 +141,12 @@ def test_kernels_are_those_that_were_asked_for(
         (Compute(kernels="triton"), None, "TritonKernels"),
     ):
         compute.apply(colour_nvae)
+        layers = [module for module in colour_nvae.modules() if isinstance(module, kinds)]
+        assert layers
         for device, expected in (("cpu", on_cpu), ("cuda", on_gpu)):
             if expected is not None:
-                chosen = {type(norm.kernels.on(torch.device(device))).__name__ for norm in norms}
+                on = torch.device(device)
+                chosen = {type(layer.kernels.on(on)).__name__ for layer in layers}
                 assert chosen == {expected}
 
 
@@ -284,9 +288,9 @@ def _refusal(settings: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     refusals = [_refusal(settings) for settings, _ in REFUSED]
-    compared, known = {}, kernels.is_available
+    compared, known = {}, triton_operations.is_available
     for name, compute in COMPILED.items():
-        kernels.is_available = (lambda device: True) if name == "triton" else known
+        triton_operations.is_available = (lambda device: True) if name == "triton" else known
         compared[name] = _compare(compute)
     everything = {"refusals": refusals, **compared}
     torch.save(everything, Path(sys.argv[1]) / "findings.pt")

@@ -9,24 +9,23 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-#: Only the batch is held: what channels and resolution a layer gives differs from what it takes.
-FeatureMap = Float[Tensor, "batch _channel _height _width"]
-PerChannel = Float[Tensor, " channel"]
+from nvae_lightning.model.layers import WeightNormConv2d, weight_norm
+from nvae_lightning.model.shapes import FeatureMap, PerChannel
+
 #: Depthwise convolution, given the input and the kernel.
 Depthwise = Callable[[FeatureMap, Tensor], FeatureMap]
 #: Gradient of a depthwise kernel, given that of the output, the input and the convolution.
 KernelGradient = Callable[[FeatureMap, FeatureMap, "Convolution"], Tensor]
 
-
-#: Numbers of channels that tensor cores take in 16 bits are multiples of this. On an H200 a 3x3
+#: Tensor cores take numbers of channels in 16 bits that are multiples of this. On an H200 a 3x3
 #: convolution of 60 channels takes three times as long as one of 64, its gradients four times.
 _ALIGNMENT = 8
 
 
 class Geometry(NamedTuple):
-    """How a convolution goes over its input, as in ``F.conv2d``; zeros pad it."""
+    """Stride, padding by zeros, dilation and groups of a convolution, as in ``F.conv2d``."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -36,21 +35,40 @@ class Geometry(NamedTuple):
 
 @dataclass(frozen=True)
 class Convolution:
-    """What ``F.conv2d`` is given but for the input.
+    """Arguments of ``F.conv2d`` but for the input.
 
     Args:
-        kernel: weight as used, that is normalised or masked if it is.
-        bias: per output channel, or None.
-        geometry: how it goes over the input.
+        kernel: Weight as used, that is after weight normalisation.
+        bias: Bias per output channel, or None.
+        geometry: Stride, padding, dilation and groups.
     """
 
     kernel: Float[Tensor, "out in height width"]
     bias: Float[Tensor, " out"] | None
     geometry: Geometry
 
+    @classmethod
+    def of(cls, layer: nn.Module) -> Convolution | None:
+        """Return what a layer computes; None unless it is a plain convolution padded by zeros."""
+        if type(layer) not in (nn.Conv2d, WeightNormConv2d):
+            return None
+        assert isinstance(layer, nn.Conv2d)
+        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+            return None
+        kernel = layer.weight
+        if isinstance(layer, WeightNormConv2d):
+            kernel = weight_norm(layer.unnormalized_weight(), layer.log_gain)
+        geometry = Geometry(
+            stride=(layer.stride[0], layer.stride[1]),
+            padding=(layer.padding[0], layer.padding[1]),
+            dilation=(layer.dilation[0], layer.dilation[1]),
+            groups=layer.groups,
+        )
+        return cls(kernel, layer.bias, geometry)
+
     @property
     def is_depthwise(self) -> bool:
-        """Whether each output channel is of one input channel, and as large as it."""
+        """Whether each output channel depends on its own input channel and keeps its size."""
         stride, padding, dilation, groups = self.geometry
         out_channels, in_channels, height, width = self.kernel.shape
         return (
@@ -61,18 +79,18 @@ class Convolution:
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether each output pixel is of one input pixel, all of whose channels it may see."""
+        """Whether it is a 1x1 convolution of all channels."""
         _, padding, _, groups = self.geometry
         return groups == 1 and self.kernel.shape[2:] == (1, 1) and padding == (0, 0)
 
     def behind(self, scale: PerChannel, shift: PerChannel) -> Convolution:
-        r"""Make one convolution of an affine map and a pointwise convolution behind it.
+        r"""Fold an affine map into this pointwise convolution, which follows it.
 
         .. math:: W (s x + t) + b = (W s) x + (W t + b)
 
         Args:
-            scale: s, per input channel.
-            shift: t, per input channel.
+            scale: :math:`s`, per input channel.
+            shift: :math:`t`, per input channel.
         """
         bias = self.kernel.flatten(1) @ shift
         if self.bias is not None:
@@ -80,19 +98,19 @@ class Convolution:
         return Convolution(self.kernel * scale[:, None, None], bias, self.geometry)
 
     def followed_by(self, scale: PerChannel, shift: PerChannel) -> Convolution:
-        r"""Make one convolution of this one and an affine map behind it.
+        r"""Fold an affine map into this convolution, which precedes it.
 
         .. math:: s (W x + b) + t = (s W) x + (s b + t)
 
         Args:
-            scale: s, per output channel.
-            shift: t, per output channel.
+            scale: :math:`s`, per output channel.
+            shift: :math:`t`, per output channel.
         """
         bias = shift if self.bias is None else self.bias * scale + shift
         return Convolution(self.kernel * scale[:, None, None, None], bias, self.geometry)
 
     def cast(self, device: str) -> Convolution:
-        """Cast the weights as autocast does where it is on; float64 stays."""
+        """Cast the weights to autocast's dtype if it is on; float64 stays."""
         if not torch.is_autocast_enabled(device) or self.kernel.dtype == torch.float64:
             return self
         dtype = torch.get_autocast_dtype(device)
@@ -103,8 +121,8 @@ class Convolution:
         """Convolve.
 
         Args:
-            x: input.
-            depthwise: how to compute a depthwise convolution, if not by torch.
+            x: Input.
+            depthwise: Implementation of depthwise convolutions; None for torch's.
         """
         if depthwise is not None and self.is_depthwise and self.bias is None:
             return depthwise(x, self.kernel)
@@ -120,34 +138,32 @@ class Convolution:
         depthwise: Depthwise | None = None,
         kernel_gradient: KernelGradient | None = None,
     ) -> tuple[FeatureMap, Tensor, Tensor | None]:
-        """Gradients of input, kernel and bias.
+        """Return the gradients of input, kernel and bias.
 
         Args:
-            gradient: of the output.
-            x: input.
-            depthwise: how to compute a depthwise convolution, if not by torch.
-            kernel_gradient: how to compute the gradient of a depthwise kernel, if not by torch.
+            gradient: Gradient of the output.
+            x: Input.
+            depthwise: Implementation of depthwise convolutions; None for torch's.
+            kernel_gradient: Implementation of the gradient of a depthwise kernel; None for
+                torch's.
         """
         stride, padding, dilation, groups = self.geometry
         if self.is_depthwise:
-            # oneDNN and cuDNN are slower at this gradient of the input than at the convolution.
+            # oneDNN and cuDNN compute the input's gradient more slowly than this convolution.
             reverse = Convolution(self.kernel.flip(2, 3), None, self.geometry)
-            for_x = reverse.apply(gradient, depthwise)
-            for_bias = None if self.bias is None else gradient.sum((0, 2, 3))
-            return (
-                for_x,
-                (kernel_gradient or depthwise_kernel_gradient)(gradient, x, self),
-                for_bias,
-            )
+            grad_x = reverse.apply(gradient, depthwise)
+            grad_kernel = (kernel_gradient or depthwise_kernel_gradient)(gradient, x, self)
+            grad_bias = None if self.bias is None else gradient.sum((0, 2, 3))
+            return grad_x, grad_kernel, grad_bias
         if self._is_misaligned(x.device):
             out_channels, in_channels = self.kernel.shape[:2]
-            for_x, for_kernel, for_bias = self._padded().gradients(
+            grad_x, grad_kernel, grad_bias = self._padded().gradients(
                 _pad_channels(gradient), _pad_channels(x)
             )
             return (
-                _first_channels(for_x, in_channels),
-                for_kernel[:out_channels, :in_channels],
-                None if for_bias is None else for_bias[:out_channels],
+                _first_channels(grad_x, in_channels),
+                grad_kernel[:out_channels, :in_channels],
+                None if grad_bias is None else grad_bias[:out_channels],
             )
         return torch.ops.aten.convolution_backward(
             gradient, x, self.kernel, [len(self.kernel)], list(stride), list(padding),
@@ -155,7 +171,7 @@ class Convolution:
         )  # fmt: skip
 
     def _is_misaligned(self, device: torch.device) -> bool:
-        """Whether zeros for further channels make it faster."""
+        """Whether appending channels of zeros makes it faster."""
         out_channels, in_channels, height, width = self.kernel.shape
         return (
             _has_tensor_cores(device, self.kernel.dtype)
@@ -188,14 +204,14 @@ def _first_channels(x: FeatureMap, count: int) -> FeatureMap:
 def depthwise_kernel_gradient(
     gradient: FeatureMap, x: FeatureMap, convolution: Convolution
 ) -> Float[Tensor, "channel 1 height width"]:
-    """Gradient of a depthwise kernel by torch."""
+    """Return the gradient of a depthwise kernel, computed by torch."""
     stride, padding, dilation, groups = convolution.geometry
     kernel = convolution.kernel
     dtype = kernel.dtype
     if x.device.type == "cpu":  # oneDNN takes twice as long in 16 bits
         dtype = torch.promote_types(dtype, torch.float32)
-    for_kernel = torch.ops.aten.convolution_backward(
+    grad_kernel = torch.ops.aten.convolution_backward(
         gradient.to(dtype), x.to(dtype), kernel.to(dtype), None, list(stride), list(padding),
         list(dilation), False, [0, 0], groups, [False, True, False],
     )[1]  # fmt: skip
-    return for_kernel.to(kernel.dtype)
+    return grad_kernel.to(kernel.dtype)

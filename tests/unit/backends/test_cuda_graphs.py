@@ -19,15 +19,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from nvae_lightning.backends import GraphedLoss
 from nvae_lightning.benchmarking import RandomImages
 from nvae_lightning.model import NVAE
-from nvae_lightning.model.graph import GraphedLoss
 from nvae_lightning.module import NVAEModule
 from nvae_lightning.objective import KL, Penalty
 from nvae_lightning.objective.kl import size_factor
 from nvae_lightning.objective.schedules import kl_warmup
 
-GRAPH = "nvae_lightning.model.graph"
+GRAPH = "nvae_lightning.backends.cuda_graphs"
 NUM_STEPS = 6
 Train = Callable[..., "Losses"]
 

@@ -1,0 +1,71 @@
+"""Names that weights and constructors had before cells were sequences of units.
+
+A cell's body was a flat sequence: for each unit its normalisation, with the activation inside it,
+an upsampling if there was one, and its convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from nvae_lightning.model.layers import NormActConv
+
+#: Normalisation and activation behind each earlier name of both together.
+_PAIRS = {
+    "BatchNormSwish": ("BatchNorm", "SiLU"),
+    "BatchNormELU": ("BatchNorm", "ELU"),
+    "ELUOnly": ("Identity", "ELU"),
+}
+
+
+def rename_weights(body: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Rename the earlier weights of a cell's body in place; current names are left alone.
+
+    Args:
+        body: Body of the cell that the weights are loaded into.
+        state_dict: Weights by name.
+        prefix: What the names of the body's weights begin with.
+    """
+    names = [name for name in state_dict if name.startswith(prefix)]
+    if any(".convolution." in name.removeprefix(prefix[:-1]) for name in names):
+        return
+    values = {name: state_dict.pop(name) for name in names}
+    for now, earlier in _paths(body):
+        for name in list(values):
+            if name.startswith(f"{prefix}{earlier}."):
+                leaf = name.removeprefix(f"{prefix}{earlier}.")
+                state_dict[f"{prefix}{now}.{leaf}"] = values.pop(name)
+    state_dict.update(values)  # what is unknown is reported by its own name
+
+
+def _paths(body: nn.Module) -> Iterator[tuple[str, str]]:
+    """Present and earlier path of each layer of a body."""
+    place = 0
+    for index, layer in body.named_children():
+        if not isinstance(layer, NormActConv):
+            yield index, f"{place}"
+            place += 1
+            continue
+        is_plain = isinstance(layer.activation, nn.Identity)
+        yield f"{index}.norm", f"{place}" if is_plain else f"{place}.norm"
+        place += 1
+        if isinstance(layer.convolution, nn.Sequential):
+            for step, _ in layer.convolution.named_children():
+                yield f"{index}.convolution.{step}", f"{place}"
+                place += 1
+        else:
+            yield f"{index}.convolution", f"{place}"
+            place += 1
+
+
+def rename_constructors(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate the earlier description of a cell that named both together in one."""
+    pair = cell.get("normalization")
+    name = pair.get("constructor") if isinstance(pair, Mapping) else None
+    if not isinstance(name, str) or name not in _PAIRS:
+        return dict(cell)
+    norm, activation = ({"constructor": part} for part in _PAIRS[name])
+    return {**cell, "normalization": norm, "activation": activation}

@@ -1,0 +1,196 @@
+"""Implementations of units and bodies compute what the plain layers do."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nvae_lightning.backends import Compute
+from nvae_lightning.backends.checkpointing import CheckpointedCell
+from nvae_lightning.backends.folding import FoldingSequential
+from nvae_lightning.backends.units import FusedBatchNorm, FusedUnit
+from nvae_lightning.model import DepthwiseCell, RegularCell, Resampling
+from nvae_lightning.model.layers import DataDependentConv2d, NormActConv
+from nvae_lightning.model.normalization import BatchNorm
+
+CELLS = {
+    "regular": RegularCell,
+    "dilated": partial(RegularCell, dilations=(2, 1)),
+    "one dilated": partial(RegularCell, dilations=(4,)),
+    "batch-norm ELU": partial(RegularCell, activation=nn.ELU),
+    "weight-norm ELU": partial(
+        RegularCell,
+        normalization=nn.Identity,
+        activation=nn.ELU,
+        convolution=DataDependentConv2d,
+    ),
+    "depthwise": partial(DepthwiseCell, expansion=2.0),
+    "depthwise 3x3": partial(DepthwiseCell, expansion=3.0, kernel_size=3),
+    "grouped": partial(DepthwiseCell, expansion=2.0, num_groups=2),
+}
+
+
+BUILD = pytest.mark.parametrize("build", CELLS.values(), ids=CELLS.keys())
+RESAMPLING = pytest.mark.parametrize(
+    ("resampling", "out_channels"),
+    [(Resampling.SAME, 4), (Resampling.DOWN, 8), (Resampling.UP, 2)],
+)
+
+
+def _with_statistics(cell: nn.Module) -> nn.Module:
+    """Let normalisations have other numbers than those that change nothing."""
+    for norm in cell.modules():
+        if isinstance(norm, BatchNorm):
+            for values in (norm.weight, norm.bias, norm.running_mean):
+                assert values is not None
+                nn.init.normal_(values)
+            assert norm.running_var is not None
+            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    return cell
+
+
+def _applied(cell: nn.Module, **settings: Any) -> nn.Module:
+    """Return a copy with settings applied."""
+    cell = copy.deepcopy(cell)
+    Compute(**settings).apply(cell)
+    return cell
+
+
+@BUILD
+@RESAMPLING
+@pytest.mark.parametrize("settings", [{}, {"recompute": "normalization"}], ids=str)
+def test_training_computes_what_the_layers_do(
+    build: Callable[..., nn.Module],
+    resampling: Resampling,
+    out_channels: int,
+    settings: dict[str, Any],
+) -> None:
+    plain = _with_statistics(build(4, out_channels, resampling)).double()
+    fused = _applied(plain, **settings)
+    x = torch.randn(3, 4, 8, 8, dtype=torch.float64)
+    results = []
+    for cell in (plain, fused):
+        output = cell(x)
+        output.square().sum().backward()
+        results.append([output, *(p.grad for p in cell.parameters()), *cell.buffers()])
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+
+
+def test_implementations_are_subclasses_that_can_be_taken_off_again() -> None:
+    cells = nn.ModuleList([RegularCell(4, 4), DepthwiseCell(4, 4)])
+    plain = [type(module) for module in cells.modules()]
+    Compute(checkpoint_min_size=1).apply(cells)
+    kinds = {type(module) for module in cells.modules()}
+    assert {FusedUnit, FusedBatchNorm, FoldingSequential} < kinds
+    assert NormActConv not in kinds
+    assert all(isinstance(cell, CheckpointedCell) for cell in cells)
+    assert isinstance(cells[0], RegularCell)
+    Compute(recompute="nothing").apply(cells)
+    kinds = [type(module) for module in cells.modules()]
+    assert [nn.Sequential if k is FoldingSequential else k for k in kinds] == plain
+
+
+def test_a_unit_of_another_class_keeps_its_forward_pass() -> None:
+    class Doubled(NormActConv):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    cell = RegularCell(4, 4, squeeze_excitation=False).double()
+    unit = cell.get_submodule("body.0")
+    unit.__class__ = Doubled
+    x = torch.randn(3, 4, 8, 8, dtype=torch.float64)
+    for mode in (True, False):
+        with torch.no_grad():
+            expected = copy.deepcopy(cell).train(mode)(x)
+            torch.testing.assert_close(_applied(cell).train(mode)(x), expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"checkpoint_min_size": 1}], ids=str)
+def test_cells_are_copied_and_pickled_with_their_implementation(settings: dict[str, Any]) -> None:
+    cell = _applied(_with_statistics(DepthwiseCell(4, 4)), **settings)
+    x = torch.randn(2, 4, 8, 8)
+    copies = [copy.deepcopy(cell), pickle.loads(pickle.dumps(cell))]
+    expected = cell(x)
+    for other in copies:
+        assert [type(m) for m in other.modules()] == [type(m) for m in cell.modules()]
+        assert torch.equal(other(x), expected)
+        torch.testing.assert_close(dict(other.named_buffers()), dict(cell.named_buffers()))
+
+
+HOOKED = ("", ".norm", ".activation", ".convolution")
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize(
+    "path", [*(f"body.{i}{layer}" for i in range(3) for layer in HOOKED), "body.3", "body"]
+)
+def test_layers_with_hooks_are_called(path: str, trains: bool) -> None:
+    cell = _applied(DepthwiseCell(4, 4, expansion=2.0).train(trains))
+    x = torch.randn(2, 4, 8, 8)
+    expected = cell(x)
+    called = []
+    layer = cell.get_submodule(path)
+    layer.register_forward_hook(lambda module, *_: called.append(module))
+    with torch.set_grad_enabled(trains):
+        torch.testing.assert_close(cell(x), expected)
+    assert called == [layer]
+
+
+@BUILD
+@RESAMPLING
+def test_inference_on_a_cpu_computes_what_the_layers_do(
+    build: Callable[..., nn.Module], resampling: Resampling, out_channels: int
+) -> None:
+    cell = _with_statistics(build(4, out_channels, resampling)).double().eval()
+    x = torch.randn(3, 4, 8, 8, dtype=torch.float64)
+    expected = cell(x)
+    folded = _applied(cell)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(folded(x), expected)  # with gradients nothing is folded
+
+
+@pytest.mark.parametrize(("build", "left"), [(RegularCell, 1), (DepthwiseCell, 0)])
+@torch.no_grad()
+def test_inference_on_a_cpu_normalises_only_what_no_convolution_takes_up(
+    monkeypatch: pytest.MonkeyPatch, build: type[nn.Module], left: int
+) -> None:
+    normalized = []
+    forward = BatchNorm.forward
+    monkeypatch.setattr(BatchNorm, "forward", lambda *args: normalized.append(1) or forward(*args))
+    _applied(build(4, 4)).eval()(torch.randn(2, 4, 8, 8))
+    assert len(normalized) == left
+
+
+def test_statistics_are_measured_without_gradients_too() -> None:
+    cell = _applied(_with_statistics(DepthwiseCell(4, 4))).double().eval()
+    for norm in cell.modules():
+        if isinstance(norm, BatchNorm):
+            norm.train()  # as in a recalibration
+    other = copy.deepcopy(cell)
+    x = torch.randn(3, 4, 8, 8, dtype=torch.float64)
+    expected = cell(x)
+    with torch.no_grad():
+        torch.testing.assert_close(other(x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(dict(other.named_buffers()), dict(cell.named_buffers()))
+
+
+@pytest.mark.parametrize("build", [RegularCell, DepthwiseCell])
+@torch.no_grad()
+def test_inference_in_16_bits_loses_no_more_than_the_layers_do(build: type[nn.Module]) -> None:
+    cell = _applied(_with_statistics(build(16, 16))).eval()
+    x = torch.randn(4, 16, 8, 8)
+    expected = cell(x)
+
+    def error() -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            return (cell(x) - expected).square().mean().sqrt().item()
+
+    folded = error()
+    with torch.enable_grad():
+        assert folded < 1.5 * error()
