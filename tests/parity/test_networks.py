@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nvae_lightning.backends import Compute
 from nvae_lightning.model import NVAE, Inference, likelihood
 from nvae_lightning.model.layers import stack_weights
 from nvae_lightning.objective import (
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def model(checkpoint: Path) -> NVAE:
-    return load_published(checkpoint)
+    """The network, computed as `load_model` and a training do."""
+    model = load_published(checkpoint)
+    Compute().apply(model)
+    return model
 
 
 def _infer(model: NVAE, recorded: Recorded) -> tuple[Inference, ELBO]:
@@ -101,6 +105,16 @@ def test_parameters_are_those_of_the_published_network(model: NVAE, network: Rec
     assert [list(shape) for shape in model.latent_shapes] == network.facts[
         "latent_shapes_top_down"
     ]
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_inference_by_the_plain_layers(checkpoint: Path, network: Recorded, mode: str) -> None:
+    model = load_published(checkpoint).train(mode == "train")
+    with torch.no_grad():
+        inference, terms = _infer(model, network)
+    network.check(f"{mode}/logits", inference.likelihood.logits)
+    network.check(f"{mode}/kl", terms.rate.T)
+    network.check(f"{mode}/recon", terms.distortion)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

@@ -42,18 +42,23 @@ def _offences(folder: str, allowed: tuple[str, ...]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("folder", ["model", "objective", "data", "callbacks"])
+@pytest.mark.parametrize("folder", ["model", "backends", "objective", "data", "callbacks"])
 def test_room_has_files(folder: str) -> None:
     assert len(list((ROOT / folder).glob("*.py"))) > 1
 
 
 def test_model_knows_torch_and_itself_only() -> None:
-    own = ("torch", "jaxtyping", "triton", "nvae_lightning.model")
+    own = ("torch", "jaxtyping", "nvae_lightning.model")
     hub = ("huggingface_hub", "safetensors")
     offences = _offences("model", own)
     assert offences  # of the one file that reads and writes models
     assert all(found.startswith("model/hub.py: ") for found in offences)
     assert _offences("model", (*own, *hub)) == []
+
+
+def test_backends_know_torch_triton_the_model_and_themselves_only() -> None:
+    own = ("torch", "jaxtyping", "triton", "nvae_lightning.model", "nvae_lightning.backends")
+    assert _offences("backends", own) == []
 
 
 def test_torchs_compiler_is_imported_by_what_uses_it_only() -> None:

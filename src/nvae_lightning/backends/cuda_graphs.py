@@ -1,8 +1,8 @@
-"""Sampling and the steps of a training as CUDA graphs.
+"""Sampling and training steps as CUDA graphs.
 
 Python launches the thousands of kernels of a deep model one by one, which takes longer than a GPU
-needs to compute small batches. A graph, captured at the first call, launches them at once. It
-finds weights and statistics where they lay when it was captured: what is changed in place is seen.
+needs to compute small batches. A graph, captured at the first call, launches them together. It
+reads weights and statistics at the addresses of the capture, so it sees changes made in place.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from torch.autograd.function import once_differentiable
 from nvae_lightning.model.likelihood import Pixels
 from nvae_lightning.model.nvae import NVAE, Temperature
 
-_NUM_WARMUP_PASSES = 3  # in which torch compiles, tunes and allocates what a capture cannot
+_NUM_WARMUP_PASSES = 3  # in which torch compiles, tunes and allocates, as a capture cannot
 
 
 class GraphedSampler:
-    """Draws images of one number and temperature by a CUDA graph.
+    """Sampler that draws a fixed number of images at a fixed temperature by a CUDA graph.
 
-    For one seed it draws the images that :meth:`NVAE.sample` draws. A model that is moved or
-    converted takes a new sampler. The autocast of the first call is that of all.
+    With the same seed it draws the same images as :meth:`NVAE.sample`. A model that has been moved
+    or converted requires a new sampler. All calls run under the autocast of the first.
 
     Args:
-        model: what is sampled from, on a CUDA device and in evaluation mode.
-        num_samples: number of images of a call.
-        temperature: factor on the standard deviation of the priors, one or one per scale.
+        model: Model to sample from, on a CUDA device and in evaluation mode.
+        num_samples: Number of images per call.
+        temperature: Factor on the standard deviation of the priors, one or one per scale.
 
     Raises:
-        ValueError: if the model is on another device, or in training mode, where the passes before
+        ValueError: If the model is on another device, or in training mode, where the passes before
             the capture would change its statistics.
     """
 
@@ -50,7 +50,7 @@ class GraphedSampler:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> Pixels:
-        """Draw images: means of p(x | z)."""
+        """Draw images, the means of p(x | z)."""
         if self._graph is None:
             self._graph = self._capture()
         self._graph.replay()
@@ -71,19 +71,19 @@ class GraphedSampler:
 
 
 class GraphedLoss:
-    """Computes a loss and its gradients by two CUDA graphs, for inputs of the shapes of the first.
+    """Loss and its gradients by two CUDA graphs, for inputs of the shapes of the first call.
 
-    Gradients are in memory that the next call overwrites: they do not add up over several calls.
-    The autocast of the first call is that of all. For one seed it draws what the function draws.
+    The next call overwrites the gradients, so they do not accumulate over calls. All calls run
+    under the autocast of the first. With the same seed it draws what the function draws.
 
     Args:
-        function: given tensors, returns the loss and further tensors, through which no gradient
-            flows. Numbers that change from call to call are to be among those tensors.
-        parameters: whose gradients are wanted, on one CUDA device.
-        buffers: that the function changes, and that the passes before the capture are not to.
+        function: Function of tensors that returns the loss and further tensors, through which no
+            gradient flows. Numbers that change from call to call must be among its arguments.
+        parameters: Parameters whose gradients are computed, on one CUDA device.
+        buffers: Buffers that the function changes; they are restored after the warm-up passes.
 
     Raises:
-        ValueError: if the parameters are on another device.
+        ValueError: If the parameters are on another device.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class GraphedLoss:
         self._inputs: tuple[Tensor, ...] = ()
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
-        """Compute what the function returns; inputs of other shapes without the graph."""
+        """Return what the function returns, without the graph for inputs of other shapes."""
         if not self._inputs:
             self._capture(inputs)
         if any(a.shape != b.shape for a, b in zip(self._inputs, inputs, strict=True)):
@@ -111,12 +111,12 @@ class GraphedLoss:
         return loss, *(other.clone() for other in self._others)
 
     def replay_forward(self) -> Tensor:
-        """Compute all that the function returns; return the loss."""
+        """Compute everything that the function returns; return the loss."""
         self._forward.replay()
         return self._loss.clone()
 
     def replay_backward(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the parameters, given that of the loss."""
+        """Return the gradients of the parameters, given the gradient of the loss."""
         self._grad_loss.copy_(gradient)
         self._backward.replay()
         return tuple(None if g is None else g.detach() for g in self._gradients)
@@ -133,7 +133,7 @@ class GraphedLoss:
                     del loss
             for buffer, value in zip(self.buffers, kept, strict=True):
                 buffer.copy_(value)
-            # Threads that read the next images into pinned memory do not spoil the capture.
+            # Threads that read the next images into pinned memory do not break the capture.
             with torch.cuda.graph(self._forward, capture_error_mode="thread_local"):
                 self._loss, *self._others = self.function(*self._inputs)
             self._grad_loss = torch.ones_like(self._loss)
@@ -142,7 +142,7 @@ class GraphedLoss:
                 self._gradients = torch.autograd.grad(
                     self._loss, self.parameters, self._grad_loss, allow_unused=True
                 )
-        self._loss = self._loss.detach()  # what led to it is of no further use
+        self._loss = self._loss.detach()  # frees the autograd graph
 
 
 class _Replay(torch.autograd.Function):
@@ -163,10 +163,10 @@ class _Replay(torch.autograd.Function):
 
 
 def check_device(device: torch.device) -> None:
-    """Check that there can be graphs on a device.
+    """Check that a device supports CUDA graphs.
 
     Raises:
-        ValueError: if it is not a CUDA device.
+        ValueError: If it is not a CUDA device.
     """
     if device.type != "cuda":
         raise ValueError(
@@ -177,7 +177,7 @@ def check_device(device: torch.device) -> None:
 
 @contextmanager
 def _capturable(device: torch.device) -> Iterator[None]:
-    """Keep no weights that autocast casts: they end with it, and a graph would read them still."""
+    """Disable autocast's cache of cast weights, which a graph would read after it is freed."""
     uncached = torch.autocast(
         device.type,
         dtype=torch.get_autocast_dtype(device.type),
@@ -190,10 +190,10 @@ def _capturable(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _warming_up(device: torch.device) -> Iterator[None]:
-    """Compute beside what is captured later, without taking random numbers from it."""
+    """Run on a side stream, leaving the random number generators as they are."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    # Those who draw with one seed draw the same, with a graph or without.
+    # With the same seed, draws are the same with a graph and without.
     with torch.random.fork_rng([device]), torch.cuda.stream(stream):
         yield
     torch.cuda.current_stream().wait_stream(stream)

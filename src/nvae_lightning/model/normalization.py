@@ -75,8 +75,8 @@ class BatchNorm(_NormBase):
             mean, var = self.running_mean, self.running_var
             return F.batch_norm(input, mean, var, self.weight, self.bias, eps=self.eps)
         running_mean, running_var = self.count_batch(input)
+        assert self.momentum is not None
         if num_ranks() == 1:
-            assert self.momentum is not None
             return F.batch_norm(
                 input, running_mean, running_var, self.weight, self.bias, True, self.momentum,
                 self.eps,
@@ -86,7 +86,9 @@ class BatchNorm(_NormBase):
         mean = _SumOverRanks.apply(x.sum((0, 2, 3))) / count
         centred = x - mean[:, None, None]
         var = _SumOverRanks.apply(centred.square().sum((0, 2, 3))) / count
-        self.track(running_mean, running_var, mean.detach(), var.detach(), count)
+        moved = ((running_mean, mean), (running_var, var * (count / (count - 1))))
+        for running, value in moved:
+            running.lerp_(value.detach().to(running.dtype), self.momentum)
         scale = self.weight * (var + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
@@ -107,25 +109,3 @@ class BatchNorm(_NormBase):
             return self.running_mean.clone(), self.running_var.clone()
         self.num_batches_tracked.add_(1)
         return self.running_mean, self.running_var
-
-    def track(
-        self,
-        running_mean: PerChannel,
-        running_var: PerChannel,
-        mean: PerChannel,
-        var: PerChannel,
-        num_values: int | Tensor,
-    ) -> None:
-        """Move running statistics towards those of a batch.
-
-        Args:
-            running_mean: Running mean, changed in place.
-            running_var: Running variance, changed in place.
-            mean: Mean of the batch over all ranks.
-            var: Biased variance of the batch over all ranks.
-            num_values: Number of values per channel over all ranks.
-        """
-        assert self.momentum is not None
-        unbiased = var * (num_values / (num_values - 1))
-        running_mean.lerp_(mean.to(running_mean.dtype), self.momentum)
-        running_var.lerp_(unbiased.to(running_var.dtype), self.momentum)

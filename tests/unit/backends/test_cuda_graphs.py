@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nvae_lightning.backends import GraphedLoss
+from nvae_lightning.backends import Compute, GraphedLoss
 from nvae_lightning.benchmarking import RandomImages
 from nvae_lightning.model import NVAE
 from nvae_lightning.module import NVAEModule
@@ -123,6 +123,8 @@ def train(build_nvae: Callable[..., NVAE], tmp_path: Path) -> Train:
             warmup_epochs=0,
             cuda_graphs=cuda_graphs,
         )
+        # A tape does not see the statistics that F.batch_norm moves, which a graph does.
+        Compute().apply(module.model)
         assert module.spectral_penalty is not None
         module.spectral_penalty()
         losses = Losses()
