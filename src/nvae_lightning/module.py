@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from nvae_lightning.backends import cuda_graphs
+from nvae_lightning.backends import cuda_graphs as graphs
 from nvae_lightning.batches import Images
 from nvae_lightning.evaluation import EvaluationModule, by_group
 from nvae_lightning.hyperparameters import HYPERPARAMETERS, describe_training, restore_training
@@ -72,7 +72,7 @@ def check_cuda_graphs(trainer: Trainer) -> None:
     Raises:
         ValueError: if they are on no CUDA device, on several, or of several batches.
     """
-    cuda_graphs.check_device(trainer.strategy.root_device)
+    graphs.check_device(trainer.strategy.root_device)
     for name, number in (
         ("devices", trainer.world_size),
         ("accumulate_grad_batches", trainer.accumulate_grad_batches),
@@ -156,7 +156,7 @@ class NVAEModule(EvaluationModule):
         self.last_terms: ELBO | None = None
         self.loss_is_finite = torch.tensor(True)
         self.cuda_graphs = cuda_graphs
-        self._graphed: cuda_graphs.GraphedLoss | None = None
+        self._graphed: graphs.GraphedLoss | None = None
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimiser, and the learning rate from the length of the training."""
@@ -290,7 +290,7 @@ class NVAEModule(EvaluationModule):
         """Prepare for CUDA graphs, which are captured with the first batch."""
         if not self.cuda_graphs:
             return
-        self._graphed = cuda_graphs.GraphedLoss(
+        self._graphed = graphs.GraphedLoss(
             self._loss, list(self.model.parameters()), list(self.buffers())
         )
         if self.spectral_penalty is not None and not self.spectral_penalty.converged:

@@ -142,8 +142,9 @@ def test_gradient_is_that_of_finite_differences(name: str, swish: bool) -> None:
             assert kernel is not None
             known = Convolution(kernel, kernel_bias, geometry)
         norm = given.norm
-        del norm.weight, norm.bias
-        norm.weight, norm.bias = weight, bias  # not parameters, whose gradients would stop here
+        for name, value in (("weight", weight), ("bias", bias)):
+            delattr(norm, name)
+            setattr(norm, name, value)  # not a parameter, whose gradient would stop here
         return normalize(norm, x, TorchKernels(), swish=swish, convolution=known)
 
     inputs = [batch((2, CHANNELS, 3, 4)), *given.parameters.values()]

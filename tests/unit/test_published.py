@@ -259,7 +259,7 @@ def test_fives_of_a_name_are_dilated_convolutions_of_the_encoder(
     model = build_published({**SETTINGS, "arch_instance": architecture})
     for cells in [model.encoder.preprocess, *model.encoder.groups]:
         for cell in cells.children():
-            body = [c for c in cell.get_submodule("body") if isinstance(c, nn.Conv2d)]  # pyright: ignore[reportGeneralTypeIssues]
+            body = [c for c in cell.get_submodule("body").modules() if isinstance(c, nn.Conv2d)]
             assert tuple(c.dilation[0] for c in body) == dilations
             assert tuple(c.padding[0] for c in body) == dilations  # pyright: ignore[reportArgumentType]
 
