@@ -52,23 +52,33 @@ class FusedUnit(NormActConv):
         )
 
     def forward(self, x: FeatureMap) -> FeatureMap:
-        norm, layer, is_training = self.norm, self.convolution, self.norm.training
-        if any(map(has_hooks, self.children())) or (not is_training and torch.is_grad_enabled()):
+        assert isinstance(self.norm, BatchNorm)
+        if any(map(has_hooks, self.children())):
             return super().forward(x)
-        assert isinstance(norm, BatchNorm)
-        kernels, swish = self.kernels.on(x.device), isinstance(self.activation, nn.SiLU)
-        if not is_training:
-            a = F.silu(norm(x), inplace=True) if swish else norm(x)
-            if kernels.depthwise is not None and _is_depthwise(layer):
-                convolution = Convolution.of(layer)
-                if convolution is not None:
-                    return convolution.cast(a.device.type).apply(a, kernels.depthwise)
-            return layer(a)
-        if self.recomputes_activation:
-            convolution = Convolution.of(layer)
+        if self.norm.training:
+            return self._train(x, self.norm, self.kernels.on(x.device))
+        if torch.is_grad_enabled():
+            return super().forward(x)
+        return self._infer(x, self.norm, self.kernels.on(x.device))
+
+    @property
+    def _swish(self) -> bool:
+        return isinstance(self.activation, nn.SiLU)
+
+    def _train(self, x: FeatureMap, norm: BatchNorm, kernels: TorchKernels) -> FeatureMap:
+        """Normalise by the batch, and convolve if the backward pass recomputes the activation."""
+        convolution = Convolution.of(self.convolution) if self.recomputes_activation else None
+        output = normalize(norm, x, kernels, swish=self._swish, convolution=convolution)
+        return output if convolution is not None else self.convolution(output)
+
+    def _infer(self, x: FeatureMap, norm: BatchNorm, kernels: TorchKernels) -> FeatureMap:
+        """Normalise by running statistics without gradients."""
+        a = F.silu(norm(x), inplace=True) if self._swish else norm(x)
+        if kernels.depthwise is not None and _is_depthwise(self.convolution):
+            convolution = Convolution.of(self.convolution)
             if convolution is not None:
-                return normalize(norm, x, kernels, swish=swish, convolution=convolution)
-        return layer(normalize(norm, x, kernels, swish=swish))
+                return convolution.cast(a.device.type).apply(a, kernels.depthwise)
+        return self.convolution(a)
 
 
 def _is_depthwise(layer: nn.Module) -> bool:
