@@ -57,12 +57,12 @@ def load_model(source: str | Path, *, allow_nonfinite: bool = False, **given: An
         ValueError: if there is no such model, or it is damaged, foreign or asks for code to be
             run.
     """
-    model = _load(source, given)
+    model = _load(source, given, allow_nonfinite)
     Compute().apply(model)
     return model
 
 
-def _load(source: str | Path, given: dict[str, Any]) -> NVAE:
+def _load(source: str | Path, given: dict[str, Any], allow_nonfinite: bool) -> NVAE:
     path = find_checkpoint(source)
     if path is None:
         return NVAE.from_pretrained(source, allow_nonfinite=allow_nonfinite, **given)
