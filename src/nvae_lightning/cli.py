@@ -273,7 +273,8 @@ def _describe(error: BaseException, run_dir: str | None) -> str:
         error = error.__cause__
     if str(error).startswith("Unable to configure handler") and error.__cause__ is not None:
         error = error.__cause__  # of a log file
-    if isinstance(error, OSError):
+    # Hydra's error of a config that is not there is one of the system's, too.
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         return place + str(describe_system_error(error, run_dir))
     if str(error) == "No trials are completed yet.":  # of Optuna, at the end of its sweep
         return "all trials of the sweep have failed, for which see failed.txt in its folder"

@@ -34,7 +34,6 @@ BAD_SETTINGS = [
     ("+kl.beta.foo=1", "kl.beta.foo", "floor"),
     ("+dataset.datamodule.foo=1", "dataset.datamodule.foo"),
     ("model._target_=nvae_lightning.model.VAE", "nvae_lightning.model.VAE"),
-    ("~kl.beta", "kl", "beta"),
     ("~dataset.recipe.learning_rate", "dataset.recipe.learning_rate"),
     ("batch_size", "batch_size"),
     ("dataset.batch_size=[1,", "[1,"),
