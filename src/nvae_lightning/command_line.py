@@ -68,8 +68,8 @@ _CONFIG_OPTIONS = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir
 def as_single_run(run_dir: Path) -> Iterator[None]:
     """Inside a sweep, let the other processes that Lightning starts run this job, not the sweep.
 
-    Lightning starts them by the command line, which would sweep anew (and draw other values, with
-    Optuna). It is replaced by that of the job alone until the job is over.
+    Lightning starts them by the command line, which would start the sweep again (and draw other
+    values, with Optuna). It is replaced by that of the job alone until the job is over.
     """
     config: Any = HydraConfig.instance().cfg
     if config.hydra.mode is not RunMode.MULTIRUN:

@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from nvae_lightning.files import check_not_deleted
+from nvae_lightning.files import check_not_deleted, whole_file
 
 
 class ResumableCSVLogger(CSVLogger):
@@ -100,11 +100,9 @@ def _whole_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _write(path: Path, keys: list[str], rows: list[dict[str, str]]) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, keys)
         writer.writeheader()
         writer.writerows(rows)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
