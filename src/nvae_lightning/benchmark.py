@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Column, Table
 
-from nvae_lightning import figures
 from nvae_lightning.backends import GraphedSampler
 from nvae_lightning.benchmarking import (
     Loading,
@@ -35,18 +34,19 @@ from nvae_lightning.benchmarking import (
     measure_roof,
     profile_steps,
 )
-from nvae_lightning.cli import (
+from nvae_lightning.cli.command import command
+from nvae_lightning.cli.main import (
     check_seed,
     hide_warnings,
     keep_freed_memory,
     run,
 )
-from nvae_lightning.command import command
+from nvae_lightning.cli.setting_types import check_type, check_types
 from nvae_lightning.data import ImageDataModule
-from nvae_lightning.environment import device_name, version
-from nvae_lightning.files import whole_file, write_text
-from nvae_lightning.settings import check_type, check_types
 from nvae_lightning.train import build_module, build_trainer, save_config
+from nvae_lightning.utilities import figures
+from nvae_lightning.utilities.environment import device_name, version
+from nvae_lightning.utilities.files import whole_file, write_text
 
 #: What two settings have in common.
 _SHARED = (

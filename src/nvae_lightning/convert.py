@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from nvae_lightning.cli import run
-from nvae_lightning.command import command
+from nvae_lightning.cli.command import command
+from nvae_lightning.cli.main import run
 from nvae_lightning.model import NVAE, DiscretizedLogisticMixtureLikelihood
-from nvae_lightning.published import convert_published
+from nvae_lightning.published.conversion import convert_published
 
 
 def kept_numerics(model: NVAE) -> list[str]:

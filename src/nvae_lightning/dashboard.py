@@ -7,9 +7,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from nvae_lightning.cli import run
-from nvae_lightning.command import command
-from nvae_lightning.settings import check_type
+from nvae_lightning.cli.command import command
+from nvae_lightning.cli.main import run
+from nvae_lightning.cli.setting_types import check_type
 
 
 @command("dashboard")
@@ -25,7 +25,7 @@ def main(config: DictConfig) -> None:
             "entity=NAME, or save=false to write workspace.json alone"
         )
     try:
-        from nvae_lightning.callbacks import workspace as workspaces
+        from nvae_lightning.training import wandb_workspace as workspaces
     except ImportError as error:
         raise ValueError(
             f"the dashboard takes the package wandb-workspaces ({error}); install it: "

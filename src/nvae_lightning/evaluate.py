@@ -13,25 +13,25 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from nvae_lightning import figures
 from nvae_lightning.backends import Compute
-from nvae_lightning.callbacks import EndRanks
-from nvae_lightning.cli import (
+from nvae_lightning.cli.command import command
+from nvae_lightning.cli.command_line import as_single_run
+from nvae_lightning.cli.main import (
     check_precision,
     check_seed,
     hide_warnings,
     keep_freed_memory,
     run,
 )
-from nvae_lightning.command import command
-from nvae_lightning.command_line import as_single_run
-from nvae_lightning.evaluation import EvaluationModule
-from nvae_lightning.files import write_text
+from nvae_lightning.cli.setting_types import check_type
+from nvae_lightning.cli.trained import trained_model, training_data
+from nvae_lightning.inference.evaluation import EvaluationModule
 from nvae_lightning.model import NVAE, DiscretizedLogisticMixtureLikelihood
 from nvae_lightning.model.decoder import FirstGroup
-from nvae_lightning.settings import check_type
-from nvae_lightning.signals import if_ended
-from nvae_lightning.trained import trained_model, training_data
+from nvae_lightning.training.callbacks import EndRanks
+from nvae_lightning.utilities import figures
+from nvae_lightning.utilities.files import write_text
+from nvae_lightning.utilities.signals import if_ended
 
 
 def measure(

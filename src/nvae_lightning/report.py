@@ -11,13 +11,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from nvae_lightning import figures, reporting
-from nvae_lightning.cli import run
-from nvae_lightning.command import command
-from nvae_lightning.files import write_text
-from nvae_lightning.plain_yaml import read_yaml
+from nvae_lightning import reporting
+from nvae_lightning.cli.command import command
+from nvae_lightning.cli.main import run
+from nvae_lightning.cli.setting_types import check_type
 from nvae_lightning.reporting import Layout, Run, as_layout, report
-from nvae_lightning.settings import check_type
+from nvae_lightning.utilities import figures
+from nvae_lightning.utilities.files import write_text
+from nvae_lightning.utilities.plain_yaml import read_yaml
 
 _LAYOUTS = Path(reporting.__file__).parent / "tables"
 

@@ -15,21 +15,21 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from nvae_lightning.backends import Compute
-from nvae_lightning.callbacks.pictures import as_bytes, grid
-from nvae_lightning.cli import (
+from nvae_lightning.cli.command import command
+from nvae_lightning.cli.main import (
     check_precision,
     check_seed,
     keep_freed_memory,
     run,
 )
-from nvae_lightning.command import command
+from nvae_lightning.cli.setting_types import check_type, check_types
+from nvae_lightning.cli.trained import images_for, trained_model, training_data
 from nvae_lightning.data import ImageDataModule
-from nvae_lightning.files import whole_file
-from nvae_lightning.loading import find_checkpoint
+from nvae_lightning.inference.loading import find_checkpoint
+from nvae_lightning.inference.sampling import Settings, cached_recalibration
 from nvae_lightning.model import NVAE
-from nvae_lightning.sampling import Settings, cached_recalibration
-from nvae_lightning.settings import check_type, check_types
-from nvae_lightning.trained import images_for, trained_model, training_data
+from nvae_lightning.training.callbacks.pictures import as_bytes, grid
+from nvae_lightning.utilities.files import whole_file
 
 #: What layers are computed in, by Lightning's names. Weights and distributions have 32 bits.
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

@@ -15,22 +15,22 @@ from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from nvae_lightning import figures
-from nvae_lightning.anomaly import AnomalyScores, auroc
-from nvae_lightning.cli import (
+from nvae_lightning.cli.command import command
+from nvae_lightning.cli.main import (
     check_precision,
     check_seed,
     hide_warnings,
     keep_freed_memory,
     run,
 )
-from nvae_lightning.command import command
+from nvae_lightning.cli.setting_types import check_type, check_types
+from nvae_lightning.cli.trained import images_for, trained_model, training_data
 from nvae_lightning.data import AllImages, ImageDataModule
-from nvae_lightning.files import whole_file, write_text
+from nvae_lightning.inference.anomaly import AnomalyScores, auroc
 from nvae_lightning.model import NVAE
 from nvae_lightning.objective import bits_per_dim
-from nvae_lightning.settings import check_type, check_types
-from nvae_lightning.trained import images_for, trained_model, training_data
+from nvae_lightning.utilities import figures
+from nvae_lightning.utilities.files import whole_file, write_text
 
 
 def score(

@@ -21,15 +21,9 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
-from nvae_lightning import loading
-from nvae_lightning.callbacks import (
-    Preemption,
-    last_checkpoint,
-    requeued_at_sigusr1,
-    start_wandb,
-)
-from nvae_lightning.callbacks.checkpoint import read_checkpoint
-from nvae_lightning.cli import (
+from nvae_lightning.cli.command import command
+from nvae_lightning.cli.command_line import as_single_run
+from nvae_lightning.cli.main import (
     HALF,
     check_precision,
     check_seed,
@@ -37,16 +31,22 @@ from nvae_lightning.cli import (
     keep_freed_memory,
     run,
 )
-from nvae_lightning.command import command
-from nvae_lightning.command_line import as_single_run
+from nvae_lightning.cli.resume import check_resume
+from nvae_lightning.cli.setting_types import build_datamodule, check_type, check_types
 from nvae_lightning.data import ImageDataModule
-from nvae_lightning.environment import device_name, version
-from nvae_lightning.files import check_not_deleted, whole_file
-from nvae_lightning.module import NVAEModule, check_cuda_graphs
-from nvae_lightning.plain_yaml import read_yaml
-from nvae_lightning.resume import check_resume
-from nvae_lightning.settings import build_datamodule, check_type, check_types
-from nvae_lightning.signals import Interrupted, if_ended
+from nvae_lightning.inference import loading
+from nvae_lightning.training.callbacks import (
+    Preemption,
+    last_checkpoint,
+    requeued_at_sigusr1,
+    start_wandb,
+)
+from nvae_lightning.training.callbacks.checkpoint import read_checkpoint
+from nvae_lightning.training.module import NVAEModule, check_cuda_graphs
+from nvae_lightning.utilities.environment import device_name, version
+from nvae_lightning.utilities.files import check_not_deleted, whole_file
+from nvae_lightning.utilities.plain_yaml import read_yaml
+from nvae_lightning.utilities.signals import Interrupted, if_ended
 
 
 @rank_zero_only

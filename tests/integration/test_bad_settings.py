@@ -275,7 +275,7 @@ SHORT = {
 # One process for all of them: starting Python and importing torch takes longer than any.
 DRIVER = """
 import contextlib, io, json, sys
-from nvae_lightning.cli import run
+from nvae_lightning.cli.main import run
 from nvae_lightning.train import main
 found = []
 for overrides in json.loads(sys.argv[1]):

@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from nvae_lightning.cli import CONFIG_ROOT
+from nvae_lightning.cli.main import CONFIG_ROOT
 from nvae_lightning.model import NVAE, FlowPair
 
 from .conftest import Compose

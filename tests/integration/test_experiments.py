@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from nvae_lightning import reporting
-from nvae_lightning.cli import CONFIG_ROOT
+from nvae_lightning.cli.main import CONFIG_ROOT
 from nvae_lightning.report import load_run
 
 from .conftest import Compose
@@ -54,7 +54,7 @@ SMALLER = {
 # One process for all of them, which saves most of the time.
 DRIVER = """
 import importlib, json, sys, torch
-from nvae_lightning.cli import run
+from nvae_lightning.cli.main import run
 torch.set_num_threads(1)
 for command, *arguments in json.loads(sys.argv[1]):
     sys.argv = [command, *arguments]

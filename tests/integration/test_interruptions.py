@@ -40,7 +40,7 @@ SERVER = """
 import json, os, sys, traceback
 import torch
 torch.set_num_threads(1)
-from nvae_lightning.cli import run
+from nvae_lightning.cli.main import run
 from nvae_lightning.train import main
 for line in sys.stdin:
     attempt = json.loads(line)
@@ -288,7 +288,7 @@ pathlib.Path.replace = replace_and_die
 """
 KILL_WITHIN_ROW = """
 import os
-from nvae_lightning.callbacks import csv_logger
+from nvae_lightning.training.callbacks import csv_logger
 save = csv_logger._Writer.save
 def save_half(writer):
     if any("train/loss" in row and row["step"] == {step} - 1 for row in writer.metrics):
@@ -300,7 +300,7 @@ csv_logger._Writer.save = save_half
 """
 SIGNAL = """
 import os
-from nvae_lightning.module import NVAEModule
+from nvae_lightning.training.module import NVAEModule
 before = NVAEModule.on_before_optimizer_step
 def send(module, optimizer):
     before(module, optimizer)
@@ -310,7 +310,7 @@ NVAEModule.on_before_optimizer_step = send
 """
 SIGNAL_WITHIN_ACCUMULATION = """
 import os
-from nvae_lightning.module import NVAEModule
+from nvae_lightning.training.module import NVAEModule
 step = NVAEModule.training_step
 def send(module, batch, batch_idx):
     if module.global_step == {step} and batch_idx == 2 * ({step} % 6):
@@ -320,7 +320,7 @@ NVAEModule.training_step = send
 """
 SIGNAL_IN_TEST = """
 import os
-from nvae_lightning.module import NVAEModule
+from nvae_lightning.training.module import NVAEModule
 step = NVAEModule.test_step
 def send(module, batch, batch_idx):
     if batch_idx == 1:
@@ -330,7 +330,7 @@ NVAEModule.test_step = send
 """
 TWO_SIGNALS = """
 import os
-from nvae_lightning.module import NVAEModule
+from nvae_lightning.training.module import NVAEModule
 step = NVAEModule.training_step
 def send(module, batch, batch_idx):
     if module.global_step == 7:

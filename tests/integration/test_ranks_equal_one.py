@@ -15,10 +15,9 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from nvae_lightning.callbacks import Checkpoint, DivergedError, Guard
-from nvae_lightning.cli import CONFIG_ROOT
+from nvae_lightning.cli.main import CONFIG_ROOT
 from nvae_lightning.data import ImageDataModule
-from nvae_lightning.data.sources import ArraySource, Splits
+from nvae_lightning.data.readers import ArraySource, Splits
 from nvae_lightning.model import (
     NVAE,
     DepthwiseCell,
@@ -29,8 +28,9 @@ from nvae_lightning.model import (
     RegularCell,
 )
 from nvae_lightning.model.layers import DataDependentConv2d
-from nvae_lightning.module import NVAEModule
 from nvae_lightning.objective import ELBO, KL, Penalty, constant, elbo, size_factor
+from nvae_lightning.training.callbacks import Checkpoint, DivergedError, Guard
+from nvae_lightning.training.module import NVAEModule
 
 pytestmark = pytest.mark.slow
 

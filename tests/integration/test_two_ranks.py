@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from nvae_lightning.data import ImageDataModule
-from nvae_lightning.data.sources import ArraySource, Splits
+from nvae_lightning.data.readers import ArraySource, Splits
 
 NUM_TRAIN, GLOBAL_BATCH = 22, 4
 EVEN, ODD = 11, 9  # test images: both ranks have three batches, or one has three and one two

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nvae_lightning.loading import load_model
+from nvae_lightning.inference.loading import load_model
 
 EVALUATE = ("evaluate", "num_importance_samples=3", "trainer.limit_test_batches=2", "trainer=cpu")
 SAMPLE = ("sample", "recalibration.num_passes=2", "num_samples=3")
@@ -37,7 +37,7 @@ def command(*arguments: str) -> dict[str, Any]:
     status: object = 0
     with contextlib.redirect_stdout(said):
         try:
-            from nvae_lightning.cli import run
+            from nvae_lightning.cli.main import run
 
             run(importlib.import_module(f"nvae_lightning.{name}").main)
         except SystemExit as end:

@@ -17,8 +17,8 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nvae_lightning.callbacks.workspace import build_workspace
-from nvae_lightning.loading import load_model
+from nvae_lightning.inference.loading import load_model
+from nvae_lightning.training.wandb_workspace import build_workspace
 
 from .conftest import Run
 
@@ -244,7 +244,7 @@ def test_jobs_of_a_sweep_are_runs_of_one_group(run_train: Run, tmp_path: Path) -
 
 DASHBOARD = """
 import sys
-from nvae_lightning.cli import run
+from nvae_lightning.cli.main import run
 from nvae_lightning.dashboard import main
 def attempt(override):
     sys.argv = ["dashboard", "entity=me", override]

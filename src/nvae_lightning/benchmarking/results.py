@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nvae_lightning.benchmarking.floor import Cost, Roof
+from nvae_lightning.benchmarking.roofline import Cost, Roof
 from nvae_lightning.benchmarking.rounds import Rounds
 
 

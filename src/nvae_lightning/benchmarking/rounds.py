@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from nvae_lightning.benchmarking.memory import (
+from nvae_lightning.benchmarking.memory_use import (
     Memory,
     allocated_bytes,
     peaks,

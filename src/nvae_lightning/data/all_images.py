@@ -8,7 +8,7 @@ from nvae_lightning.data.checks import naming
 from nvae_lightning.data.chunks import decode_all
 from nvae_lightning.data.datamodule import ImageDataModule
 from nvae_lightning.data.dataset import ImageDataset
-from nvae_lightning.data.sources import Source, Splits, every_image
+from nvae_lightning.data.readers import Source, Splits, every_image
 
 
 class AllImages(ImageDataModule):

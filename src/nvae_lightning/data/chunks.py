@@ -20,7 +20,7 @@ from nvae_lightning.data.decode import Decoder
 from nvae_lightning.data.eight_bits import Note
 from nvae_lightning.data.files import TooLargeError
 from nvae_lightning.data.names import printable
-from nvae_lightning.data.sources import ArraySource, Source
+from nvae_lightning.data.readers import ArraySource, Source
 from nvae_lightning.data.summary import Summary
 
 CHUNK_BYTES = 1 << 22

@@ -5,7 +5,7 @@ from torchvision import datasets
 from nvae_lightning.data.checks import naming
 from nvae_lightning.data.datamodule import ImageDataModule
 from nvae_lightning.data.download import download, is_for_torchvision
-from nvae_lightning.data.sources import torchvision
+from nvae_lightning.data.readers import torchvision_files
 
 
 class CIFAR10(ImageDataModule):
@@ -21,10 +21,10 @@ class CIFAR10(ImageDataModule):
         Raises:
             ValueError: If that fails, for example without a network.
         """
-        place = self.folder / torchvision.CIFAR10
+        place = self.folder / torchvision_files.CIFAR10
         with naming("dataset.root"):
             if is_for_torchvision(self.folder, place):
-                torchvision.check_files(self.folder, torchvision.CIFAR10)
+                torchvision_files.check_files(self.folder, torchvision_files.CIFAR10)
                 files = (
                     "the files of cifar-10-python.tar.gz (data_batch_1 and so on), published at "
                     "www.cs.toronto.edu/~kriz/cifar.html,"

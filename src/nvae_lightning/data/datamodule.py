@@ -20,8 +20,8 @@ from nvae_lightning.data.dataset import ImageDataset
 from nvae_lightning.data.decode import Decoder
 from nvae_lightning.data.loaders import make_loader
 from nvae_lightning.data.prepare import PARTIAL, prepare
+from nvae_lightning.data.readers import HUB_PREFIX, SeededSplit, Splits, Wanted, open_source
 from nvae_lightning.data.sampler import ResumableLoader
-from nvae_lightning.data.sources import HUB_PREFIX, SeededSplit, Splits, Wanted, open_source
 from nvae_lightning.data.storage import (
     Prepared,
     check_prepared,

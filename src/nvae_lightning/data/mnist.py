@@ -9,8 +9,8 @@ from torchvision import datasets
 from nvae_lightning.data.checks import naming
 from nvae_lightning.data.datamodule import ImageDataModule
 from nvae_lightning.data.download import download, is_for_torchvision
-from nvae_lightning.data.sources import ArraySource, Splits, torchvision
-from nvae_lightning.data.sources.torchvision import mnist_root
+from nvae_lightning.data.readers import ArraySource, Splits, torchvision_files
+from nvae_lightning.data.readers.torchvision_files import mnist_root
 
 
 class MNIST5k(ImageDataModule):
@@ -44,17 +44,17 @@ class MNIST(ImageDataModule):
             ValueError: If that fails, for example without a network.
         """
         root = mnist_root(self.folder)
-        place = root / torchvision.MNIST
+        place = root / torchvision_files.MNIST
 
         def fetch() -> None:
-            if not torchvision.has_digits(root):
+            if not torchvision_files.has_digits(root):
                 datasets.MNIST(root, download=True)
             for part in ("train", "t10k"):
-                torchvision.read_digits(root, part)
+                torchvision_files.read_digits(root, part)
 
         with naming("dataset.root"):
             if is_for_torchvision(root, place):
-                torchvision.check_files(root, torchvision.MNIST)
+                torchvision_files.check_files(root, torchvision_files.MNIST)
                 files = (
                     "the four MNIST files (train-images-idx3-ubyte and so on), published at "
                     "yann.lecun.com/exdb/mnist,"

@@ -20,7 +20,7 @@ from nvae_lightning.data import chunks
 from nvae_lightning.data.chunks import Chunks, listed
 from nvae_lightning.data.decode import Decoder
 from nvae_lightning.data.files import read_regular
-from nvae_lightning.data.sources import SPLITS, Splits
+from nvae_lightning.data.readers import SPLITS, Splits
 from nvae_lightning.data.storage import (
     LAYOUT,
     Prepared,

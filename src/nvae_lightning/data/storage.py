@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from nvae_lightning.data.files import open_regular, read_regular
 from nvae_lightning.data.names import unescaped
-from nvae_lightning.data.sources import SPLITS
+from nvae_lightning.data.readers import SPLITS
 from nvae_lightning.data.summary import Summary
 
 LAYOUT = "count height width channel, uint8"

@@ -21,7 +21,7 @@ from nvae_lightning.model.likelihood import (
     NormalLikelihood,
 )
 from nvae_lightning.model.normalization import BatchNorm
-from nvae_lightning.model.plain import check_plain, fits, shown
+from nvae_lightning.utilities.plain_data import check_plain, fits, shown
 
 #: Where a training's checkpoint holds the description of its model.
 ARCHITECTURE = "architecture"

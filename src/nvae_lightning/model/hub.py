@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from nvae_lightning.model.architecture import ForeignConstructorError, check_arguments, restore
-from nvae_lightning.model.plain import check_file, read_json, shown
 from nvae_lightning.model.weights import build_of_weights
+from nvae_lightning.utilities.plain_data import check_file, read_json, shown
 
 Model = TypeVar("Model", bound="PretrainedMixin")
 

@@ -52,7 +52,7 @@ class BatchNorm(_NormBase):
 
     It is not an ``nn.BatchNorm2d``, which ``trainer.sync_batchnorm`` would replace by another
     layer, but has the state dict of one. ``torch.optim.swa_utils.update_bn`` does not recognise
-    it; :func:`nvae_lightning.sampling.recalibrate` does.
+    it; :func:`nvae_lightning.inference.sampling.recalibrate` does.
 
     Source: Vahdat & Kautz 2020, Sec. 3.1.1.
 

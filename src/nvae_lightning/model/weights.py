@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nvae_lightning.model.cells import RegularCell
 from nvae_lightning.model.hierarchy import Hierarchy, Image
-from nvae_lightning.model.plain import shown
+from nvae_lightning.utilities.plain_data import shown
 
 #: Modules that are built whatever the weights are, so that the error can name what differs.
 _FEW_MODULES = 10_000

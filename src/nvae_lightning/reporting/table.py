@@ -8,11 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nvae_lightning.figures import Comparison
 from nvae_lightning.reporting.budget import budget, describe, differences
 from nvae_lightning.reporting.layout import Layout, fitted
 from nvae_lightning.reporting.order import Cell, Cells, order_section, orders_of
 from nvae_lightning.reporting.run import Quantity, Run, shown
+from nvae_lightning.utilities.figures import Comparison
 
 Members = Mapping[tuple[int, int], Sequence[Run]]
 

@@ -22,10 +22,10 @@ from torch.utils._pytree import tree_leaves
 from nvae_lightning.backends import Compute, GraphedLoss
 from nvae_lightning.benchmarking import RandomImages
 from nvae_lightning.model import NVAE
-from nvae_lightning.module import NVAEModule
 from nvae_lightning.objective import KL, Penalty
 from nvae_lightning.objective.kl import size_factor
 from nvae_lightning.objective.schedules import kl_warmup
+from nvae_lightning.training.module import NVAEModule
 
 GRAPH = "nvae_lightning.backends.cuda_graphs"
 NUM_STEPS = 6

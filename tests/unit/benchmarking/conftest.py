@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch import Trainer
 
 from nvae_lightning.benchmarking import RandomImages, Training
-from nvae_lightning.module import NVAEModule
 from nvae_lightning.objective import KL, Penalty
 from nvae_lightning.objective.schedules import constant
+from nvae_lightning.training.module import NVAEModule
 
 BATCH = 4
 

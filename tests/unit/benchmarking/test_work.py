@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from nvae_lightning import figures
 from nvae_lightning.benchmarking import (
     Cost,
     Loading,
@@ -27,6 +26,7 @@ from nvae_lightning.benchmarking import (
     alternate,
     work,
 )
+from nvae_lightning.utilities import figures
 
 from .conftest import BATCH, Build
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from nvae_lightning.data.sources import SeededSplit, Source, Wanted
+from nvae_lightning.data.readers import SeededSplit, Source, Wanted
 
 Read = Callable[[Source], list[np.ndarray]]
 

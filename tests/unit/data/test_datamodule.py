@@ -15,8 +15,8 @@ from torch import Tensor
 from nvae_lightning.data import ImageDataModule, datamodule
 from nvae_lightning.data.dataset import ImageDataset
 from nvae_lightning.data.prepare import PARTIAL
+from nvae_lightning.data.readers import ArraySource, Splits
 from nvae_lightning.data.sampler import ReadingAhead
-from nvae_lightning.data.sources import ArraySource, Splits
 from nvae_lightning.data.summary import Summary
 
 SETTINGS: dict[str, Any] = {"batch_size": 4, "image_size": 8, "channels": 3, "bits": 8}

@@ -20,7 +20,7 @@ from nvae_lightning.data import prepare as module
 from nvae_lightning.data.chunks import decode_all
 from nvae_lightning.data.decode import Decoder
 from nvae_lightning.data.prepare import prepare
-from nvae_lightning.data.sources import ArraySource, Source, Splits
+from nvae_lightning.data.readers import ArraySource, Source, Splits
 from nvae_lightning.data.storage import (
     LAYOUT,
     Prepared,

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nvae_lightning.data import ImageDataModule
+from nvae_lightning.data.readers import ArraySource, Splits
 from nvae_lightning.data.sampler import ReadingAhead, ShardedSampler
-from nvae_lightning.data.sources import ArraySource, Splits
 
 # A resumed training here saves nothing, unlike the one before.
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")

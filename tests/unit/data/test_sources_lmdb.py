@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvae_lightning.data.sources import Source, Wanted, open_source
+from nvae_lightning.data.readers import Source, Wanted, open_source
 
 Read = Callable[[Source], list[np.ndarray]]
 

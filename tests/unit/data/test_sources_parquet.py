@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from nvae_lightning.data import files as data_files
-from nvae_lightning.data.sources import Source, Wanted, open_source, parquet
+from nvae_lightning.data.readers import Source, Wanted, open_source, parquet
 
 Read = Callable[[Source], list[np.ndarray]]
 

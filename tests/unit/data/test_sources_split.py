@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from nvae_lightning.data.sources import SeededSplit
-from nvae_lightning.data.sources.base import by_split, check_splits, split_name
+from nvae_lightning.data.readers import SeededSplit
+from nvae_lightning.data.readers.base import by_split, check_splits, split_name
 
 NAMES = [f"{index:02}.png" for index in range(20)]
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tfrecord import TFRecordWriter
 
-from nvae_lightning.data.sources import Source, Wanted, open_source
-from nvae_lightning.data.sources.base import SeededSplit
+from nvae_lightning.data.readers import Source, Wanted, open_source
+from nvae_lightning.data.readers.base import SeededSplit
 
 Read = Callable[[Source], list[np.ndarray]]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torchvision
 
-from nvae_lightning.data.sources import Source, Wanted, open_source
+from nvae_lightning.data.readers import Source, Wanted, open_source
 
 Read = Callable[[Source], list[np.ndarray]]
 

@@ -7,7 +7,7 @@ import pytest
 
 from nvae_lightning.data.decode import Decoder
 from nvae_lightning.data.prepare import prepare
-from nvae_lightning.data.sources import ArraySource, Splits
+from nvae_lightning.data.readers import ArraySource, Splits
 from nvae_lightning.data.storage import (
     LAYOUT,
     checksum,

@@ -20,8 +20,8 @@ from PIL import Image, UnidentifiedImageError
 from nvae_lightning.data import MNIST, AllImages, ImageDataModule, files
 from nvae_lightning.data.files import TooLargeError, open_regular, read_bounded
 from nvae_lightning.data.image_formats import open_image, suffixes
-from nvae_lightning.data.sources import Wanted, open_source
-from nvae_lightning.data.sources.container import Folder, Tar, Zip, open_container
+from nvae_lightning.data.readers import Wanted, open_source
+from nvae_lightning.data.readers.container import Folder, Tar, Zip, open_container
 from nvae_lightning.data.storage import is_ours, open_images, open_prepared
 
 SETTINGS: dict[str, Any] = {"batch_size": 1, "image_size": 8, "channels": 3, "bits": 8}

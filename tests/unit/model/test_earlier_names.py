@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nvae_lightning.backends import Compute
-from nvae_lightning.loading import load_model
+from nvae_lightning.inference.loading import load_model
 from nvae_lightning.model import NVAE, DepthwiseCell, RegularCell
 from nvae_lightning.model.architecture import ARCHITECTURE, restore
 

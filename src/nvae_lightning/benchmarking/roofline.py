@@ -1,0 +1,209 @@
+"""The least time that a step can take on a device: what it must compute and move."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from nvae_lightning.benchmarking.work import synchronize
+from nvae_lightning.objective import elbo
+from nvae_lightning.training.module import NVAEModule
+
+#: Of a precision: the number format of the weights, and of what is computed if that is another.
+_FORMATS = {
+    "64-true": (torch.float64, None),
+    "32-true": (torch.float32, None),
+    "16-true": (torch.float16, None),
+    "bf16-true": (torch.bfloat16, None),
+    "16-mixed": (torch.float32, torch.float16),
+    "bf16-mixed": (torch.float32, torch.bfloat16),
+}
+_ROUNDS = 5
+_LONGEST_SECONDS = 5.0  # after which no further round begins
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes on any device.
+
+    Args:
+        flops: of convolutions and matrix products; multiply and add are two.
+        bytes: that have to be read and written if each convolution and matrix product reads its
+            inputs and writes its result once, all elementwise work is done in passing by these,
+            and the optimiser reads weight, gradient and its state and writes weight and state.
+    """
+
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What a device can do, measured.
+
+    Args:
+        flops_per_second: of a large square matrix product.
+        bytes_per_second: read and written by a large copy.
+    """
+
+    flops_per_second: float
+    bytes_per_second: float
+
+    def seconds(self, cost: Cost) -> float:
+        """Return the least time for a cost.
+
+        What stays in caches between two operations is not moved, so that a network small enough
+        for them may take less than its bytes say.
+        """
+        return max(cost.flops / self.flops_per_second, cost.bytes / self.bytes_per_second)
+
+
+class _Counter(TorchDispatchMode):
+    """Count what convolutions and matrix products compute and move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.bytes = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        operation = func._overloadpacket
+        if operation in flop_registry:
+            if operation is torch.ops.aten.convolution_backward:
+                self.flops += _convolution_backward_flops(*args)
+            else:
+                self.flops += flop_registry[operation](*args, **kwargs, out_val=result)
+            leaves = tree_leaves((args, kwargs, result))
+            self.bytes += sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+        return result
+
+
+def _convolution_backward_flops(gradient: Tensor, x: Tensor, kernel: Tensor, *args: Any) -> int:
+    """Count what PyTorch counts too high with groups: depthwise by as much as the channels."""
+    of_input, of_kernel, _ = args[-1]
+    return 2 * gradient.numel() * kernel[0].numel() * (of_input + of_kernel)
+
+
+def cost_of(
+    build: Callable[[], NVAEModule],
+    what: str,
+    *,
+    batch_size: int,
+    precision: str,
+    num_importance_samples: int = 1,
+) -> Cost:
+    """Count what a step takes, in tensors without memory.
+
+    Args:
+        build: constructor of the module that trains.
+        what: ``train``, ``sample``, ``evaluate`` (a top-down pass per importance sample) or
+            ``data`` (a copy of a batch of bytes).
+        batch_size: images of the step.
+        precision: Lightning's name of the number format.
+        num_importance_samples: of an image that is evaluated.
+
+    Raises:
+        ValueError: if the precision is not one whose formats are known.
+    """
+    if precision not in _FORMATS:
+        raise ValueError(
+            f"trainer.precision: got {precision}, whose floor is not known; "
+            f"set one of {', '.join(_FORMATS)}"
+        )
+    weights, computed = _FORMATS[precision]
+    with torch.device("meta"):
+        module = build().to(weights)
+    model, image = module.model, module.model.image
+    num_pixels = image.channels * image.size**2
+    if what == "data":
+        return Cost(0, 2 * batch_size * num_pixels)
+    autocast = nullcontext() if computed is None else torch.autocast("cpu", computed)
+    # Not on the meta device, which has no autocast.
+    with FakeTensorMode(allow_non_fake_inputs=True), _Counter() as counter:
+        module.to_empty(device="cpu")
+        x = torch.empty(batch_size, image.channels, image.size, image.size, dtype=weights)
+        if what == "train":
+            with autocast:
+                inference = model.train().infer(x)
+                loss = -elbo(inference, x).value.mean()
+                if module.spectral_penalty is not None:
+                    module.spectral_penalty.converged = True
+                    loss = loss + module.spectral_penalty()
+            loss.backward()
+        with torch.no_grad(), autocast:
+            if what == "sample":
+                model.eval().sample(batch_size)
+            if what == "evaluate":
+                features = model.eval().encoder(image.pad(x))
+                model.decoder(batch_size * num_importance_samples, features=features)
+    for_optimizer = _optimizer_bytes(module) if what == "train" else 0
+    return Cost(counter.flops, counter.bytes + for_optimizer)
+
+
+def _optimizer_bytes(module: NVAEModule) -> int:
+    """Bytes of weight, gradient and state that are read, and of weight and state written."""
+    example = nn.Parameter(torch.zeros(2))
+    example.grad = torch.zeros(2)
+    optimizer = module.optimizer([example])
+    optimizer.step()
+    states = [s for s in optimizer.state[example].values() if s.shape == example.shape]
+    num_bytes = sum(parameter.nbytes for parameter in module.model.parameters())
+    return num_bytes * (3 + 2 * len(states))
+
+
+def measure_roof(
+    device: torch.device, precision: str, *, side: int | None = None, num_bytes: int | None = None
+) -> Roof:
+    """Measure what a device can do, the best of several trials.
+
+    Args:
+        device: to measure.
+        precision: Lightning's name of the number format.
+        side: of the matrices; None for 2048 on a CPU and 8192 elsewhere.
+        num_bytes: to copy; None for 256 MiB on a CPU and 1 GiB elsewhere.
+    """
+    is_cpu = device.type == "cpu"
+    weights, computed = _FORMATS[precision]
+    side = side or (2048 if is_cpu else 8192)
+    left, right = torch.randn(2, side, side, device=device).to(computed or weights)
+    source = torch.zeros(
+        num_bytes or (1 << 28 if is_cpu else 1 << 30), device=device, dtype=torch.uint8
+    )
+    target = torch.zeros_like(source)
+    # Convolutions in float32 may use TF32 by default, products not.
+    matmul = torch.backends.cuda.matmul
+    usual, matmul.allow_tf32 = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        product = _best_seconds(lambda: left @ right, device)
+    finally:
+        matmul.allow_tf32 = usual
+    copy = _best_seconds(lambda: target.copy_(source), device)
+    return Roof(2 * side**3 / product, 2 * source.nbytes / copy)
+
+
+def _best_seconds(function: Callable[[], object], device: torch.device) -> float:
+    seconds = []
+    while len(seconds) < _ROUNDS and sum(seconds) < _LONGEST_SECONDS:
+        synchronize(device)
+        started = time.perf_counter()
+        function()
+        synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

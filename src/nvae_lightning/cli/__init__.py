@@ -1,0 +1,1 @@
+"""What the commands share: configs, their checks, one-line errors, run folders."""

@@ -1,0 +1,73 @@
+"""The folder of a run, which one process at a time may write to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import warnings
+from pathlib import Path
+
+from nvae_lightning.utilities.signals import is_first_rank
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = ".lock"
+
+#: Of file systems without locks, as some of clusters are.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+_held: dict[Path, int] = {}
+
+
+def hold(folder: Path) -> None:
+    """Make a folder, and keep other processes from running in it until this one ends.
+
+    The system releases the lock however the process ends.
+
+    Raises:
+        ValueError: If another process runs in it.
+    """
+    folder = folder.absolute()
+    if folder in _held or not is_first_rank():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(
+            f"hydra.run.dir: another run is writing to '{folder}'; wait until it has ended, or "
+            "start this one with another hydra.run.dir=FOLDER"
+        ) from error
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            f"the file system of '{folder}' has no locks ({error.strerror}): a second run in the "
+            "same folder is not noticed",
+            stacklevel=2,
+        )
+    else:
+        _held[folder] = descriptor
+
+
+def _lock(descriptor: int) -> None:
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def release() -> None:
+    """Let other processes run in the folders that this one has held."""
+    while _held:
+        os.close(_held.popitem()[1])
+
+
+if hasattr(os, "register_at_fork"):
+    # A worker that outlives its killed parent for a moment would hold the lock.
+    os.register_at_fork(after_in_child=release)

@@ -1,0 +1,204 @@
+"""Trained models, and the data that they were trained on, for the commands that use them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from nvae_lightning.cli.setting_types import build_datamodule, check_type, check_types
+from nvae_lightning.data import CIFAR10, MNIST, AllImages, ImageDataModule, MNIST5k
+from nvae_lightning.inference.loading import find_checkpoint, load_model
+from nvae_lightning.model import NVAE
+from nvae_lightning.model.architecture import ForeignConstructorError
+from nvae_lightning.utilities.plain_data import shown
+from nvae_lightning.utilities.plain_yaml import read_yaml
+
+#: The datasets that the config.yaml of a run may name. They are looked up here, not imported.
+_DATASETS = {
+    f"nvae_lightning.data.{kind.__name__}": kind
+    for kind in (ImageDataModule, CIFAR10, MNIST, MNIST5k)
+}
+
+#: Settings that are not a run's to say: how many processes this machine has, what errors advise.
+_OURS = ("_target_", "seed", "num_workers", "download_hint")
+
+
+def trained_model(config: Any) -> NVAE:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
+    """Load the model of ``ckpt_path``, which then names the file: a folder is searched once.
+
+    Constructors under ``model`` replace those that the checkpoint names.
+
+    Raises:
+        ValueError: As :func:`load_model`.
+    """
+    check_type("allow_nonfinite", config.allow_nonfinite, bool)
+    given = {}
+    for name, settings in config.model.items():
+        if settings["_target_"] is not None:
+            given[name] = instantiate(settings, _convert_="all")
+        elif set(settings) - {"_target_", "_partial_"}:
+            raise ValueError(
+                f"model.{name}: got settings without a class; "
+                f"add model.{name}._target_=MODULE.CLASS"
+            )
+    asked = config.ckpt_path
+    found = find_checkpoint(asked)
+    if found is not None:
+        config.ckpt_path = str(found)
+    try:
+        return load_model(config.ckpt_path, allow_nonfinite=config.allow_nonfinite, **given)
+    except ValueError as error:
+        foreign = error.__cause__
+        if not isinstance(foreign, ForeignConstructorError):
+            raise
+        key = f"model.{foreign.argument}"
+        raise ValueError(
+            f"ckpt_path: the {foreign.place} of the model in '{config.ckpt_path}' is "
+            f"{shown(foreign.constructor)}, which is not of this package and is not imported "
+            f"because a file names it; if it is yours, name it: ckpt_path={asked} "
+            f"{key}._target_=MODULE.CLASS, and each of its arguments as +{key}.NAME=VALUE"
+        ) from error
+
+
+def training_settings(ckpt_path: str) -> tuple[Path, dict[str, Any]] | None:
+    """Return the config.yaml of the training that a checkpoint is of, and its dataset's settings.
+
+    None if there is no such file. It may be a stranger's: nothing in it is resolved or run.
+
+    Raises:
+        ValueError: If it does not hold settings of a dataset.
+    """
+    checkpoint = find_checkpoint(ckpt_path)
+    if checkpoint is None or not os.path.lexists(path := checkpoint.parent.parent / "config.yaml"):
+        return None
+    try:
+        settings = read_yaml(path).get("dataset")
+    except ValueError as error:
+        raise ValueError(f"dataset: {error}; add dataset=NAME, so that it is not read") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("datamodule"), dict):
+        raise ValueError(f"dataset: '{path}' names no dataset; add dataset=NAME")
+    return path, settings["datamodule"]
+
+
+def training_data(config: Any, model: NVAE, *, ours: bool = True) -> Any:  # noqa: ANN401
+    """Return the data of the model's training, unless a dataset is named.
+
+    Settings under ``dataset`` that are not null replace the training's.
+
+    Args:
+        config: All settings.
+        model: The model.
+        ours: Whether it must be one of this package's, of which single images can be taken.
+
+    Raises:
+        ValueError: If no dataset is named and the training's is not known, or if its images are
+            not of the kind that the model is for.
+    """
+    if not _is_dataset_named():
+        return _data_of_run(config, model)
+    if "seed" in config.dataset.datamodule:  # one of the user's own need not take it
+        config.dataset.datamodule.seed = config.seed
+    image = instantiate(config.dataset.image)
+    if image != model.image:
+        raise ValueError(
+            f"dataset.image: the model is for {model.image}, the dataset has {image}; choose the "
+            "dataset that it was trained on, or set dataset.image.size, .channels, .bits and "
+            ".padding as the model's"
+        )
+    check_types(config)
+    return build_datamodule(config, ours=ours)
+
+
+def images_for(config: Any, model: NVAE, source: str, batch_size: int = 64) -> AllImages:  # noqa: ANN401
+    """Return all images of a source as those that a model is for, cropped as in its training."""
+    image = model.image
+    if _is_dataset_named():
+        settings: Any = OmegaConf.to_container(config.dataset.datamodule, resolve=True)
+    else:
+        found = training_settings(config.ckpt_path)
+        settings = {} if found is None else found[1]
+    kept = {
+        name: settings[name]
+        for name in ("crop", "interpolation", "background", "source_bits")
+        if settings.get(name) is not None
+    }
+    _check(kept, AllImages)
+    return AllImages(
+        source,
+        batch_size=batch_size,
+        image_size=image.size,
+        channels=image.channels,
+        bits=image.bits,
+        seed=config.seed,
+        **kept,
+    )
+
+
+def _is_dataset_named() -> bool:
+    return HydraConfig.get().runtime.choices.get("dataset") is not None
+
+
+def _data_of_run(config: Any, model: NVAE) -> ImageDataModule:  # noqa: ANN401
+    """Build the dataset that a run's config.yaml names, of this package's own only."""
+    found = training_settings(config.ckpt_path)
+    if found is None:
+        raise ValueError(
+            f"dataset: there is no config.yaml of a training beside '{config.ckpt_path}' that "
+            "would name it; add dataset=NAME"
+        )
+    path, settings = found
+    target = settings.get("_target_")
+    if not isinstance(target, str) or target not in _DATASETS:
+        raise ValueError(
+            f"dataset: '{path}' names the class {shown(target)}, which is not a dataset of this "
+            "package and is not imported because a file names it; add dataset=NAME, and for a "
+            "class of your own dataset.datamodule._target_=MODULE.CLASS"
+        )
+    kind = _DATASETS[target]
+    parameters = {name: value for name, value in settings.items() if name not in _OURS}
+    given: Any = OmegaConf.to_container(config.dataset, resolve=True)
+    given = {name: value for name, value in given.items() if value is not None}
+    root = parameters.get("root")
+    if "root" not in given and root is not None and not Path(str(root)).expanduser().exists():
+        raise ValueError(
+            f"dataset.root: {shown(root)}, which '{path}' names, is not there; set "
+            "dataset.root=FOLDER"
+        )
+    parameters |= given
+    _check(parameters, kind)
+    image = model.image
+    expected = {"image_size": image.size, "channels": image.channels, "bits": image.bits}
+    if wrong := [name for name in expected if parameters.get(name) != expected[name]]:
+        raise ValueError(
+            f"dataset.image: the model is for {image}, but '{path}' has "
+            f"{wrong[0]}={shown(parameters.get(wrong[0]))}; choose the dataset that it was "
+            "trained on: add dataset=NAME"
+        )
+    return kind(seed=config.seed, **parameters)
+
+
+def _check(parameters: dict[str, Any], kind: type[ImageDataModule]) -> None:
+    """Check settings of a dataset, which a file may have named, before they are used.
+
+    Raises:
+        ValueError: If the class does not take one, it is of another type, or it would have to be
+            resolved.
+    """
+    known = inspect.signature(kind, eval_str=True).parameters
+    for name, value in parameters.items():
+        if name not in known:
+            raise ValueError(
+                f"dataset.{name}: {kind.__name__} takes no such setting; it takes "
+                f"{', '.join(known)}"
+            )
+        if "${" in str(value):
+            raise ValueError(
+                f"dataset.{name}: got {shown(value)}, which is not resolved; set dataset.{name}"
+            )
+        check_type(f"dataset.{name}", value, known[name].annotation)

@@ -1,0 +1,83 @@
+"""Trained models, from wherever they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nvae_lightning.backends import Compute
+from nvae_lightning.model import NVAE
+from nvae_lightning.model.architecture import ARCHITECTURE
+from nvae_lightning.model.hub import CONFIG, build, is_hub_name
+from nvae_lightning.model.weights import weights_of
+from nvae_lightning.published.conversion import build_checkpoint, read_content
+from nvae_lightning.training.callbacks import last_checkpoint
+
+_PREFIX = "model."
+
+
+def find_checkpoint(source: str | Path) -> Path | None:
+    """Return the file to read: the one given, or the newest whole one of a run's folder.
+
+    None for a folder of :meth:`NVAE.save_pretrained` and for a name of the hub.
+
+    Raises:
+        ValueError: if there is nothing of that name, or no checkpoint in the folder.
+    """
+    path = Path(source).expanduser().absolute()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if (path / CONFIG).is_file():
+            return None
+        found = last_checkpoint(path / "checkpoints") or last_checkpoint(path)
+        if found is None:
+            raise ValueError(
+                f"'{path}' holds no whole checkpoint and no {CONFIG}: give the folder of a run, "
+                "its checkpoint, or the folder of save_pretrained"
+            )
+        return found
+    if not is_hub_name(str(source)):
+        raise ValueError(f"'{source}' does not exist: give a checkpoint, or the folder of a run")
+    return None
+
+
+def load_model(source: str | Path, *, allow_nonfinite: bool = False, **given: Any) -> NVAE:
+    """Load a model, in evaluation mode.
+
+    Args:
+        source: checkpoint of a training, folder of its run, folder of
+            :meth:`NVAE.save_pretrained`, ``owner/name`` on the Hugging Face hub, or checkpoint
+            of the published code.
+        allow_nonfinite: whether weights may be NaN or infinite.
+        **given: arguments of :class:`NVAE` to take instead of those that are described, as
+            constructors that are not of this package; none with the published code's.
+
+    Raises:
+        ValueError: if there is no such model, or it is damaged, foreign or asks for code to be
+            run.
+    """
+    model = _load(source, given, allow_nonfinite)
+    Compute().apply(model)
+    return model
+
+
+def _load(source: str | Path, given: dict[str, Any], allow_nonfinite: bool) -> NVAE:
+    path = find_checkpoint(source)
+    if path is None:
+        return NVAE.from_pretrained(source, allow_nonfinite=allow_nonfinite, **given)
+    content = read_content(path)
+    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        if given:
+            raise ValueError(f"'{path}' is no checkpoint of ours and takes no {', '.join(given)}")
+        return build_checkpoint(path, content, allow_nonfinite=allow_nonfinite)
+    weights = content.get("state_dict")
+    if ARCHITECTURE not in content or not isinstance(weights, dict):
+        raise ValueError(
+            f"'{path}' is a Lightning checkpoint, but not of an NVAE: give one that is"
+        )
+    weights = weights_of(_PREFIX, weights)
+    try:
+        return build(NVAE, content[ARCHITECTURE], weights, given, allow_nonfinite=allow_nonfinite)
+    except ValueError as error:
+        raise ValueError(f"'{path}': {error}") from error

@@ -1,0 +1,406 @@
+"""Fréchet distance between a model's samples and the training images."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from jaxtyping import Float, UInt8
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from tqdm import tqdm
+
+from nvae_lightning.data import ImageDataModule
+from nvae_lightning.data.storage import checksum
+from nvae_lightning.inference.evaluation import EvaluationModule
+from nvae_lightning.model import NVAE
+from nvae_lightning.training.callbacks.pictures import as_bytes
+
+_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+_WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+_REMEDY = (
+    f"set fid.weights to torch-fidelity's {_WEIGHTS}, which it offers with its releases and which "
+    "is never downloaded here, or give another network as fid.feature_extractor"
+)
+_REAL = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")
+_NUM_FINGERPRINTED = 256  # images
+_LAYOUT = 1  # of a cached file; another number makes all of them unknown
+
+
+class FrechetDistance(Callback):
+    r"""Compare samples with the training images at the end of a test.
+
+    .. math::
+        d^2 = \|\mu - \mu'\|^2 + \mathrm{tr}(\Sigma + \Sigma' - 2 (\Sigma \Sigma')^{1/2})
+
+    of means and covariances of the features of both. With the Inception network that the FID is
+    defined by it is logged as ``test/fid``. With any other network its values cannot be compared
+    with a published FID, so that it is ``test/frechet_distance_<class of the network>``.
+
+    Samples are the means of p(x | z), as pictures show them and the published evaluation takes
+    them. They and the training images, as the model sees them but not flipped, are rounded to 8
+    bits. The training images' statistics are kept in ``cache`` under a fingerprint of images and
+    network; of another network it takes the class, parameters, buffers and ``repr``, and cannot
+    know what is in none of these.
+
+    Source: Heusel et al. 2017, Eq. 6.
+
+    Args:
+        weights: file of the Inception network's weights, torch-fidelity's (the extra ``fid``).
+        feature_extractor: instead of it, maps uint8 images (batch, 3, height, width) to features
+            (batch, feature).
+        num_samples: of all devices together.
+        batch_size: images at one time on each device.
+        temperature: factor on the standard deviation of every prior; one number, or one per
+            scale, coarsest first.
+        cache: folder of the training images' statistics.
+        seed: of the samples.
+
+    Attributes:
+        name: under which the distance is logged.
+
+    Raises:
+        ValueError: if a number is out of range, there is not exactly one network, or its weights
+            or torch-fidelity are missing.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: str | Path | None = None,
+        feature_extractor: nn.Module | None = None,
+        num_samples: int = 50_000,
+        batch_size: int = 64,
+        temperature: int | float | Sequence[int | float] = 1.0,
+        cache: str | Path = "~/.cache/nvae_lightning/frechet",
+        seed: int = 0,
+    ) -> None:
+        for setting, value, minimum in (
+            ("num_samples", num_samples, 2),
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+        ):
+            if type(value) is not int or value < minimum:
+                raise ValueError(
+                    f"fid.{setting} must be a whole number, at least {minimum}, got {value!r}"
+                )
+        # Absolute from the start: a command may change its working folder later.
+        self.weights = None if weights is None else Path(weights).expanduser().absolute()
+        self.feature_extractor = feature_extractor
+        self._check_network()
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.temperature = _as_temperature(temperature)
+        self.cache = Path(cache).expanduser().absolute()
+        self.seed = seed
+        self._metric: FrechetInceptionDistance | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the logged distance."""
+        if self.feature_extractor is None:
+            return "test/fid"
+        return f"test/frechet_distance_{type(self.feature_extractor).__name__}"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find all that could fail before a training or a test begins.
+
+        Raises:
+            ValueError: if there is no data module of images, fewer samples than devices, not one
+                temperature per scale, or if the network's weights or features are unfit.
+        """
+        if stage not in ("fit", "test"):
+            return
+        data = _images_of(trainer)
+        if self.num_samples < trainer.world_size:
+            raise ValueError(
+                f"fid.num_samples: got {self.num_samples}, but each of {trainer.world_size} "
+                f"devices draws at least one; set fid.num_samples={trainer.world_size} or more"
+            )
+        num_scales = len(_model_of(pl_module).hierarchy.scales)
+        if isinstance(self.temperature, list) and len(self.temperature) != num_scales:
+            raise ValueError(
+                f"fid.temperature must be one number, or one for each of {num_scales} scales, "
+                f"got {self.temperature}"
+            )
+        device: torch.device = trainer.strategy.root_device
+        if device.type == "mps":  # which has no float64
+            device = torch.device("cpu")
+        # Weights are drawn before those of the file are read.
+        with torch.random.fork_rng([]), torch.no_grad():
+            metric = self._build(data.image_size, device)
+        if stage == "test":
+            self._metric = metric
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the distance.
+
+        Raises:
+            ValueError: if samples are not finite.
+        """
+        metric = self._metric
+        assert metric is not None
+        metric.reset()
+        devices = [device for device in {metric.device, pl_module.device} if device.type == "cuda"]
+        with torch.random.fork_rng(devices), torch.no_grad():
+            self._add_training_images(metric, trainer)
+            self._add_samples(metric, trainer, pl_module)
+            distance = metric.compute()  # of all ranks, on all of them
+        pl_module.log(self.name, distance.float().to(pl_module.device), sync_dist=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the memory back."""
+        self._metric = None
+        if self.feature_extractor is not None:
+            self.feature_extractor.cpu()
+
+    def _check_network(self) -> None:
+        if self.feature_extractor is not None:
+            if self.weights is not None:
+                raise ValueError(
+                    f"fid.weights: got '{self.weights}', but features come from "
+                    "fid.feature_extractor; set one of the two to null"
+                )
+            if not isinstance(self.feature_extractor, nn.Module):
+                raise ValueError(
+                    f"fid.feature_extractor must be a torch.nn.Module, got "
+                    f"{self.feature_extractor!r}: give its _target_"
+                )
+            return
+        if self.weights is None:
+            raise ValueError(
+                f"fid.weights: got None, but the FID takes an Inception network; {_REMEDY}"
+            )
+        if not self.weights.is_file():
+            raise ValueError(f"fid.weights: '{self.weights}' is not a file; {_REMEDY}")
+        if importlib.util.find_spec("torch_fidelity") is None:
+            raise ValueError(
+                f"fid.weights: got '{self.weights}', which takes torch-fidelity's network; "
+                'pip install "nvae-lightning[fid]", or give another one as fid.feature_extractor'
+            )
+
+    def _build(self, image_size: int, device: torch.device) -> FrechetInceptionDistance:
+        if self.feature_extractor is not None:
+            network = self.feature_extractor.eval().to(device)
+            images = torch.zeros(2, 3, image_size, image_size, dtype=torch.uint8, device=device)
+            features = network(images)
+            if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
+                got = tuple(features.shape) if isinstance(features, Tensor) else type(features)
+                raise ValueError(
+                    f"fid.feature_extractor must map images of shape {tuple(images.shape)} to "
+                    f"features of shape (2, number of features), got {got}"
+                )
+            return FrechetInceptionDistance(_Features(network, features.shape[1])).to(device)
+        assert self.weights is not None
+        try:
+            # torch-fidelity would run code that a file asks for.
+            torch.load(self.weights, map_location="cpu", weights_only=True)
+            # Without antialiasing, as the network of the first FID scaled its images.
+            metric = FrechetInceptionDistance(
+                2048, feature_extractor_weights_path=str(self.weights), antialias=False
+            )
+        except Exception as error:  # of many kinds, each with many lines
+            raise ValueError(
+                f"fid.weights: '{self.weights}' does not hold the weights of torch-fidelity's "
+                f"Inception network ({type(error).__name__}); {_REMEDY}"
+            ) from error
+        return metric.to(device)
+
+    def _add_training_images(self, metric: FrechetInceptionDistance, trainer: Trainer) -> None:
+        """Take their statistics from the cache, or compute and keep them."""
+        data = _images_of(trainer)
+        num_images = len(data.train_set)
+        path, known = Path(), None
+        if trainer.is_global_zero:  # whose cache it is: nodes may have one each
+            path = self.cache / f"{self._fingerprint(data)}.safetensors"
+            known = _read(path, metric, num_images)
+        if trainer.strategy.broadcast(known is not None):
+            # Only the first rank holds them, as the ranks' statistics are added up.
+            for name, value in (known or {}).items():
+                setattr(metric, name, value.to(metric.device))
+            return
+        step = self.batch_size * trainer.world_size
+        starts = range(self.batch_size * trainer.global_rank, num_images, step)
+        for start in tqdm(starts, "Training images", **_bar_options(trainer)):
+            indices = range(start, min(start + self.batch_size, num_images))
+            batch = data.train_set.__getitems__(indices).to(metric.device)
+            # Binary pixels are drawn: always the same, whatever the number of ranks.
+            torch.manual_seed(start)
+            metric.update(_as_colour(data.to_input(batch, train=False)), real=True)
+        with metric.sync_context():
+            totals = {name: getattr(metric, name).cpu() for name in _REAL}
+        if trainer.is_global_zero:
+            _write(path, totals)
+
+    def _add_samples(
+        self, metric: FrechetInceptionDistance, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
+        """Draw this rank's share."""
+        model = _model_of(pl_module)
+        share = len(range(trainer.global_rank, self.num_samples, trainer.world_size))
+        entropy = np.random.SeedSequence([self.seed, trainer.global_rank])
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        starts = range(0, share, self.batch_size)
+        for start in tqdm(starts, "Samples", **_bar_options(trainer)):
+            likelihood = model.sample(min(self.batch_size, share - start), self.temperature)
+            pixels = likelihood.mean.to(metric.device)
+            if not pixels.isfinite().all():
+                raise ValueError(
+                    f"fid: samples at fid.temperature={self.temperature} are not finite; lower "
+                    "it, or take a checkpoint of before the training diverged"
+                )
+            metric.update(_as_colour(pixels), real=False)
+
+    def _fingerprint(self, data: ImageDataModule) -> str:
+        """Name what the training images' statistics depend on."""
+        num_images = len(data.train_set)
+        settings = {
+            "layout": _LAYOUT,
+            "num_images": num_images,
+            "size": data.image_size,
+            "channels": data.channels,
+            "bits": data.bits,
+            "binarize": data.binarize,
+            "sha256": data.prepared["train"].sha256 if data.is_prepared else None,
+            "network": self._network_identity(),
+        }
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        spread = np.linspace(0, num_images - 1, min(num_images, _NUM_FINGERPRINTED)).round()
+        digest.update(data.train_set.__getitems__(spread.astype(int).tolist()).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _network_identity(self) -> list[str]:
+        network = self.feature_extractor
+        if network is not None:
+            kind = f"{type(network).__module__}.{type(network).__qualname__}"
+            return [kind, repr(network), _hash_of_tensors(network)]
+        assert self.weights is not None
+        found = checksum(self.weights, "Verifying the Inception network")
+        if found != _WEIGHTS_SHA256:
+            rank_zero_warn(
+                f"fid.weights: '{self.weights}' is not the published {_WEIGHTS} (its SHA-256 is "
+                f"{found}): test/fid can be compared with published ones only if its weights are"
+            )
+        return ["inception-v3-compat", found]
+
+
+class _Features(nn.Module):
+    """A network and its number of features, which torchmetrics would else find out or believe."""
+
+    def __init__(self, network: nn.Module, num_features: int) -> None:
+        super().__init__()
+        self.network = network
+        self.num_features = num_features
+
+    def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d"]:
+        # In float64, as the result gets the format of the features.
+        return self.network(images).double()
+
+
+def _as_temperature(temperature: int | float | Sequence[int | float]) -> float | list[float]:
+    single = isinstance(temperature, int | float)
+    values: list[Any] = [temperature] if single else list(temperature)
+    if not values or not all(
+        isinstance(value, int | float) and 0.0 <= value < math.inf for value in values
+    ):
+        raise ValueError(
+            f"fid.temperature must be finite and not negative, got {temperature!r}: give one "
+            "number, or one per scale"
+        )
+    return float(values[0]) if single else [float(value) for value in values]
+
+
+def _images_of(trainer: Trainer) -> ImageDataModule:
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, ImageDataModule):
+        raise ValueError(
+            f"fid: got {type(data).__name__} as data, but samples are compared with the training "
+            "images of an ImageDataModule; give the trainer one as datamodule"
+        )
+    return data
+
+
+def _model_of(pl_module: LightningModule) -> NVAE:
+    assert isinstance(pl_module, EvaluationModule)
+    return pl_module.model
+
+
+def _as_colour(
+    pixels: Float[Tensor, "batch channel height width"],
+) -> UInt8[Tensor, "batch 3 height width"]:
+    """Round to 8 bits; grey becomes a colour."""
+    return as_bytes(pixels).expand(-1, 3, -1, -1).contiguous()
+
+
+def _bar_options(trainer: Trainer) -> dict[str, Any]:
+    disable = None if trainer.is_global_zero else True  # None: where nobody looks
+    return {"unit": "batch", "leave": False, "disable": disable, "delay": 1.0}
+
+
+def _hash_of_tensors(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    # The buffers that its state dict leaves out, too.
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(
+    path: Path, metric: FrechetInceptionDistance, num_images: int
+) -> dict[str, Tensor] | None:
+    """Return the training images' statistics, if there are any and they are whole."""
+    try:
+        known = safetensors.torch.load(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, SafetensorError) as error:
+        reason = str(error)
+    else:
+        expected = {name: (value.shape, value.dtype) for name, value in _states(metric).items()}
+        if {name: (value.shape, value.dtype) for name, value in known.items()} != expected:
+            reason = "it holds something else"
+        elif known["real_features_num_samples"] != num_images:
+            reason = f"it is not of {num_images} images"
+        elif not all(value.isfinite().all() for value in known.values()):
+            reason = "it holds infinite numbers"
+        else:
+            return known
+    rank_zero_warn(f"fid.cache: '{path}' cannot be used ({reason}) and is made anew")
+    return None
+
+
+def _states(metric: FrechetInceptionDistance) -> dict[str, Tensor]:
+    return {name: getattr(metric, name) for name in _REAL}
+
+
+def _write(path: Path, statistics: dict[str, Tensor]) -> None:
+    """Write a file, whole or not at all; a test of hours does not end for want of one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Of a name of its own: other runs may be writing the same.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem[:8]}-") as folder:
+            partial = Path(folder) / path.name
+            with partial.open("wb") as file:
+                file.write(safetensors.torch.save(statistics))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+    except OSError as error:
+        rank_zero_warn(
+            f"fid.cache: '{path.parent}' cannot be written to ({error}): the next test will look "
+            "at all training images again; set fid.cache to a folder of yours"
+        )

@@ -1,0 +1,265 @@
+"""Training that goes on past numbers that are not finite, or says why it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from nvae_lightning.training.callbacks.checkpoint import read_checkpoint, step_of
+from nvae_lightning.training.module import NVAEModule, is_logging_step
+
+_FINE, _TOO_LARGE, _NOT_FINITE = range(3)
+
+
+class DivergedError(RuntimeError):
+    """A training that could not be saved by skipping steps and going back."""
+
+
+class Guard(Callback):
+    """Skip steps whose loss or gradient is not finite; after too many in a row, go back.
+
+    A skipped step leaves weights, optimiser and running statistics as they were, on all ranks,
+    whichever rank saw the number. After `patience` such steps in a row the weights and the
+    optimiser go back to the last checkpoint from before them, with λ raised and the learning rate
+    lowered; schedules and data go on. After `max_rollbacks` of these the training ends.
+
+    With fp16, a gradient that overflows is the gradient scaler's business as long as there is
+    room below its scale.
+
+    Args:
+        max_grad_norm: skip steps with a larger gradient, too; None for no such limit. After
+            `patience` of these in a row one is made with the gradient cut down to the limit.
+        patience: steps skipped in a row before more is done.
+        max_rollbacks: how often to go back before giving up.
+        penalty_factor: by which λ is multiplied at each.
+        learning_rate_factor: by which the learning rate is multiplied at each.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    def __init__(
+        self,
+        max_grad_norm: int | float | None = None,
+        patience: int = 10,
+        max_rollbacks: int = 3,
+        penalty_factor: int | float = 2.0,
+        learning_rate_factor: int | float = 0.5,
+    ) -> None:
+        for name, value, rule, holds in (
+            (
+                "max_grad_norm", max_grad_norm, "positive or null",
+                max_grad_norm is None or max_grad_norm > 0,
+            ),
+            (
+                "patience", patience, "a whole number, at least 1",
+                type(patience) is int and patience >= 1,
+            ),
+            (
+                "max_rollbacks", max_rollbacks, "a whole number, at least 0",
+                type(max_rollbacks) is int and max_rollbacks >= 0,
+            ),
+            ("penalty_factor", penalty_factor, "at least 1", penalty_factor >= 1),
+            (
+                "learning_rate_factor", learning_rate_factor, "above 0 and at most 1",
+                0 < learning_rate_factor <= 1,
+            ),
+        ):  # fmt: skip
+            if not holds:
+                raise ValueError(
+                    f"callbacks.guard.{name}: got {value!r}, but it must be {rule}; "
+                    f"set callbacks.guard.{name} accordingly"
+                )
+        self.max_grad_norm = max_grad_norm
+        self.patience = patience
+        self.max_rollbacks = max_rollbacks
+        self.penalty_factor = penalty_factor
+        self.learning_rate_factor = learning_rate_factor
+        self.num_skipped = 0
+        self.num_rollbacks = 0
+        self._in_a_row = {_TOO_LARGE: 0, _NOT_FINITE: 0}  # since the last step that was made
+        self._seen = ""
+        self._statistics: list[Tensor] = []
+        self._kept: list[Tensor] = []
+
+    @property
+    def is_skipping(self) -> bool:
+        """Whether the last step was not made."""
+        return any(self._in_a_row.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, as plain numbers."""
+        return {
+            "num_skipped": self.num_skipped,
+            "num_rollbacks": self.num_rollbacks,
+            "in_a_row": self._in_a_row.copy(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.num_skipped = state_dict["num_skipped"]
+        self.num_rollbacks = state_dict["num_rollbacks"]
+        self._in_a_row = state_dict["in_a_row"].copy()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the running statistics, which a forward pass changes before anything is known."""
+        self._statistics = [b for n, b in pl_module.named_buffers() if ".running_" in n]
+        self._kept = [b.clone() for b in self._statistics]
+
+    @torch.no_grad()
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Decide, with all ranks, whether this step is made."""
+        assert isinstance(pl_module, NVAEModule)
+        parameters = [p for p in pl_module.parameters() if p.grad is not None]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        verdict = self._verdict(trainer, pl_module, norm)
+        if verdict == _TOO_LARGE and self._in_a_row[_TOO_LARGE] >= self.patience:
+            assert self.max_grad_norm is not None
+            clip_grads_with_norm_(parameters, float(self.max_grad_norm), norm)
+            verdict = _FINE
+        if verdict == _FINE:
+            self._in_a_row = dict.fromkeys(self._in_a_row, 0)
+            _copy(self._kept, self._statistics)
+        else:
+            self._in_a_row[verdict] += 1
+            self._skip(trainer, pl_module, verdict, norm)
+        if is_logging_step(trainer, trainer.global_step + 1):
+            pl_module.log("train/skipped_steps", float(self.num_skipped))
+            pl_module.log("train/rollbacks", float(self.num_rollbacks))
+
+    def _verdict(self, trainer: Trainer, module: NVAEModule, norm: Tensor) -> int:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        finite = module.loss_is_finite
+        if scaler is None or scaler.get_scale() <= 1.0:
+            finite = finite & torch.isfinite(norm)
+        verdict = torch.where(finite, _FINE, _NOT_FINITE)
+        if self.max_grad_norm is not None:
+            too_large = finite & torch.isfinite(norm) & (norm > self.max_grad_norm)
+            verdict = torch.where(too_large, _TOO_LARGE, verdict)
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(verdict, torch.distributed.ReduceOp.MAX)
+        return int(verdict)
+
+    def _skip(self, trainer: Trainer, module: NVAEModule, verdict: int, norm: Tensor) -> None:
+        self.num_skipped += 1
+        if verdict == _NOT_FINITE:
+            seen = _describe(module)
+            self._seen = seen or self._seen
+        else:
+            seen = f"gradient norm {float(norm):.3g} above {self.max_grad_norm}"
+        rank_zero_warn(f"step {trainer.global_step} skipped: {seen or 'seen on another rank'}")
+        _copy(self._statistics, self._kept)
+        for parameter in module.parameters():
+            parameter.grad = None  # to an optimiser, a parameter that takes no part
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        """Go back if too many steps in a row were skipped.
+
+        Raises:
+            DivergedError: if that has been done too often, or there is nothing to go back to.
+        """
+        assert isinstance(pl_module, NVAEModule)
+        if self._in_a_row[_NOT_FINITE] < self.patience:
+            return
+        if self.num_rollbacks >= self.max_rollbacks:
+            raise self._diverged(trainer, f"after {self.num_rollbacks} rollbacks")
+        path = trainer.strategy.broadcast(self._last_good(trainer))
+        if path is None:
+            raise self._diverged(trainer, "before the first checkpoint")
+        checkpoint = read_checkpoint(Path(path))
+        pl_module.load_state_dict(checkpoint.get("current_model_state", checkpoint["state_dict"]))
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        rates = [group["lr"] * self.learning_rate_factor for group in groups]
+        trainer.strategy.load_optimizer_state_dict(checkpoint)
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate  # the schedule's, not the checkpoint's
+        pl_module.penalty_factor *= self.penalty_factor
+        pl_module.learning_rate_factor *= self.learning_rate_factor
+        _copy(self._kept, self._statistics)
+        self.num_rollbacks += 1
+        self._in_a_row = dict.fromkeys(self._in_a_row, 0)
+        rank_zero_warn(
+            f"step {trainer.global_step}: back to '{path}' after {self.patience} skipped steps; "
+            f"λ is now {pl_module.penalty_factor:g} times and the learning rate "
+            f"{pl_module.learning_rate_factor:g} times what is set"
+        )
+
+    def _diverged(self, trainer: Trainer, when: str) -> DivergedError:
+        """Say it in the metrics, too: from other unfinished runs it could not be told there."""
+        for logger in trainer.loggers:
+            logger.log_metrics({"train/diverged": 1.0}, step=trainer.global_step - 1)
+            logger.save()
+        return DivergedError(self._report(trainer, when))
+
+    def _last_good(self, trainer: Trainer) -> str | None:
+        """Return the latest whole checkpoint that was not made while steps were skipped."""
+        checkpoints = trainer.checkpoint_callback
+        folder = getattr(checkpoints, "dirpath", None)
+        if not trainer.is_global_zero or folder is None:
+            return None
+        for path in sorted(Path(folder).glob("step*.ckpt"), key=step_of, reverse=True):
+            try:
+                checkpoint = read_checkpoint(path)
+            except ValueError as error:
+                rank_zero_warn(f"{error}; another one is used")
+                continue
+            guard = checkpoint["callbacks"].get(self.state_key, {})
+            if not any(guard.get("in_a_row", {}).values()):
+                return str(path)
+        return None
+
+    def _report(self, trainer: Trainer, when: str) -> str:
+        seen = [self._seen]
+        if trainer.world_size > 1:
+            seen = [""] * trainer.world_size
+            torch.distributed.all_gather_object(seen, self._seen)
+        first = next(filter(None, seen), "a gradient that is not finite")
+        return (
+            f"the training does not stay finite: {self.patience} steps in a row were skipped up "
+            f"to step {trainer.global_step}, {when}; seen: {first}. What helps: a higher "
+            "penalty.weight, a lower optimizer.lr, trainer.precision=bf16-mixed or 32-true, "
+            "callbacks.guard.max_grad_norm"
+        )
+
+
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy many small tensors at once, or none."""
+    if targets:
+        torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _describe(module: NVAEModule) -> str:
+    """Say where numbers are not finite, as near to the cause as this rank can see."""
+    places = []
+    terms = module.last_terms
+    if terms is not None:
+        groups = (~torch.isfinite(terms.rate).all(1)).nonzero().flatten().tolist()
+        if groups:
+            places.append(f"KL of group{'s' if len(groups) > 1 else ''} {_some(groups)}")
+        if not torch.isfinite(terms.distortion).all():
+            places.append("distortion")
+    if not places:
+        names = [
+            name
+            for name, parameter in module.named_parameters()
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        ]
+        places += [f"gradient of {_some(names)}"] if names else []
+    return ", ".join(places)
+
+
+def _some(items: list[Any]) -> str:
+    return ", ".join(map(str, items[:3])) + (f" and {len(items) - 3} more" if items[3:] else "")

@@ -1,0 +1,122 @@
+"""Rate, balancing factor and active channels of every latent group over the training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+
+from nvae_lightning.training.callbacks.pictures import log_picture
+from nvae_lightning.training.module import NVAEModule, is_logging_step
+from nvae_lightning.utilities import figures
+
+# Of the history: what is kept, and under which name it is logged.
+_LOGGED = {"rates": "kl_group", "balance": "kl_balance", "active": "active_channels"}
+
+
+class KLPerGroup(Callback):
+    """Draw ``kl_per_group.png`` and ``kl_heatmap.png`` after every validation and the training.
+
+    They go to the loggers, too, as ``train/kl_per_group`` and ``train/kl_heatmap``. The history
+    that is drawn survives a resume. W&B also gets the table ``val/groups`` of what the groups have
+    come to.
+
+    Attributes:
+        steps: at which something was logged.
+        history: by name, the values of all groups at each of them.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.history: dict[str, list[list[float]]] = {name: [] for name in _LOGGED}
+        self._num_drawn = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """History so far, as tensors: there are as many numbers as steps times groups."""
+        return {
+            "steps": torch.tensor(self.steps),
+            **{name: torch.tensor(values) for name, values in self.history.items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave; earlier versions gave the rates alone."""
+        self.steps = torch.as_tensor(state_dict["steps"]).tolist()
+        unknown = torch.full_like(torch.as_tensor(state_dict["rates"]), math.nan)
+        for name in _LOGGED:
+            self.history[name] = torch.as_tensor(state_dict.get(name, unknown)).tolist()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        """Take what has been logged at this step, if anything has."""
+        step = trainer.global_step
+        if not is_logging_step(trainer, step) or step in self.steps[-1:]:
+            return
+        self.steps.append(step)
+        for name, logged in _LOGGED.items():
+            self.history[name].append(_by_group(trainer, f"train/{logged}/"))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw, and log the table."""
+        if not trainer.sanity_checking:
+            self._draw(trainer, pl_module)
+            self._log_table(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the whole training."""
+        self._draw(trainer, pl_module)
+
+    @rank_zero_only
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if len(self.steps) == self._num_drawn:
+            return
+        self._num_drawn = len(self.steps)
+        assert isinstance(pl_module, NVAEModule)
+        hierarchy = pl_module.model.hierarchy
+        heat_maps = figures.heat_maps_per_group(
+            self.steps,
+            **self.history,
+            scale_of_group=[scale for scale, _ in hierarchy.groups],
+            latent_channels=hierarchy.latent_channels,
+        )
+        lines = figures.lines_per_group(self.steps, self.history["rates"])
+        for name, figure in (("kl_per_group", lines), ("kl_heatmap", heat_maps)):
+            path = Path(trainer.default_root_dir) / f"{name}.png"
+            figures.write(figure, path)
+            with Image.open(path) as picture:
+                log_picture(trainer, f"train/{name}", picture.convert("RGB"))
+
+    @rank_zero_only
+    def _log_table(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.steps:
+            return
+        assert isinstance(pl_module, NVAEModule)
+        scales = [scale for scale, _ in pl_module.model.hierarchy.groups]
+        columns = {
+            "group": list(range(len(scales))),
+            "scale": scales,
+            "KL (nats)": _by_group(trainer, "val/kl_group/"),
+            "balancing factor": self.history["balance"][-1],  # of the training: it is of no other
+            "active channels": _by_group(trainer, "val/active_channels/"),
+        }
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("val/groups", list(columns), rows, step=trainer.global_step)
+
+
+def _by_group(trainer: Trainer, prefix: str) -> list[float]:
+    """Return what has last been logged of every group, coarsest first; of the first loader."""
+    metrics = trainer.callback_metrics
+    names = sorted(name for name in metrics if name.startswith(prefix))
+    if any(name.endswith("/dataloader_idx_0") for name in names):
+        names = [name for name in names if name.endswith("/dataloader_idx_0")]
+    values = [metrics[name] for name in names]
+    return torch.stack(values).tolist()  # one wait for the device, not one per group

@@ -1,0 +1,74 @@
+"""How much memory a training takes."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from nvae_lightning.model.live_bytes import LiveBytes
+from nvae_lightning.training.module import is_logging_step
+
+_COUNTED_STEP = 2  # the optimiser makes its state in the first
+
+
+class PeakMemory(Callback):
+    """Log ``train/peak_memory_gib``: the most that tensors take at one time, per device.
+
+    On a GPU it is the allocator's count since the training started. Elsewhere it is that of one
+    early step, counted tensor by tensor, with weights and the state of the optimiser: what a
+    process has of the system depends on what went before, such as another job of the sweep.
+    """
+
+    def __init__(self) -> None:
+        self._counter: LiveBytes | None = None
+        self._peak_bytes = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what there was before."""
+        self._peak_bytes = 0
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Count, in one step and not on a GPU."""
+        is_due = self._peak_bytes == 0 and trainer.global_step + 1 >= _COUNTED_STEP
+        if is_due and pl_module.device.type != "cuda":
+            self._counter = LiveBytes()
+            self._counter.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        """Log at logging steps."""
+        if self._counter is not None:
+            self._peak_bytes = _kept_bytes(trainer, pl_module) + self._counter.peak
+            self._stop()
+        if pl_module.device.type == "cuda":
+            self._peak_bytes = torch.cuda.max_memory_allocated(pl_module.device)
+        if self._peak_bytes and is_logging_step(trainer, trainer.global_step):
+            pl_module.log("train/peak_memory_gib", self._peak_bytes / 2**30)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Count no more."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)
+            self._counter = None
+
+
+def _kept_bytes(trainer: Trainer, module: LightningModule) -> int:
+    """Bytes of what outlives a step."""
+    states = [optimizer.state_dict()["state"] for optimizer in trainer.optimizers]
+    kept = chain(module.parameters(), module.buffers(), tree_leaves(states))
+    return sum(value.nbytes for value in kept if isinstance(value, Tensor))

@@ -1,0 +1,140 @@
+"""Samples and reconstructions as PNG files and at the loggers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import make_grid
+
+from nvae_lightning.inference.batches import images_of
+from nvae_lightning.training.module import NVAEModule
+from nvae_lightning.utilities.files import whole_file
+
+_LEAST_SIDE = 480
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Round images in [0, 1] to 8 bits."""
+    return (255 * images.float().clamp(0.0, 1.0)).round().byte()
+
+
+def grid(images: Tensor, num_columns: int) -> Tensor:
+    """Lay images out row by row as bytes, enlarged by whole pixels until fit to be looked at."""
+    canvas = as_bytes(make_grid(images.float().cpu(), nrow=num_columns, padding=1))
+    factor = max(1, -(-_LEAST_SIDE // canvas.shape[-1]))
+    return canvas.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
+
+def log_picture(trainer: Trainer, name: str, picture: Image.Image) -> None:
+    """Give a picture to the loggers that take any."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [picture], step=trainer.global_step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, pil_to_tensor(picture), trainer.global_step)
+
+
+class Pictures(Callback):
+    """Write ``samples.png`` and ``reconstructions.png`` after every validation and the test.
+
+    They go to the loggers, too, as ``val/samples`` … and ``test/samples`` …
+
+    Samples are the means of p(x | z). Reconstructions stand to the right of their image. The
+    same noise is used each time, so that pictures of one run can be compared.
+
+    Args:
+        num_images: images per picture.
+        temperature: of the priors that samples are drawn from.
+        seed: of the noise.
+
+    Raises:
+        ValueError: if there are fewer than two images or the temperature is negative.
+    """
+
+    def __init__(self, num_images: int = 64, temperature: float = 1.0, seed: int = 0) -> None:
+        if num_images < 2:
+            raise ValueError(f"callbacks.pictures.num_images must be at least 2, got {num_images}")
+        if not 0.0 <= temperature < math.inf:
+            raise ValueError(
+                "callbacks.pictures.temperature must be finite and not negative, got "
+                f"{temperature}"
+            )
+        self.num_images = num_images
+        self.temperature = temperature
+        self.seed = seed
+        self._images: list[Tensor] = []
+        self._chunk = 1
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
+        batch_idx: int, dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Keep a few images."""
+        self._keep(batch, batch_idx, trainer.num_val_batches[dataloader_idx])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw, except in the sanity check."""
+        if not trainer.sanity_checking:
+            self._draw(trainer, pl_module, "val")
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
+        batch_idx: int, dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Keep a few images."""
+        self._keep(batch, batch_idx, trainer.num_test_batches[dataloader_idx])
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the finished model's."""
+        self._draw(trainer, pl_module, "test")
+
+    def _keep(self, batch: object, batch_idx: int, num_batches: int | float) -> None:
+        """Take images from all over the split, which may be sorted by class."""
+        images = images_of(batch)
+        if batch_idx == 0:
+            self._images, self._chunk = [], len(images)
+        num_wanted = self.num_images // 2
+        if math.isinf(num_batches):  # a split of unknown length: take the first images
+            count = num_wanted - len(self._images)
+        else:  # as many as bring those of the batches so far to their share
+            share = num_wanted / num_batches
+            count = int((batch_idx + 1) * share) - int(batch_idx * share)
+        if count := min(count, len(images)):
+            self._images += images[torch.linspace(0, len(images) - 1, count).long()].unbind()
+
+    @rank_zero_only
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, NVAEModule)
+        model = pl_module.model
+        images = torch.stack(self._images[: self.num_images // 2]).to(pl_module.dtype)
+        was_training = model.training
+        model.eval()
+        devices = [images.device] if images.is_cuda else []
+        # The pictures must not shift the random numbers of the training.
+        with torch.random.fork_rng(devices), torch.no_grad():
+            torch.manual_seed(self.seed)
+            # In chunks of a batch, which is what is known to fit into memory.
+            samples = torch.cat(
+                [
+                    model.sample(min(self._chunk, self.num_images - start), self.temperature).mean
+                    for start in range(0, self.num_images, self._chunk)
+                ]
+            )
+            reconstructions = torch.cat(
+                [model(chunk).likelihood.mean for chunk in images.split(self._chunk)]
+            )
+        model.train(was_training)
+        pairs = torch.stack([images, reconstructions], 1).flatten(0, 1)
+        for name, pictures in (("samples", samples), ("reconstructions", pairs)):
+            picture = to_pil_image(grid(pictures, num_columns=8))
+            with whole_file(Path(trainer.default_root_dir) / f"{name}.png") as partial:
+                picture.save(partial)
+            log_picture(trainer, f"{stage}/{name}", picture)

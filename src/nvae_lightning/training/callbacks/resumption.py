@@ -1,0 +1,200 @@
+"""What a resumed run needs beyond what Lightning saves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loops.evaluation_loop import RestartStage as ValidationStage
+from lightning.pytorch.loops.fit_loop import RestartStage as FitStage
+from lightning.pytorch.loops.training_epoch_loop import RestartStage as EpochStage
+from lightning.pytorch.utilities import rank_zero_warn
+
+from nvae_lightning.data import ImageDataModule
+from nvae_lightning.data.sampler import ResumableLoader
+from nvae_lightning.training import random_state
+from nvae_lightning.training.csv_logger import ResumableCSVLogger
+from nvae_lightning.training.module import is_logging_step
+
+_KEY = "nvae_lightning"
+_COUNTS = ("ready", "started", "processed", "completed")
+
+
+class Resumption(Callback):
+    """Continue metrics.csv, the data and the loops where the checkpoint was made.
+
+    Lightning restores the place in the data too, but not once anything has asked for the number of
+    steps of the training, as schedules have to. Of its loops it restores the counts, but guesses
+    from them where in a step or an epoch the checkpoint was made, and its guesses miscount steps
+    (2.6): here the place is set explicitly.
+
+    The place in the data is a number of images. With other images per step than before, the rest
+    of the epoch has another number of steps; schedules count steps as ever.
+
+    A data module that is not this package's has no such place. The states of the random numbers
+    are saved instead, so that a resume from the end of an epoch is exact; within an epoch its
+    remaining batches are drawn again, as Lightning does.
+    """
+
+    def __init__(self) -> None:
+        self._place: _Place | None = None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the images per batch, and the metrics that are written after the checkpoint."""
+        row = {}
+        if is_logging_step(trainer, trainer.global_step):
+            metrics = trainer.logged_metrics
+            row = {k: float(v) for k, v in metrics.items() if k.startswith("train/")}
+            row["epoch"] = trainer.current_epoch
+        checkpoint[_KEY] = {
+            "global_batch_size": _global_batch_size(trainer),
+            "last_row": row,
+            "loader": None,
+        }
+        if (loader := _loader(trainer)) is not None:
+            checkpoint[_KEY]["loader"] = loader.state_dict()
+        else:
+            checkpoint[_KEY]["random"] = random_state.capture(trainer.strategy.root_device)
+        _straighten(checkpoint)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note the place of the checkpoint, and set the loggers to it."""
+        state = checkpoint.get(_KEY)
+        if state is None or trainer.state.fn != "fit":
+            return
+        before, now = state["global_batch_size"], _global_batch_size(trainer)
+        progress = checkpoint["loops"]["fit_loop"]
+        batches = progress["epoch_loop.batch_progress"]["current"]
+        self._place = _Place(
+            loader=state["loader"],
+            random=state.get("random"),
+            epoch=progress["epoch_progress"]["current"]["completed"],
+            num_batches=batches["ready"] * before // now if before and now else batches["ready"],
+            is_last_batch=progress["epoch_loop.batch_progress"]["is_last_batch"],
+            is_validated=batches["completed"] == batches["ready"],
+        )
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, ResumableCSVLogger):
+                    logger.resume(
+                        checkpoint["global_step"],
+                        state["last_row"],
+                        is_validated=self._place.is_validated,
+                    )
+        if before and now and before != now:
+            rank_zero_warn(
+                f"the checkpoint was made with {before} images a step, this run has {now}; "
+                "the epoch continues after the same images"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the loader, or the random numbers in its stead, and the loops to the place."""
+        loader, place = _loader(trainer), self._place
+        if loader is None:
+            data = getattr(trainer, "datamodule", None)
+            rank_zero_warn(
+                f"{type(trainer.train_dataloader if data is None else data).__name__} does not "
+                "save its place in an epoch: a run that is resumed from the end of an epoch "
+                "continues exactly, one resumed within an epoch draws the rest of the epoch again"
+            )
+        if place is None:
+            return
+        if loader is not None and place.loader is not None:
+            loader.load_state_dict(place.loader)
+        if place.random is not None:
+            device = trainer.strategy.root_device
+            random_state.restore(place.random, device, trainer.global_rank)
+            assert trainer.fit_loop._data_fetcher is not None
+            iter(trainer.fit_loop._data_fetcher)  # draws the order, which it has done before
+        _set_loops(trainer, place)
+        self._place = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in the loops a checkpoint was made."""
+
+    loader: dict[str, int] | None
+    random: dict[str, Any] | None  # states of the random numbers, where the loader has no place
+    epoch: int  # counted from 0
+    num_batches: int  # of this epoch that were trained on
+    is_last_batch: bool
+    is_validated: bool  # any validation that was due after the last batch has been made
+
+
+def _set_loops(trainer: Trainer, place: _Place) -> None:
+    """Set Lightning's loops, which are about to begin, to a place."""
+    loop, steps = trainer.fit_loop.epoch_loop, trainer.global_step
+    limit, num_batches = trainer.num_training_batches, place.num_batches
+    is_last = place.is_last_batch or num_batches >= limit
+    if is_last and limit != math.inf:
+        num_batches = int(limit)
+    is_end = is_last and place.is_validated
+    if is_end or num_batches == 0:  # begin an epoch, like any other
+        _set_epoch(trainer, place.epoch + is_end, is_begun=False)
+        trainer.fit_loop._restarting = loop.restarting = False
+        trainer.fit_loop.reset_restart_stage()
+        loop.reset_restart_stage()
+        loop._batches_that_stepped = steps
+        return
+    _set_epoch(trainer, place.epoch, is_begun=True)
+    trainer.fit_loop._restart_stage = FitStage.RESTARTED_MID_EPOCH
+    loop._restart_stage = EpochStage.RESTARTED_ON_LAST
+    loop.batch_progress.is_last_batch = is_last
+    for counts in (loop.batch_progress.current, loop.batch_progress.total):
+        ready = num_batches if counts is loop.batch_progress.current else counts.ready
+        counts.load_state_dict(dict.fromkeys(_COUNTS, ready))
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    # Lightning counts the step again where it comes to a validation, made or not.
+    is_due = loop._should_check_val_fx(fetcher)
+    loop._batches_that_stepped = steps - (is_due and not loop._should_accumulate())
+    if is_due and not place.is_validated:
+        loop.val_loop.restarting = False
+        loop.val_loop._restart_stage = ValidationStage.RESTARTED_MID_EVALUATION
+    elif is_last:
+        loop.val_loop._has_run = True  # else it would train on another batch
+
+
+def _set_epoch(trainer: Trainer, epoch: int, *, is_begun: bool) -> None:
+    progress = trainer.fit_loop.epoch_progress
+    counts = {"processed": epoch, "completed": epoch}
+    counts |= dict.fromkeys(("ready", "started"), epoch + is_begun)
+    for part in (progress.current, progress.total):
+        part.load_state_dict(counts)
+
+
+def _straighten(checkpoint: dict[str, Any]) -> None:
+    """Set the counts of a checkpoint to what they are in a first run, wherever it is made.
+
+    Lightning calls the hooks of an epoch's end also where a training ends within an epoch, and
+    after a resume it counts the validation before as one of this epoch.
+    """
+    progress = checkpoint["loops"]["fit_loop"]
+    batches = progress["epoch_loop.batch_progress"]
+    is_validated = batches["current"]["ready"] == batches["current"]["completed"]
+    is_end = is_validated and batches["is_last_batch"]
+    epoch = checkpoint["epoch"] = progress["epoch_progress"]["current"]["ready"] - 1
+    for counts in progress["epoch_progress"].values():
+        counts.update(ready=epoch + 1, started=epoch + 1)
+        counts.update(processed=epoch + is_end, completed=epoch)
+    num_steps = checkpoint["global_step"] - (not is_validated)
+    progress["epoch_loop.state_dict"]["_batches_that_stepped"] = num_steps
+    validation = progress["epoch_loop.val_loop.batch_progress"]["total"]
+    validation.update(dict.fromkeys(validation, 0))
+
+
+def _loader(trainer: Trainer) -> ResumableLoader[Any] | None:
+    loader = trainer.train_dataloader
+    return loader if isinstance(loader, ResumableLoader) else None
+
+
+def _global_batch_size(trainer: Trainer) -> int | None:
+    data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    return data.batch_size * trainer.world_size if isinstance(data, ImageDataModule) else None

@@ -1,0 +1,65 @@
+"""How long samples take."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from nvae_lightning.training.module import NVAEModule
+
+
+class SamplingSpeed(Callback):
+    """Log ``test/sampling_ms_per_image``: the median over batches of samples after the test.
+
+    What is timed is a batch's way from noise to the means of p(x | z), in the precision of the
+    training. One batch goes before and does not count.
+
+    Source: Vahdat & Kautz 2020, Sec. 4.3.
+
+    Args:
+        batch_size: images drawn at once.
+        num_batches: batches that are timed.
+
+    Raises:
+        ValueError: if a number is below 1.
+    """
+
+    def __init__(self, batch_size: int = 36, num_batches: int = 10) -> None:
+        for name, value in (("batch_size", batch_size), ("num_batches", num_batches)):
+            if value < 1:
+                raise ValueError(
+                    f"callbacks.sampling_speed.{name} must be at least 1, got {value}"
+                )
+        self.batch_size = batch_size
+        self.num_batches = num_batches
+
+    @torch.no_grad()
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw and time."""
+        assert isinstance(pl_module, NVAEModule)
+        device = pl_module.device
+        seconds = []
+        # The samples must not shift the random numbers of others.
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            trainer.precision_plugin.forward_context(),
+        ):
+            for _ in range(1 + self.num_batches):
+                _wait_for(device)
+                started = time.perf_counter()
+                pl_module.model.sample(self.batch_size)
+                _wait_for(device)
+                seconds.append(time.perf_counter() - started)
+        median = statistics.median(seconds[1:])
+        pl_module.log(
+            "test/sampling_ms_per_image", 1000.0 * median / self.batch_size, sync_dist=True
+        )
+
+
+def _wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,74 @@
+"""The summary that closes a training."""
+
+from __future__ import annotations
+
+import time
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from nvae_lightning.inference.batches import images_of
+from nvae_lightning.training.module import NVAEModule
+
+
+class Summary(Callback):
+    """Print what came of a run after its test: likelihoods, speed, and where everything is."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+        self._seconds = 0.0
+        self._num_images = 0
+        self._first_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started, self._num_images = time.perf_counter(), 0
+        self._first_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        """Count images."""
+        self._num_images += len(images_of(batch)) * trainer.world_size
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._seconds = time.perf_counter() - self._started
+
+    @rank_zero_only
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table."""
+        assert isinstance(pl_module, NVAEModule)
+        metrics = trainer.callback_metrics
+        active = [v for name, v in metrics.items() if name.startswith("test/active_channels/")]
+        num_channels = len(active) * pl_module.model.hierarchy.latent_channels
+        num_samples = pl_module.num_importance_samples
+        table = Table("", "nats per image", "bits per dim", title="Test", title_justify="left")
+        for name in metrics:
+            if name.startswith("test/elbo"):
+                loader = name.removeprefix("test/elbo")  # nothing, if there is a single one
+                label = loader.replace("/dataloader_idx_", ", loader ")
+                table.add_row(
+                    f"ELBO (negative){label}",
+                    f"{-metrics[f'test/elbo{loader}']:.2f}",
+                    f"{metrics[f'test/bpd{loader}']:.4f}",
+                )
+                table.add_row(
+                    f"NLL ({num_samples} importance samples){label}",
+                    f"{metrics[f'test/nll{loader}']:.2f}",
+                    f"{metrics[f'test/nll_bpd{loader}']:.4f}",
+                )
+        console = Console()
+        console.print(table)
+        console.print(f"active channels  {sum(map(float, active)):.1f} of {num_channels}")
+        if self._seconds:
+            speed = self._num_images / self._seconds
+            num_steps = trainer.global_step - self._first_step
+            console.print(
+                f"trained          {num_steps} steps in {self._seconds:.0f} s, "
+                f"{speed:.0f} images a second, validation included"
+            )
+        console.print(f"everything is in {trainer.default_root_dir}", soft_wrap=True)

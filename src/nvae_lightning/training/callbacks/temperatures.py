@@ -1,0 +1,88 @@
+"""Samples over temperatures, as the paper's Fig. 4 shows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from nvae_lightning.inference.sampling import recalibrate, with_statistics
+from nvae_lightning.training.module import NVAEModule
+from nvae_lightning.utilities import figures
+
+
+class Temperatures(Callback):
+    """Write ``temperatures.png`` after the test: a row of samples per temperature.
+
+    Statistics of batch normalisation are measured anew for each temperature. A column has the same
+    noise in all rows.
+
+    Source: Vahdat & Kautz 2020, Sec. 4.2.
+
+    Args:
+        temperatures: factors on the standard deviation of the priors.
+        num_images: per temperature.
+        num_passes: over which the statistics are measured; see :func:`recalibrate`.
+        batch_size: images per pass, of the measurement and of the drawing.
+        seed: of the noise.
+
+    Raises:
+        ValueError: if there is no temperature, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        temperatures: Sequence[float],
+        num_images: int = 10,
+        num_passes: int = 500,
+        batch_size: int = 16,
+        seed: int = 0,
+    ) -> None:
+        name = "callbacks.temperatures"
+        if not temperatures or not all(0.0 <= value < math.inf for value in temperatures):
+            raise ValueError(
+                f"{name}.temperatures: got {list(temperatures)}, but they must be finite and not "
+                f"negative; set for example {name}.temperatures=[0.7,1.0]"
+            )
+        for key, value in (
+            ("num_images", num_images), ("num_passes", num_passes), ("batch_size", batch_size)
+        ):  # fmt: skip
+            if value < 1:
+                raise ValueError(f"{name}.{key} must be at least 1, got {value}")
+        self.temperatures = list(temperatures)
+        self.num_images = num_images
+        self.num_passes = num_passes
+        self.batch_size = batch_size
+        self.seed = seed
+
+    @torch.no_grad()
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw: on all ranks, as batch normalisation measures over them together."""
+        assert isinstance(pl_module, NVAEModule)
+        model, device = pl_module.model, pl_module.device
+        rows = []
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            for temperature in self.temperatures:
+                statistics = recalibrate(
+                    model, temperature, num_passes=self.num_passes, batch_size=self.batch_size,
+                    seed=self.seed,
+                )  # fmt: skip
+                torch.manual_seed(self.seed)
+                with with_statistics(model, statistics):
+                    images = [
+                        model.sample(min(self.batch_size, self.num_images - start), temperature)
+                        for start in range(0, self.num_images, self.batch_size)
+                    ]
+                rows.append(torch.cat([likelihood.mean for likelihood in images]))
+        if not trainer.is_global_zero:
+            return
+        labels = [f"t = {temperature:g}" for temperature in self.temperatures]
+        path = Path(trainer.default_root_dir) / "temperatures.png"
+        figures.write(figures.rows_of_images(torch.stack(rows), labels), path)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("test/temperatures", [str(path)], step=trainer.global_step)

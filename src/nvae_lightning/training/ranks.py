@@ -1,0 +1,92 @@
+"""The trainer of every command, and the ranks that it runs on."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+
+from nvae_lightning.cli.setting_types import check_type
+from nvae_lightning.training.callbacks import Heartbeat
+
+
+def strategy_of_a_command(strategy: object) -> object:
+    """Return the strategy to use, and warn if it is another than the one that is set.
+
+    A process forked or spawned within the command would not hand back what it has trained.
+
+    >>> strategy_of_a_command("ddp_find_unused_parameters_true")
+    'ddp_find_unused_parameters_true'
+    """
+    found = re.fullmatch(
+        r"ddp_(?:forkserver|fork|spawn|notebook)(_find_unused_parameters_(?:true|false))?",
+        str(strategy).lower(),
+    )
+    if found is None:
+        return strategy
+    used = f"ddp{found[1] or ''}"
+    rank_zero_warn(
+        f"trainer.strategy: got {strategy}, but {used} is used instead: ranks are started by the "
+        "command itself"
+    )
+    return used
+
+
+def devices_of_a_command(devices: object, environment: Mapping[str, str] = os.environ) -> object:
+    """Return the devices to use; ``auto`` means one for each process that torchrun has started.
+
+    >>> devices_of_a_command("auto", {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2"})
+    2
+    """
+    if devices == "auto" and "TORCHELASTIC_RUN_ID" in environment:
+        return int(environment["LOCAL_WORLD_SIZE"])
+    return devices
+
+
+def make_trainer(*, timeout_minutes: int | float, **settings: Any) -> Trainer:
+    """Make Lightning's trainer, which ends if one of several ranks stops answering.
+
+    Args:
+        timeout_minutes: Time after which a rank that does not answer ends the others.
+        settings: Arguments of the trainer.
+
+    Raises:
+        ValueError: If the time is not positive, or torchrun has started another number of ranks.
+    """
+    check_type("trainer.timeout_minutes", timeout_minutes, int | float)
+    if timeout_minutes <= 0:
+        raise ValueError(f"trainer.timeout_minutes must be positive, got {timeout_minutes}")
+    settings["strategy"] = strategy_of_a_command(settings.get("strategy", "auto"))
+    settings["devices"] = devices_of_a_command(settings.get("devices", "auto"))
+    trainer = Trainer(**settings)
+    num_ranks = trainer.num_devices * trainer.num_nodes
+    started = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
+    if started is not None and int(started) != num_ranks:
+        raise ValueError(
+            f"trainer.devices: got {trainer.num_devices} on trainer.num_nodes={trainer.num_nodes}"
+            f", but torchrun has started {started} processes in all; set trainer.devices=auto and "
+            "the number of machines as trainer.num_nodes"
+        )
+    if trainer.world_size > 1:
+        trainer.callbacks.insert(0, Heartbeat(timeout_minutes))  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(strategy := trainer.strategy, DDPStrategy) and strategy._timeout:
+            # A collective must not give up before the heartbeat has named the rank.
+            strategy._timeout = max(strategy._timeout, timedelta(minutes=2 * timeout_minutes))
+    return trainer
+
+
+def _signature() -> inspect.Signature:
+    """Return the trainer's signature with the time-out, by which settings are checked."""
+    own = inspect.signature(make_trainer, eval_str=True).parameters["timeout_minutes"]
+    lightnings = inspect.signature(Trainer, eval_str=True)
+    return lightnings.replace(parameters=[*lightnings.parameters.values(), own])
+
+
+setattr(make_trainer, "__signature__", _signature())  # noqa: B010 -- unknown to type checkers

@@ -1,0 +1,317 @@
+"""Figures of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import wrap
+
+import matplotlib as mpl
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from nvae_lightning.utilities.files import whole_file
+
+_MOST_COLUMNS = 1000  # of a heat map: about its pixels
+_MOST_IN_LEGEND = 10  # lines whose colours can be distinguished
+_LEAST_RATE = 1e-2  # nats: what lies below is of one colour, and no information
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whatever Matplotlib's backend is.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with whole_file(path) as partial:
+        FigureCanvasAgg(figure).print_png(partial)
+
+
+def rate_per_group(
+    rates: Sequence[float], active: Sequence[float], scale_of_group: Sequence[int]
+) -> Figure:
+    """Draw the rate of every group as a bar, coloured by its scale, with its active channels.
+
+    Args:
+        rates: nats per image, coarsest group first.
+        active: number of active channels.
+        scale_of_group: index of the group's scale.
+    """
+    figure = Figure(figsize=(max(6.0, 2.0 + 0.35 * len(rates)), 4.5), layout="constrained")
+    axes = figure.subplots()
+    num_scales = max(scale_of_group) + 1
+    colours = mpl.colormaps["viridis"].resampled(num_scales + 1)
+    groups = range(len(rates))
+    for scale in range(num_scales):
+        own = [group for group in groups if scale_of_group[group] == scale]
+        axes.bar(own, [rates[g] for g in own], color=colours(scale), label=f"scale {scale}")
+    bottom, top = min(0.0, *rates), max(*rates, 0.1)
+    for group in groups:
+        at = max(rates[group], 0.0) + 0.01 * (top - bottom)
+        axes.text(group, at, f"{active[group]:.0f}", ha="center", va="bottom", fontsize=8)
+    axes.set_ylim(bottom, 1.08 * top)
+    axes.set(xlabel="group, coarsest (0) to finest", ylabel="rate (nats per image)")
+    axes.set_title("rate per group; the numbers are active channels", fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(title="coarsest first", fontsize=8, title_fontsize=8)
+    return figure
+
+
+def lines_per_group(steps: Sequence[int], rates: Sequence[Sequence[float]]) -> Figure:
+    """Draw the rate of every group over the training, as the paper's Fig. 5b does.
+
+    Up to ten groups are named in a legend, more by a colour bar.
+
+    Args:
+        steps: of the training, rising.
+        rates: nats per image at each of them, coarsest group first.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    num_groups = len(rates[0])
+    has_legend = num_groups <= _MOST_IN_LEGEND
+    # Beside the lines of a legend, the lightest yellow would hardly be seen on white.
+    scale = Normalize(0, num_groups if has_legend else num_groups - 1)
+    colours = mpl.colormaps["viridis"]
+    marker = "o" if len(steps) == 1 else ""
+    for group, values in enumerate(zip(*rates, strict=True)):
+        colour = colours(scale(group))
+        axes.plot(steps, values, color=colour, linewidth=1.2, marker=marker, label=f"{group}")
+    axes.set(xlabel="training step", ylabel="KL per group (nats)")
+    # KL starts hundreds of times higher than it ends, and flows' estimates may be negative.
+    axes.set_yscale("symlog", linthresh=1.0)
+    axes.grid(alpha=0.3)
+    label = "group, coarsest (0) to finest"
+    if has_legend:
+        columns = min(5, num_groups)
+        axes.legend(title=label, ncols=columns, fontsize=8, title_fontsize=8)
+    else:
+        ticks = MaxNLocator(integer=True)
+        figure.colorbar(ScalarMappable(scale, colours), ax=axes, ticks=ticks, label=label)
+    return figure
+
+
+def heat_maps_per_group(
+    steps: Sequence[int],
+    rates: Sequence[Sequence[float]],
+    balance: Sequence[Sequence[float]],
+    active: Sequence[Sequence[float]],
+    *,
+    scale_of_group: Sequence[int],
+    latent_channels: int,
+) -> Figure:
+    """Draw rate, balancing factor and active channels of every group over the training.
+
+    A column reaches from the step before to its own; of very many only some are drawn. White lines
+    part the scales, what is not a number is grey.
+
+    Args:
+        steps: of the training, rising.
+        rates: nats per image at each of them, coarsest group first.
+        balance: balancing factors.
+        active: numbers of active channels.
+        scale_of_group: index of the group's scale.
+        latent_channels: channels of a group.
+    """
+    stride = -(-len(steps) // _MOST_COLUMNS)
+    chosen = range(len(steps))[::-stride][::-1]  # the last one among them
+    ends = [steps[index] for index in chosen]
+    edges = [max(0, 2 * ends[0] - ends[1]) if len(ends) > 1 else ends[0] - 1, *ends]
+    maps = [torch.tensor([rows[index] for index in chosen]) for rows in (rates, balance, active)]
+    norms = [
+        LogNorm(_LEAST_RATE, _largest(maps[0], 10 * _LEAST_RATE)),
+        Normalize(0.0, _largest(maps[1], 1.0)),
+        Normalize(0, latent_channels),
+    ]
+    # Flows' estimates of a collapsed group may be negative, which has no logarithm.
+    maps[0] = maps[0].clamp_min(_LEAST_RATE)
+    labels = ("KL (nats per image)", "balancing factor", f"active channels, of {latent_channels}")
+    num_groups = len(scale_of_group)
+    height = max(1.6, 0.6 + 0.11 * num_groups)
+    figure = Figure(figsize=(9, 0.6 + 3 * height), layout="constrained")
+    colours = mpl.colormaps["viridis"].with_extremes(bad="lightgrey")
+    rows = [group - 0.5 for group in range(num_groups + 1)]
+    all_axes = figure.subplots(3, sharex=True)
+    for axes, values, norm, label in zip(all_axes, maps, norms, labels, strict=True):
+        mesh = axes.pcolormesh(edges, rows, values.T.numpy(), norm=norm, cmap=colours)
+        for group in range(1, num_groups):
+            if scale_of_group[group] != scale_of_group[group - 1]:
+                axes.axhline(group - 0.5, color="white", linewidth=1.0)
+        axes.set_ylim(num_groups - 0.5, -0.5)  # the coarsest on top
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylabel("group (0: coarsest)")
+        figure.colorbar(mesh, ax=axes, label=label, extend="min" if norm is norms[0] else None)
+    all_axes[-1].set_xlabel("training step")
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def _largest(values: Tensor, least: float) -> float:
+    """Return the largest finite value, and no less than the least."""
+    return float(torch.cat([values[values.isfinite()], torch.tensor([least])]).max())
+
+
+def most_and_least_likely(
+    images: Callable[[Tensor], Tensor],
+    log_likelihood: Tensor,
+    *,
+    binarized: bool = False,
+    num_each: int = 20,
+) -> Figure:
+    """Draw the most and the least likely images, from the most to the least.
+
+    Args:
+        images: given indices, returns images (count, channel, height, width) in [0, 1].
+        log_likelihood: nats of each.
+        binarized: whether the images' pixels were made binary, which the titles then say.
+        num_each: how many of both, at most half of all.
+    """
+    order = log_likelihood.argsort(descending=True)
+    num_each = min(num_each, max(1, len(order) // 2))
+    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    titles = ("most likely", "least likely")
+    for axes, title, chosen in zip(
+        figure.subplots(2), titles, (order[:num_each], order[-num_each:]), strict=True
+    ):
+        grid = make_grid(images(chosen).float().cpu(), nrow=10, padding=1, pad_value=1.0)
+        axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
+        first, last = (float(log_likelihood[chosen[index]]) for index in (0, -1))
+        note = " (images binarised for the model)" if binarized else ""
+        axes.set_title(f"{title}{note}: {first:,.1f} to {last:,.1f} nats", fontsize=10)
+        axes.set_axis_off()
+    return figure
+
+
+def histograms(
+    scores: Mapping[str, tuple[Tensor, Tensor]], areas: Sequence[float], labels: tuple[str, str]
+) -> Figure:
+    """Draw how often two sets of images have each score.
+
+    Args:
+        scores: of both sets, by name.
+        areas: under the ROC curve, of each score.
+        labels: of the sets.
+    """
+    num_columns = min(3, len(scores))
+    num_rows = -(-len(scores) // num_columns)
+    figure = Figure(figsize=(4 * num_columns, 3 * num_rows), layout="constrained")
+    all_axes = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+    for axes in all_axes[len(scores) :]:
+        axes.set_axis_off()
+    for axes, (name, pair), area in zip(all_axes, scores.items(), areas, strict=False):
+        low, high = (float(torch.cat(pair).quantile(q)) for q in (0.005, 0.995))
+        for values, label in zip(pair, labels, strict=True):
+            clipped = values.clamp(low, high).numpy()
+            axes.hist(clipped, bins=40, range=(low, high), density=True, alpha=0.6, label=label)
+        axes.set_title(f"{name}: AUROC {area:.3f}", fontsize=10)
+        axes.set_xlabel("nats", fontsize=8)
+        axes.set_yticks([])
+    figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+def rows_of_images(rows: Tensor, labels: Sequence[str]) -> Figure:
+    """Draw rows of images, each with a label at its left.
+
+    Args:
+        rows: images (row, column, channel, height, width) in [0, 1].
+        labels: one per row.
+    """
+    num_rows, num_columns = rows.shape[:2]
+    figure = Figure(figsize=(1.0 * num_columns + 0.8, 1.0 * num_rows), layout="constrained")
+    all_axes = figure.subplots(num_rows, squeeze=False).flatten()
+    for axes, row, label in zip(all_axes, rows, labels, strict=True):
+        grid = make_grid(row.float().cpu().clamp(0.0, 1.0), nrow=num_columns, padding=1)
+        axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+        axes.set(xticks=[], yticks=[])
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    figure.set_dpi(150)
+    return figure
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity of several rows of a table, measured and published.
+
+    Args:
+        title: what it is.
+        labels: of the rows.
+        measured: means; NaN where there is none.
+        errors: standard errors of them; NaN where there is none.
+        published: NaN where there is none.
+    """
+
+    title: str
+    labels: Sequence[str]
+    measured: Sequence[float]
+    errors: Sequence[float]
+    published: Sequence[float]
+
+
+def measured_beside_published(comparisons: Sequence[Comparison]) -> Figure:
+    """Draw a pair of panels per quantity: what is measured and, beside it, what is published.
+
+    Each has a scale of its own, as budgets differ; it is the order of the rows that can be
+    compared.
+    """
+    num_columns = min(2, len(comparisons))
+    num_rows = -(-len(comparisons) // num_columns)
+    figure = Figure(figsize=(6.4 * num_columns, 3.6 * num_rows), layout="constrained")
+    places = figure.subfigures(num_rows, num_columns, squeeze=False).flatten()
+    for place, panel in zip(places, comparisons, strict=False):
+        place.suptitle(panel.title, fontsize=10)
+        sides = [("measured here", panel.measured, panel.errors, "o", "tab:blue")]
+        if any(value == value for value in panel.published):
+            none = [0.0] * len(panel.published)
+            sides.append(("in the paper", panel.published, none, "D", "tab:orange"))
+        all_axes = place.subplots(1, len(sides), squeeze=False).flatten()
+        for axes, (title, values, errors, marker, colour) in zip(all_axes, sides, strict=True):
+            bars = [0.0 if error != error else error for error in errors]
+            rows = range(len(panel.labels))
+            axes.errorbar(rows, values, bars, fmt=marker, color=colour, capsize=3)
+            axes.set_title(title, color=colour, fontsize=9)
+            axes.set_xticks(rows, panel.labels, fontsize=8, rotation=25, ha="right")
+            axes.set_xlim(-0.5, len(panel.labels) - 0.5)
+            axes.tick_params("y", labelsize=8)
+            axes.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def phases_beside_floor(
+    labels: Sequence[str], phases: Sequence[Mapping[str, float]], floors: Sequence[float]
+) -> Figure:
+    """Draw what a step is made of as one bar per setting, and the least that it could take.
+
+    Args:
+        labels: of the settings.
+        phases: milliseconds per image of each phase, for each setting.
+        floors: least milliseconds per image, for each setting.
+    """
+    figure = Figure(figsize=(8, 1.6 + 0.6 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    colours = mpl.colormaps["viridis"].resampled(len(phases[0]) + 1)
+    ends = [0.0] * len(labels)
+    for index, phase in enumerate(phases[0]):
+        widths = [own[phase] for own in phases]
+        axes.barh(range(len(labels)), widths, 0.6, ends, color=colours(index), label=phase)
+        ends = [end + width for end, width in zip(ends, widths, strict=True)]
+    for index, floor in enumerate(floors):
+        label = "floor" if index == 0 else None
+        axes.plot([floor] * 2, [index - 0.4, index + 0.4], color="tab:red", lw=2, label=label)
+    wrapped = ["\n".join(wrap(label, 40)) for label in labels]
+    axes.set_yticks(range(len(labels)), wrapped, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds per image")
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=len(phases[0]) + 1, fontsize=8)
+    return figure

@@ -1,0 +1,99 @@
+"""Memory of programs whose bytes are known, and of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.profiler import profile
+
+from nvae_lightning.benchmarking import Training, largest_batch, memory_use, profile_steps
+from nvae_lightning.benchmarking.memory_use import (
+    allocated_bytes,
+    peaks,
+    release_memory,
+    restart_peaks,
+)
+from nvae_lightning.model.live_bytes import LiveBytes, peak_bytes
+
+SIZE = 1 << 20
+
+
+def peak_of(function: Callable[[], object]) -> int:
+    with profile(profile_memory=True, acc_events=True) as profiled:
+        function()
+    return allocated_bytes(profiled)
+
+
+def test_what_was_allocated_is_counted_backward_too() -> None:
+    weight = torch.zeros(SIZE, requires_grad=True)
+    assert peak_of(lambda: [torch.zeros(SIZE), torch.zeros(SIZE)]) == 2 * 4 * SIZE
+    assert peak_of(lambda: weight.exp().exp().exp().sum()) == 3 * 4 * SIZE + 4
+    # Three kept maps, the gradient of the third and of the second.
+    expected = peak_bytes(lambda: weight.exp().exp().exp().sum().backward())
+    weight.grad = None
+    found = peak_of(lambda: weight.exp().exp().exp().sum().backward())
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert found >= 4 * 4 * SIZE
+
+
+@pytest.mark.slow
+def test_what_compiled_code_allocates_is_counted() -> None:
+    weight = torch.zeros(1024, 1024)
+
+    @torch.compile
+    def product() -> torch.Tensor:
+        powers = weight.exp()
+        return powers @ powers.T
+
+    product()
+    assert peak_of(product) == pytest.approx(2 * weight.nbytes, rel=1e-3)
+
+
+def test_a_step_takes_what_its_tensors_take(build_training: Callable[[], Training]) -> None:
+    training = build_training()
+    training.run(num_warmup_steps=1, num_steps=1)
+    # The same by another way: what operations return, followed one by one.
+    with LiveBytes() as followed:
+        training.run(num_warmup_steps=1, num_steps=1)
+    found = allocated_bytes(profile_steps(training))
+    assert followed.peak <= found < 2 * followed.peak  # with what operations need inside
+    # Nothing but the weights, which were there before, is kept between rounds.
+    assert followed.live < 0.01 * followed.peak
+
+
+def test_the_peak_of_main_memory_begins_anew(build_training: Callable[[], Training]) -> None:
+    training = build_training()
+    before = peaks(training).resident
+    large = torch.zeros(1 << 27)
+    assert peaks(training).resident >= before + (1 << 28)
+    del large
+    release_memory()
+    restart_peaks(training.device)
+    assert peaks(training).resident < before + (1 << 28)
+
+
+@pytest.mark.parametrize(("limit", "largest"), [(100, 64), (64, 64), (63, 32), (4, 4), (3, 0)])
+def test_the_largest_batch_is_found_by_doubling(
+    limit: int, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_use, "release_memory", lambda: None)  # which takes its time
+    tried = []
+
+    def attempt(size: int) -> None:
+        tried.append(size)
+        if size > limit:
+            raise torch.OutOfMemoryError
+
+    assert largest_batch(attempt, 4) == largest
+    assert tried == sorted(set(tried))
+    assert tried[-1] == max(2 * largest, 4)
+
+
+def test_another_error_is_not_taken_for_too_little_memory() -> None:
+    def attempt(size: int) -> None:
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        largest_batch(attempt, 4)

@@ -1,0 +1,197 @@
+"""What the system refuses is told in one line, and nothing is left half written."""
+
+import errno
+import logging.config
+import multiprocessing
+import multiprocessing.synchronize
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nvae_lightning.cli.main import one_line_errors
+from nvae_lightning.cli.startup import begin_command
+from nvae_lightning.cli.system_errors import describe_system_error
+from nvae_lightning.utilities.files import whole_file, write_text
+
+
+def _refusal(code: int, path: str | Path | None = None) -> OSError:
+    return (
+        OSError(code, os.strerror(code))
+        if path is None
+        else OSError(code, os.strerror(code), str(path))
+    )
+
+
+class _Refusing:
+    @staticmethod
+    def SemLock(*_: object) -> None:
+        raise _refusal(errno.EROFS)
+
+
+def _wrapped(error: Exception) -> Exception:
+    try:
+        try:
+            raise error
+        except OSError as cause:
+            raise RuntimeError("unexpected pos 320 vs 214") from cause
+    except RuntimeError as outer:
+        return outer
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
+def test_refusals_are_one_line_with_path_reason_and_remedy(code: int) -> None:
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        raise _refusal(code, "/somewhere/file")
+    line = str(ended.value)
+    assert line.startswith("error: cannot ")
+    assert "'/somewhere/file'" in line
+    assert os.strerror(code) in line
+    assert "; " in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        _wrapped(_refusal(errno.ENOSPC)),
+        RuntimeError("PytorchStreamWriter failed: No space left on device"),
+        _refusal(errno.ENOSPC),
+        OSError(
+            "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+            "last):\n  File x\nOSError: [Errno 28] No space left on device"
+        ),
+    ],
+    ids=["cause", "text", "no name", "worker"],
+)
+def test_a_full_disk_is_recognised_in_errors_of_libraries(error: Exception) -> None:
+    told = describe_system_error(error)
+    assert told is not None
+    assert "No space left on device" in told
+    assert "HYDRA_FULL_ERROR=1" in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes differ"), AssertionError("Permission denied"), KeyError("x")]
+)
+def test_errors_of_the_program_keep_their_traceback(error: Exception) -> None:
+    assert describe_system_error(error) is None
+    with pytest.raises(type(error)), one_line_errors():
+        raise error
+
+
+def test_a_folder_of_the_run_that_cannot_be_made_names_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run_dir = str(tmp_path / "file" / "run")
+    with pytest.raises(NotADirectoryError) as found:
+        Path(run_dir).mkdir(parents=True)
+    told = describe_system_error(found.value, run_dir)
+    assert told is not None
+    assert told.startswith("hydra.run.dir: cannot make the folder")
+
+
+def test_the_variable_that_names_a_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/nowhere/cache")
+    told = describe_system_error(_refusal(errno.EROFS, "/nowhere/cache/o2/x.so"))
+    assert told is not None
+    assert "TORCHINDUCTOR_CACHE_DIR" in told
+
+
+def test_locks_between_processes_name_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing.synchronize, "_multiprocessing", _Refusing)
+    with pytest.raises(OSError, match="Read-only") as found:
+        multiprocessing.Lock()
+    told = describe_system_error(found.value)
+    assert told is not None
+    assert "/dev/shm" in told
+    assert "dataset.num_workers" in told
+
+
+@pytest.mark.parametrize(
+    "text", ["ImportError: /cache/x.main.so: file too short", "OSError: No space left on device"]
+)
+def test_the_compiler_says_what_is_wrong_with_its_cache(text: str) -> None:
+    kind = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})
+    told = describe_system_error(kind(f"{text}\n\nSet TORCHDYNAMO_VERBOSE=1 for the full trace"))
+    assert told is not None
+    assert told.startswith("compile=true: ")
+    assert text in told
+    assert "TORCHINDUCTOR_CACHE_DIR" in told
+    assert describe_system_error(kind("no such operator")) is None
+
+
+def test_a_log_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    handler = {"class": "logging.FileHandler", "filename": str(tmp_path / "missing" / "x.log")}
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        logging.config.dictConfig({"version": 1, "handlers": {"file": handler}})
+    assert "x.log' (No such file or directory)" in str(ended.value)
+
+
+def test_long_names_are_shortened() -> None:
+    told = describe_system_error(_refusal(errno.ENAMETOOLONG, "a" * 5000))
+    assert told is not None
+    assert len(told) < 300
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_text(path, "before")
+
+    def fill_the_disk() -> None:
+        with whole_file(path) as partial:
+            partial.write_text("half")
+            raise _refusal(errno.ENOSPC)
+
+    with pytest.raises(OSError, match=r"result\.json"):
+        fill_the_disk()
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disks_leave_no_half_of_a_file(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from nvae_lightning.utilities.files import write_text\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_text(Path(sys.argv[1]), 'x' * 9000)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "result.json")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "File too large" in result.stderr
+    assert "result.json" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_draws_without_a_notebooks_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    for arguments, original, backend in (
+        (["script.py"], ["python", "script.py"], "module://matplotlib_inline.backend_inline"),
+        (["-m"], ["python", "-m", "mine"], "module://matplotlib_inline.backend_inline"),
+        (["-m"], ["python", "-m", "nvae_lightning.preview"], "agg"),
+    ):
+        monkeypatch.setattr(sys, "argv", arguments)
+        monkeypatch.setattr(sys, "orig_argv", original)
+        begin_command()
+        assert os.environ["MPLBACKEND"] == backend
+
+
+def test_what_is_refused_while_a_command_is_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    environment = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file"),
+        "MPLBACKEND": "module://no.such.backend",
+    }
+    command = [sys.executable, "-m", "nvae_lightning.report"]
+    result = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: cannot use")
+    assert "TORCHINDUCTOR_CACHE_DIR" in line

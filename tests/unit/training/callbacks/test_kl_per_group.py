@@ -1,0 +1,52 @@
+"""The history of the groups outlives the process."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nvae_lightning.training.callbacks import KLPerGroup
+
+
+def reloaded(state: dict[str, Any], path: Path) -> KLPerGroup:
+    """Give a state to another callback, by way of a checkpoint."""
+    torch.save(state, path)
+    callback = KLPerGroup()
+    callback.load_state_dict(torch.load(path, weights_only=True))
+    return callback
+
+
+def test_history_goes_on_after_a_resume(tmp_path: Path) -> None:
+    first = KLPerGroup()
+    first.steps = [50, 100]
+    first.history = {
+        "rates": [[1.5, 20.0], [2.5, 10.0]],
+        "balance": [[0.5, 1.5], [1.0, 1.0]],
+        "active": [[0.0, 8.0], [4.0, 8.0]],
+    }
+    second = reloaded(first.state_dict(), tmp_path / "state")
+    assert second.steps == first.steps
+    assert second.history == first.history
+    second.steps.append(150)
+    for values in second.history.values():
+        values.append([1.0, 2.0])
+    assert reloaded(second.state_dict(), tmp_path / "state").history == second.history
+
+
+def test_a_history_that_has_not_begun_is_none(tmp_path: Path) -> None:
+    callback = reloaded(KLPerGroup().state_dict(), tmp_path / "state")
+    assert callback.steps == []
+    assert callback.history == {"rates": [], "balance": [], "active": []}
+
+
+def test_checkpoints_of_rates_alone_are_read(tmp_path: Path) -> None:
+    state = {"steps": [50, 100], "rates": [[1.5, 20.0], [2.5, 10.0]]}
+    callback = reloaded(state, tmp_path / "state")
+    assert callback.steps == [50, 100]
+    assert callback.history["rates"] == state["rates"]
+    for name in ("balance", "active"):
+        assert [len(values) for values in callback.history[name]] == [2, 2]
+        assert all(math.isnan(value) for values in callback.history[name] for value in values)
