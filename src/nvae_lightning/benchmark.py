@@ -34,6 +34,7 @@ from nvae_lightning.benchmarking import (
     measure_roof,
     profile_steps,
 )
+from nvae_lightning.cli.building import build_module, build_trainer, save_config
 from nvae_lightning.cli.command import command
 from nvae_lightning.cli.main import (
     check_seed,
@@ -43,7 +44,6 @@ from nvae_lightning.cli.main import (
 )
 from nvae_lightning.cli.setting_types import check_type, check_types
 from nvae_lightning.data import ImageDataModule
-from nvae_lightning.train import build_module, build_trainer, save_config
 from nvae_lightning.utilities import figures
 from nvae_lightning.utilities.environment import device_name, version
 from nvae_lightning.utilities.files import whole_file, write_text

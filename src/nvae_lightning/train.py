@@ -9,14 +9,10 @@ import secrets
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
-from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
@@ -24,8 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from nvae_lightning.cli.command import command
 from nvae_lightning.cli.command_line import as_single_run
 from nvae_lightning.cli.main import (
-    HALF,
-    check_precision,
     check_seed,
     hide_warnings,
     keep_freed_memory,
@@ -36,15 +30,13 @@ from nvae_lightning.cli.setting_types import build_datamodule, check_type, check
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.inference import loading
 from nvae_lightning.training.callbacks import (
-    Preemption,
     last_checkpoint,
     requeued_at_sigusr1,
     start_wandb,
 )
 from nvae_lightning.training.callbacks.checkpoint import read_checkpoint
-from nvae_lightning.training.module import NVAEModule, check_cuda_graphs
 from nvae_lightning.utilities.environment import device_name, version
-from nvae_lightning.utilities.files import check_not_deleted, whole_file
+from nvae_lightning.utilities.files import check_not_deleted
 from nvae_lightning.utilities.plain_yaml import read_yaml
 from nvae_lightning.utilities.signals import Interrupted, if_ended
 
@@ -151,56 +143,6 @@ def run_id(run_dir: Path, *, resumed: bool) -> str:
         if isinstance(earlier, str) and re.fullmatch(r"[\w-]+", earlier):
             return earlier
     return secrets.token_hex(4)
-
-
-@rank_zero_only
-def save_config(resolved: dict[Any, Any], path: Path) -> None:
-    """Write the settings, whole or not at all."""
-    with whole_file(path) as partial:
-        OmegaConf.save(OmegaConf.create(resolved), partial)
-
-
-def build_module(config: DictConfig) -> NVAEModule:
-    """Build what is trained, and let it be computed as configured."""
-    module = instantiate(config.module, _convert_="all")
-    instantiate(config.compute).apply(module.model)
-    return module
-
-
-def build_trainer(config: DictConfig, run_dir: Path) -> Trainer:
-    """Build Lightning's trainer with its callbacks and loggers.
-
-    Raises:
-        ValueError: If a setting cannot be had on this machine.
-    """
-    precision = config.trainer.precision
-    check_precision("trainer.precision", precision, config.trainer.accelerator)
-    if 0 < config.trainer.max_steps < config.trainer.log_every_n_steps:
-        config.trainer.log_every_n_steps = config.trainer.max_steps
-    unused: tuple[type[Callback], ...] = ()
-    if config.trainer.enable_progress_bar is False:
-        unused += (ProgressBar,)
-    if config.trainer.fast_dev_run or config.trainer.enable_checkpointing is False:
-        unused += (ModelCheckpoint,)
-    callbacks = [
-        callback
-        for callback in instantiate(config.callbacks, _convert_="all").values()
-        if not isinstance(callback, unused)
-    ]
-    # It ends the training after a step, when all the others have had their turn.
-    callbacks.sort(key=lambda callback: isinstance(callback, Preemption))
-    trainer = instantiate(
-        config.trainer,
-        default_root_dir=str(run_dir),
-        callbacks=callbacks,
-        logger=list(instantiate(config.logger, _convert_="all").values()),
-        _convert_="all",
-    )
-    if config.cuda_graphs:
-        check_cuda_graphs(trainer)
-    if str(precision) in HALF:  # as published; Lightning's 2^16 costs a few steps more
-        trainer.precision_plugin.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
-    return trainer
 
 
 @command("train", resumes=True)
