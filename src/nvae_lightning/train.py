@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
+from nvae_lightning.cli.building import build_module, build_trainer, save_config
 from nvae_lightning.cli.command import command
 from nvae_lightning.cli.command_line import as_single_run
 from nvae_lightning.cli.main import (
