@@ -28,8 +28,8 @@ from nvae_lightning.data import ImageDataModule
 from nvae_lightning.inference.loading import find_checkpoint
 from nvae_lightning.inference.sampling import Settings, cached_recalibration
 from nvae_lightning.model import NVAE
-from nvae_lightning.training.callbacks.pictures import as_bytes, grid
 from nvae_lightning.utilities.files import whole_file
+from nvae_lightning.utilities.images import as_bytes, grid
 
 #: What layers are computed in, by Lightning's names. Weights and distributions have 32 bits.
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

@@ -30,12 +30,9 @@ from nvae_lightning.cli.resume import check_resume
 from nvae_lightning.cli.setting_types import build_datamodule, check_type, check_types
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.inference import loading
-from nvae_lightning.training.callbacks import (
-    last_checkpoint,
-    requeued_at_sigusr1,
-    start_wandb,
-)
-from nvae_lightning.training.callbacks.checkpoint import read_checkpoint
+from nvae_lightning.serialization.checkpoints import last_checkpoint, read_checkpoint
+from nvae_lightning.training.callbacks import start_wandb
+from nvae_lightning.training.slurm import requeued_at_sigusr1
 from nvae_lightning.utilities.environment import device_name, version
 from nvae_lightning.utilities.files import check_not_deleted
 from nvae_lightning.utilities.plain_yaml import read_yaml

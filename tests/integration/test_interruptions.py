@@ -288,7 +288,7 @@ pathlib.Path.replace = replace_and_die
 """
 KILL_WITHIN_ROW = """
 import os
-from nvae_lightning.training.callbacks import csv_logger
+from nvae_lightning.training import csv_logger
 save = csv_logger._Writer.save
 def save_half(writer):
     if any("train/loss" in row and row["step"] == {step} - 1 for row in writer.metrics):

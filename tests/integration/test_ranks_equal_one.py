@@ -29,7 +29,8 @@ from nvae_lightning.model import (
 )
 from nvae_lightning.model.layers import DataDependentConv2d
 from nvae_lightning.objective import ELBO, KL, Penalty, constant, elbo, size_factor
-from nvae_lightning.training.callbacks import Checkpoint, DivergedError, Guard
+from nvae_lightning.training.callbacks import Checkpoint, Guard
+from nvae_lightning.training.divergence import DivergedError
 from nvae_lightning.training.module import NVAEModule
 
 pytestmark = pytest.mark.slow

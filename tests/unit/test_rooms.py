@@ -63,6 +63,23 @@ def test_backends_know_torch_triton_the_model_and_themselves_only() -> None:
     assert _offences("backends", own) == []
 
 
+def test_inference_does_not_know_the_training() -> None:
+    for path in (ROOT / "inference").rglob("*.py"):
+        assert [n for n in _imports(path) if _is_within(n, ("nvae_lightning.training",))] == []
+
+
+def test_loading_a_model_imports_neither_lightning_nor_matplotlib_wandb_or_hydra() -> None:
+    code = """
+import sys
+import nvae_lightning
+assert "torch" not in sys.modules
+nvae_lightning.NVAE, nvae_lightning.load_model, nvae_lightning.__version__
+from nvae_lightning.inference.loading import load_model
+assert {"lightning", "matplotlib", "wandb", "hydra"} & sys.modules.keys() == set()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_torchs_compiler_is_imported_by_what_uses_it_only() -> None:
     code = """
 import sys

@@ -41,7 +41,7 @@ from nvae_lightning.cli.command_line import complete_overrides, describe_grammar
 from nvae_lightning.cli.known_settings import explain
 from nvae_lightning.cli.setting_types import check_type
 from nvae_lightning.cli.system_errors import describe_system_error
-from nvae_lightning.training.callbacks import DivergedError
+from nvae_lightning.training.divergence import DivergedError
 from nvae_lightning.utilities.signals import Interrupted, raised, tell
 
 _PACKAGE = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from nvae_lightning.model.architecture import ARCHITECTURE
 from nvae_lightning.model.hub import CONFIG, build, is_hub_name
 from nvae_lightning.model.weights import weights_of
 from nvae_lightning.published.conversion import build_checkpoint, read_content
-from nvae_lightning.training.callbacks import last_checkpoint
+from nvae_lightning.serialization.checkpoints import last_checkpoint
 
 _PREFIX = "model."
 

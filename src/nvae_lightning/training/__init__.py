@@ -1,1 +1,5 @@
-"""Training by Lightning: the module, its callbacks, checkpoints and ranks."""
+"""Training with Lightning: the module, its callbacks, its trainer."""
+
+from nvae_lightning.training.module import NVAEModule
+
+__all__ = ["NVAEModule"]

@@ -13,7 +13,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
-from nvae_lightning.cli.setting_types import check_type
 from nvae_lightning.training.callbacks import Heartbeat
 
 
@@ -60,9 +59,10 @@ def make_trainer(*, timeout_minutes: int | float, **settings: Any) -> Trainer:
     Raises:
         ValueError: If the time is not positive, or torchrun has started another number of ranks.
     """
-    check_type("trainer.timeout_minutes", timeout_minutes, int | float)
-    if timeout_minutes <= 0:
-        raise ValueError(f"trainer.timeout_minutes must be positive, got {timeout_minutes}")
+    if isinstance(timeout_minutes, bool | str) or not timeout_minutes > 0:
+        raise ValueError(
+            f"trainer.timeout_minutes must be a positive number, got {timeout_minutes!r}"
+        )
     settings["strategy"] = strategy_of_a_command(settings.get("strategy", "auto"))
     settings["devices"] = devices_of_a_command(settings.get("devices", "auto"))
     trainer = Trainer(**settings)

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from nvae_lightning.cli.main import CONFIG_ROOT
 from nvae_lightning.cli.setting_types import build_datamodule, check_types
 from nvae_lightning.model import NVAE
-from nvae_lightning.training.callbacks import AtomicCheckpointIO, ResumableCSVLogger
+from nvae_lightning.training.checkpoints import AtomicCheckpointIO
+from nvae_lightning.training.csv_logger import ResumableCSVLogger
 from nvae_lightning.training.module import NVAEModule
 
 WARNING = "does not save its place in an epoch"

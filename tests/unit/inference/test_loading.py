@@ -26,7 +26,9 @@ from nvae_lightning.inference.loading import find_checkpoint, load_model
 from nvae_lightning.model import NVAE, DepthwiseCell, RegularCell
 from nvae_lightning.objective import KL, Penalty, constant
 from nvae_lightning.published.conversion import build_published, convert_published, published_names
-from nvae_lightning.training.callbacks import EMA, AtomicCheckpointIO, Checkpoint, read_checkpoint
+from nvae_lightning.serialization.checkpoints import read_checkpoint
+from nvae_lightning.training.callbacks import EMA, Checkpoint
+from nvae_lightning.training.checkpoints import AtomicCheckpointIO
 from nvae_lightning.training.module import NVAEModule
 
 BuildNVAE = Callable[..., NVAE]

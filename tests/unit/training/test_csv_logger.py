@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nvae_lightning.training.callbacks import ResumableCSVLogger
+from nvae_lightning.training.csv_logger import ResumableCSVLogger
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -1,130 +1,18 @@
-"""Checkpoints that are there whole or not at all, and are looked at before they are used."""
+"""Checkpoints of a training, ordered by their steps."""
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from nvae_lightning.utilities.archive import check_stored, damage, why_unreadable
+from nvae_lightning.serialization.checkpoints import LAST, step_of
 from nvae_lightning.utilities.files import check_not_deleted
-
-LAST = "last.ckpt"
-_NAME = re.compile(r"step(\d+)\.ckpt")
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write beside the target and rename; read only what is whole, and plain values only.
-
-    The format is `torch.save`'s, a zip archive with a checksum per tensor.
-    """
-
-    def save_checkpoint(
-        self,
-        checkpoint: dict[str, Any],
-        path: str | os.PathLike[str],
-        storage_options: object | None = None,
-    ) -> None:
-        """Save a checkpoint; an interruption or a full disk leaves what was there before.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def load_checkpoint(
-        self,
-        path: str | os.PathLike[str],
-        map_location: Callable[..., Any] | None = None,
-        weights_only: bool | None = None,
-    ) -> dict[str, Any]:
-        """Load a checkpoint to the CPU, however it was saved.
-
-        Raises:
-            ValueError: If it is missing, damaged, or holds anything but tensors and plain values.
-        """
-        return read_checkpoint(Path(path))
-
-
-def verify_checkpoint(path: Path) -> None:
-    """Compare a checkpoint with its checksums.
-
-    Raises:
-        ValueError: If it is missing, cut off or changed.
-    """
-    try:
-        damaged = damage(path)
-    except FileNotFoundError as error:
-        raise ValueError(f"ckpt_path: '{path}' does not exist; give a checkpoint file") from error
-    if damaged is not None:
-        raise ValueError(_damaged(path, damaged))
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Verify and load a checkpoint.
-
-    Raises:
-        ValueError: If it is missing, damaged, or holds anything but tensors and plain values.
-    """
-    verify_checkpoint(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle's own errors are of many kinds
-        raise ValueError(_damaged(path, why_unreadable(path, error))) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"ckpt_path: '{path}' is no checkpoint of a training; give one that is")
-    return checkpoint
-
-
-def step_of(path: Path) -> int:
-    """Return the optimiser steps behind a checkpoint; -1 if neither its name nor it says.
-
-    Its time says nothing: clocks are set back, and a copy is newer than what it is a copy of.
-    """
-    if named := _NAME.fullmatch(path.name):
-        return int(named[1])
-    try:
-        check_stored(path)
-        return int(
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-        )
-    except Exception:  # pickle's own errors are of many kinds
-        return -1
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the whole checkpoint of the most steps, and warn of later ones that are damaged."""
-    paths = {path.resolve() for path in folder.glob("*.ckpt") if path.exists()}
-    # Of copies, the one that is named by its step.
-    order = {path: (step_of(path), _NAME.fullmatch(path.name) is not None) for path in paths}
-    for path in sorted(paths, key=order.__getitem__, reverse=True):
-        try:
-            verify_checkpoint(path)
-        except ValueError as error:
-            rank_zero_warn(f"{error}; an older one is used")
-            continue
-        return path
-    return None
 
 
 class Checkpoint(ModelCheckpoint):
@@ -262,8 +150,3 @@ def is_last_step(trainer: Trainer) -> bool:
 
 def _is_skipping(trainer: Trainer) -> bool:
     return any(getattr(callback, "is_skipping", False) for callback in trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _damaged(path: Path, reason: object) -> str:
-    reason = " ".join(str(reason).split())
-    return f"ckpt_path: '{path}' is damaged or no checkpoint ({reason}); give another one, or last"

@@ -27,7 +27,7 @@ from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.storage import checksum
 from nvae_lightning.inference.evaluation import EvaluationModule
 from nvae_lightning.model import NVAE
-from nvae_lightning.training.callbacks.pictures import as_bytes
+from nvae_lightning.utilities.images import as_bytes
 
 _WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 _WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"

@@ -12,14 +12,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from nvae_lightning.training.callbacks.checkpoint import read_checkpoint, step_of
+from nvae_lightning.serialization.checkpoints import read_checkpoint, step_of
+from nvae_lightning.training.divergence import DivergedError, describe_nonfinite
 from nvae_lightning.training.module import NVAEModule, is_logging_step
 
 _FINE, _TOO_LARGE, _NOT_FINITE = range(3)
-
-
-class DivergedError(RuntimeError):
-    """A training that could not be saved by skipping steps and going back."""
 
 
 class Guard(Callback):
@@ -152,7 +149,7 @@ class Guard(Callback):
     def _skip(self, trainer: Trainer, module: NVAEModule, verdict: int, norm: Tensor) -> None:
         self.num_skipped += 1
         if verdict == _NOT_FINITE:
-            seen = _describe(module)
+            seen = describe_nonfinite(module)
             self._seen = seen or self._seen
         else:
             seen = f"gradient norm {float(norm):.3g} above {self.max_grad_norm}"
@@ -239,27 +236,3 @@ def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
     """Copy many small tensors at once, or none."""
     if targets:
         torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _describe(module: NVAEModule) -> str:
-    """Say where numbers are not finite, as near to the cause as this rank can see."""
-    places = []
-    terms = module.last_terms
-    if terms is not None:
-        groups = (~torch.isfinite(terms.rate).all(1)).nonzero().flatten().tolist()
-        if groups:
-            places.append(f"KL of group{'s' if len(groups) > 1 else ''} {_some(groups)}")
-        if not torch.isfinite(terms.distortion).all():
-            places.append("distortion")
-    if not places:
-        names = [
-            name
-            for name, parameter in module.named_parameters()
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
-        ]
-        places += [f"gradient of {_some(names)}"] if names else []
-    return ", ".join(places)
-
-
-def _some(items: list[Any]) -> str:
-    return ", ".join(map(str, items[:3])) + (f" and {len(items) - 3} more" if items[3:] else "")

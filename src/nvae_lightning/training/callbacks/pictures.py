@@ -12,25 +12,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-from torchvision.utils import make_grid
 
 from nvae_lightning.inference.batches import images_of
 from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.utilities.files import whole_file
-
-_LEAST_SIDE = 480
-
-
-def as_bytes(images: Tensor) -> Tensor:
-    """Round images in [0, 1] to 8 bits."""
-    return (255 * images.float().clamp(0.0, 1.0)).round().byte()
-
-
-def grid(images: Tensor, num_columns: int) -> Tensor:
-    """Lay images out row by row as bytes, enlarged by whole pixels until fit to be looked at."""
-    canvas = as_bytes(make_grid(images.float().cpu(), nrow=num_columns, padding=1))
-    factor = max(1, -(-_LEAST_SIDE // canvas.shape[-1]))
-    return canvas.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+from nvae_lightning.utilities.images import grid
 
 
 def log_picture(trainer: Trainer, name: str, picture: Image.Image) -> None:

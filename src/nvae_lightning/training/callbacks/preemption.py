@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 import subprocess
 import threading
 import time
-from contextlib import ContextDecorator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from lightning.pytorch.utilities import rank_zero_warn
 
 from nvae_lightning.training.callbacks.checkpoint import Checkpoint, is_last_step
-from nvae_lightning.utilities.signals import SIGNALS, Interrupted, is_first_rank, leave
+from nvae_lightning.utilities.signals import SIGNALS, Interrupted, leave
 
 _SECONDS_TO_END = 20  # for the other ranks
 
@@ -180,38 +176,3 @@ class Preemption(EndRanks):
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
-
-
-class requeued_at_sigusr1(ContextDecorator):
-    """Put this SLURM job, if it is one, in the queue again when SIGUSR1 has ended it.
-
-    ``sbatch --signal=USR1@120`` sends it before the time is up. This is the last thing done: SLURM
-    then ends what is left of the job.
-    """
-
-    def __enter__(self) -> None:
-        """Do nothing yet."""
-
-    def __exit__(
-        self, kind: object, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Ask SLURM for it."""
-        is_asked = isinstance(error, Interrupted) and str(error) == "SIGUSR1"
-        if is_asked and is_first_rank():
-            _requeue()
-
-
-def _requeue() -> None:
-    job = os.environ.get("SLURM_JOB_ID")
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    if array is not None:
-        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    if job is None or not re.fullmatch(r"[0-9_]+", job):
-        return
-    try:
-        status = subprocess.run(["scontrol", "requeue", job]).returncode
-    except OSError as error:
-        status = str(error)
-    # By a signal, as a negative status says, SLURM has ended scontrol with the rest of the job.
-    if isinstance(status, str) or status > 0:
-        rank_zero_warn(f"the job is not in the queue again ({status}): scontrol requeue {job}")

@@ -19,13 +19,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nvae_lightning.training.callbacks import (
-    AtomicCheckpointIO,
-    Checkpoint,
+from nvae_lightning.serialization.checkpoints import (
     last_checkpoint,
     read_checkpoint,
     verify_checkpoint,
 )
+from nvae_lightning.training.callbacks import Checkpoint
+from nvae_lightning.training.checkpoints import AtomicCheckpointIO
 
 with warnings.catch_warnings():  # beartype's, of omegaconf's DictConfig
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -120,9 +120,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], values)
     (tmp_path / "folder.ckpt").mkdir()
     for name, message in (
-        ("zipped.ckpt", "is damaged or no checkpoint"),
-        ("values.ckpt", "is no checkpoint of a training"),
-        ("folder.ckpt", "is damaged or no checkpoint"),
+        ("zipped.ckpt", "is damaged or not a checkpoint"),
+        ("values.ckpt", "is not the checkpoint of a training"),
+        ("folder.ckpt", "is damaged or not a checkpoint"),
         ("missing.ckpt", "does not exist"),
     ):
         with pytest.raises(ValueError, match=rf"^ckpt_path: '.*{name}' {message}.*; give"):

@@ -18,13 +18,10 @@ from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.readers import ArraySource, Splits
 from nvae_lightning.model import RegularCell
 from nvae_lightning.objective import KL, Penalty, constant, size_factor
-from nvae_lightning.training.callbacks import (
-    Checkpoint,
-    DivergedError,
-    Guard,
-    ResumableCSVLogger,
-    read_checkpoint,
-)
+from nvae_lightning.serialization.checkpoints import read_checkpoint
+from nvae_lightning.training.callbacks import Checkpoint, Guard
+from nvae_lightning.training.csv_logger import ResumableCSVLogger
+from nvae_lightning.training.divergence import DivergedError
 from nvae_lightning.training.module import NVAEModule
 
 BATCH = 4

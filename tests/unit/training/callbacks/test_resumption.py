@@ -26,15 +26,10 @@ from torch import Tensor
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.readers.base import Splits
 from nvae_lightning.data.readers.torchvision_files import ArraySource
-from nvae_lightning.training.callbacks import (
-    AtomicCheckpointIO,
-    Checkpoint,
-    Preemption,
-    ResumableCSVLogger,
-    Resumption,
-    Throughput,
-    last_checkpoint,
-)
+from nvae_lightning.serialization.checkpoints import last_checkpoint
+from nvae_lightning.training.callbacks import Checkpoint, Preemption, Resumption, Throughput
+from nvae_lightning.training.checkpoints import AtomicCheckpointIO
+from nvae_lightning.training.csv_logger import ResumableCSVLogger
 from nvae_lightning.utilities.signals import Interrupted
 
 NUM_IMAGES = 22  # 5 steps of 4 an epoch, 3 with accumulated gradients

@@ -1,0 +1,37 @@
+"""Trainings that diverge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nvae_lightning.training.module import NVAEModule
+
+
+class DivergedError(RuntimeError):
+    """A training that neither skipped steps nor rollbacks have kept finite."""
+
+
+def describe_nonfinite(module: NVAEModule) -> str:
+    """Say where this rank sees NaN or infinite values, as close to the cause as possible."""
+    places = []
+    terms = module.last_terms
+    if terms is not None:
+        groups = (~torch.isfinite(terms.rate).all(1)).nonzero().flatten().tolist()
+        if groups:
+            places.append(f"KL of group{'s' if len(groups) > 1 else ''} {_some(groups)}")
+        if not torch.isfinite(terms.distortion).all():
+            places.append("distortion")
+    if not places:
+        names = [
+            name
+            for name, parameter in module.named_parameters()
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        ]
+        places += [f"gradient of {_some(names)}"] if names else []
+    return ", ".join(places)
+
+
+def _some(items: list[Any]) -> str:
+    return ", ".join(map(str, items[:3])) + (f" and {len(items) - 3} more" if items[3:] else "")
