@@ -35,14 +35,9 @@ from nvae_lightning.benchmarking import (
     profile_steps,
 )
 from nvae_lightning.cli.building import build_module, build_trainer, save_config
-from nvae_lightning.cli.command import command
-from nvae_lightning.cli.main import (
-    check_seed,
-    hide_warnings,
-    keep_freed_memory,
-    run,
-)
-from nvae_lightning.cli.setting_types import check_type, check_types
+from nvae_lightning.cli.command import command, run
+from nvae_lightning.cli.machine import hide_warnings, keep_freed_memory
+from nvae_lightning.cli.setting_types import check_seed, check_type, check_types
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.utilities import figures
 from nvae_lightning.utilities.environment import device_name, version

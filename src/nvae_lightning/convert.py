@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from nvae_lightning.cli.command import command
-from nvae_lightning.cli.main import run
+from nvae_lightning.cli.command import command, run
 from nvae_lightning.model import NVAE, DiscretizedLogisticMixtureLikelihood
 from nvae_lightning.published.conversion import convert_published
 

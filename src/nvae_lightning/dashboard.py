@@ -7,8 +7,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from nvae_lightning.cli.command import command
-from nvae_lightning.cli.main import run
+from nvae_lightning.cli.command import command, run
 from nvae_lightning.cli.setting_types import check_type
 
 

@@ -14,16 +14,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from nvae_lightning.backends import Compute
-from nvae_lightning.cli.command import command
+from nvae_lightning.cli.command import command, run
 from nvae_lightning.cli.command_line import as_single_run
-from nvae_lightning.cli.main import (
-    check_precision,
-    check_seed,
-    hide_warnings,
-    keep_freed_memory,
-    run,
-)
-from nvae_lightning.cli.setting_types import check_type
+from nvae_lightning.cli.machine import check_precision, hide_warnings, keep_freed_memory
+from nvae_lightning.cli.setting_types import check_seed, check_type
 from nvae_lightning.cli.trained import trained_model, training_data
 from nvae_lightning.inference.evaluation import EvaluationModule
 from nvae_lightning.model import NVAE, DiscretizedLogisticMixtureLikelihood

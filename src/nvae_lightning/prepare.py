@@ -6,8 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from nvae_lightning.cli.command import command
-from nvae_lightning.cli.main import run
+from nvae_lightning.cli.command import command, run
 from nvae_lightning.cli.setting_types import build_datamodule, check_types
 from nvae_lightning.data.storage import read_summary
 from nvae_lightning.data.summary import REPORT

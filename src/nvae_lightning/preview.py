@@ -9,8 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from nvae_lightning.cli.command import command
-from nvae_lightning.cli.main import run
+from nvae_lightning.cli.command import command, run
 from nvae_lightning.cli.setting_types import build_datamodule, check_types
 from nvae_lightning.data.overview import draw_overview
 from nvae_lightning.utilities.files import whole_file

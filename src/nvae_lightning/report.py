@@ -12,8 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from nvae_lightning import reporting
-from nvae_lightning.cli.command import command
-from nvae_lightning.cli.main import run
+from nvae_lightning.cli.command import command, run
 from nvae_lightning.cli.setting_types import check_type
 from nvae_lightning.reporting import Layout, Run, as_layout, report
 from nvae_lightning.utilities import figures

@@ -15,14 +15,9 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from nvae_lightning.backends import Compute
-from nvae_lightning.cli.command import command
-from nvae_lightning.cli.main import (
-    check_precision,
-    check_seed,
-    keep_freed_memory,
-    run,
-)
-from nvae_lightning.cli.setting_types import check_type, check_types
+from nvae_lightning.cli.command import command, run
+from nvae_lightning.cli.machine import check_precision, keep_freed_memory
+from nvae_lightning.cli.setting_types import check_seed, check_type, check_types
 from nvae_lightning.cli.trained import images_for, trained_model, training_data
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.inference.loading import find_checkpoint

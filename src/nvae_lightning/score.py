@@ -15,15 +15,9 @@ from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from nvae_lightning.cli.command import command
-from nvae_lightning.cli.main import (
-    check_precision,
-    check_seed,
-    hide_warnings,
-    keep_freed_memory,
-    run,
-)
-from nvae_lightning.cli.setting_types import check_type, check_types
+from nvae_lightning.cli.command import command, run
+from nvae_lightning.cli.machine import check_precision, hide_warnings, keep_freed_memory
+from nvae_lightning.cli.setting_types import check_seed, check_type, check_types
 from nvae_lightning.cli.trained import images_for, trained_model, training_data
 from nvae_lightning.data import AllImages, ImageDataModule
 from nvae_lightning.inference.anomaly import AnomalyScores, auroc

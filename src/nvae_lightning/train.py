@@ -18,16 +18,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
 from nvae_lightning.cli.building import build_module, build_trainer, save_config
-from nvae_lightning.cli.command import command
+from nvae_lightning.cli.command import command, run
 from nvae_lightning.cli.command_line import as_single_run
-from nvae_lightning.cli.main import (
-    check_seed,
-    hide_warnings,
-    keep_freed_memory,
-    run,
-)
+from nvae_lightning.cli.machine import hide_warnings, keep_freed_memory
 from nvae_lightning.cli.resume import check_resume
-from nvae_lightning.cli.setting_types import build_datamodule, check_type, check_types
+from nvae_lightning.cli.setting_types import build_datamodule, check_seed, check_type, check_types
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.inference import loading
 from nvae_lightning.serialization.checkpoints import last_checkpoint, read_checkpoint

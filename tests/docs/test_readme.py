@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 
 DRIVER = """
 import contextlib, importlib, io, json, sys
-from nvae_lightning.cli.main import run
+from nvae_lightning.cli.command import run
 for command, *arguments in json.loads(sys.argv[1]):
     sys.argv = [command, *arguments]
     with contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
-from nvae_lightning.cli.main import CONFIG_ROOT
+from nvae_lightning.cli.config_root import CONFIG_ROOT
 
 GOLDEN = Path(__file__).with_name("mnist_5k-tiny.csv")
 NAMES = ("train/loss", "train/elbo", "train/rate", "train/spectral", "train/grad_norm")

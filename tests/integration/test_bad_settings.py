@@ -20,7 +20,7 @@ BAD_SETTINGS = [
     ("logger=foo", "logger/foo", "csv"),
     ("callbacks=foo", "callbacks/foo", "ema"),
     ("launcher=foo", "launcher/foo", "joblib"),
-    ("experiments=foo", "experiments/foo", "table2"),
+    ("experiment=foo", "experiment/foo", "table2"),
     ("dataset=mnist5000", "dataset/mnist5000", "mnist_5k"),
     ("dataset/likelihood=gauss", "likelihood/gauss", "discretized_logistic_mixture"),
     ("model/cell@model.encoder_cell=foo", "model/cell/foo", "regular"),
@@ -275,7 +275,7 @@ SHORT = {
 # One process for all of them: starting Python and importing torch takes longer than any.
 DRIVER = """
 import contextlib, io, json, sys
-from nvae_lightning.cli.main import run
+from nvae_lightning.cli.command import run
 from nvae_lightning.train import main
 found = []
 for overrides in json.loads(sys.argv[1]):

@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from nvae_lightning.cli.main import CONFIG_ROOT
+from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.model import NVAE, FlowPair
 
 from .conftest import Compose
@@ -151,7 +151,7 @@ def test_every_cell_builds_everywhere(compose_config: Compose, place: str, cell:
 def test_every_experiment_composes_and_builds(
     compose_config: Compose, name: str, tmp_path: Path
 ) -> None:
-    config = compose_config(f"experiments={name}", "logger=csv", f"run_dir={tmp_path}")
+    config = compose_config(f"experiment={name}", "logger=csv", f"run_dir={tmp_path}")
     with torch.device("meta"):
         module = instantiate(config.module, _convert_="all")
     assert module.model.hierarchy.num_groups > 1

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from nvae_lightning import reporting
-from nvae_lightning.cli.main import CONFIG_ROOT
+from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.report import load_run
 
 from .conftest import Compose
@@ -54,7 +54,7 @@ SMALLER = {
 # One process for all of them, which saves most of the time.
 DRIVER = """
 import importlib, json, sys, torch
-from nvae_lightning.cli.main import run
+from nvae_lightning.cli.command import run
 torch.set_num_threads(1)
 for command, *arguments in json.loads(sys.argv[1]):
     sys.argv = [command, *arguments]
@@ -69,7 +69,7 @@ def _jobs(name: str) -> list[list[str]]:
     overrides = [f"{key}={value}" for key, value in swept.items()]
     parsed = OverridesParser.create().parse_overrides(overrides)
     (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    return [[f"experiments={name}", *job] for job in jobs]
+    return [[f"experiment={name}", *job] for job in jobs]
 
 
 def test_every_experiment_is_known() -> None:
@@ -122,7 +122,7 @@ def _check_runs(folder: Path, name: str) -> None:
         assert len(losses) == 3
         assert all(map(math.isfinite, losses))
         assert run.is_finite
-        assert run.setting("choices.experiments") == name
+        assert run.setting("choices.experiment") == name
         assert run.setting("device").startswith("CPU (")
         assert re.match(r"\d+\.\d+\.\d+", run.setting("version"))
 
@@ -162,7 +162,7 @@ def test_every_experiment_takes_three_steps_and_is_reported(tmp_path: Path) -> N
     for name in NUM_JOBS:
         folders = [f"hydra.sweep.dir={name}", f"hydra.run.dir={name}/0"]
         small = [*SMALL, *SMALLER.get(name, [])]
-        commands.append(["train", f"experiments={name}", *small, *folders])
+        commands.append(["train", f"experiment={name}", *small, *folders])
         if name in LAYOUTS:
             report = [f"runs={name}", f"table={name}", f"hydra.run.dir=reports/{name}"]
             commands.append(["report", *report])

@@ -40,7 +40,7 @@ SERVER = """
 import json, os, sys, traceback
 import torch
 torch.set_num_threads(1)
-from nvae_lightning.cli.main import run
+from nvae_lightning.cli.command import run
 from nvae_lightning.train import main
 for line in sys.stdin:
     attempt = json.loads(line)

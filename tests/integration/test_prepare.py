@@ -306,7 +306,7 @@ BAD_SETTINGS = [
 
 DRIVER = """
 import contextlib, importlib, io, json, sys
-from nvae_lightning.cli.main import run
+from nvae_lightning.cli.command import run
 found = []
 for line in json.loads(sys.argv[1]):
     command, *overrides = line.split()

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from nvae_lightning.cli.main import CONFIG_ROOT
+from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.readers import ArraySource, Splits
 from nvae_lightning.model import (

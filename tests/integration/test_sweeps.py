@@ -6,7 +6,7 @@ import pytest
 import yaml
 from hydra import compose
 
-from nvae_lightning.cli.main import CONFIG_ROOT
+from nvae_lightning.cli.config_root import CONFIG_ROOT
 
 from .conftest import Run
 

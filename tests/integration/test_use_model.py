@@ -37,7 +37,7 @@ def command(*arguments: str) -> dict[str, Any]:
     status: object = 0
     with contextlib.redirect_stdout(said):
         try:
-            from nvae_lightning.cli.main import run
+            from nvae_lightning.cli.command import run
 
             run(importlib.import_module(f"nvae_lightning.{name}").main)
         except SystemExit as end:

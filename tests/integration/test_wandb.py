@@ -224,7 +224,7 @@ def test_panels_show_all_that_is_logged(at_wandb: dict[str, list[Any]]) -> None:
 def test_jobs_of_a_sweep_are_runs_of_one_group(run_train: Run, tmp_path: Path) -> None:
     result = run_train(
         "-m", *TINY, "logger=default", "trainer.max_steps=2", "hydra.sweep.dir=sweep",
-        "experiments=table4", "dataset=mnist_5k", "model=tiny", "model.hierarchy.num_groups=[1,1]",
+        "experiment=table4", "dataset=mnist_5k", "model=tiny", "model.hierarchy.num_groups=[1,1]",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     names = set()
@@ -244,7 +244,7 @@ def test_jobs_of_a_sweep_are_runs_of_one_group(run_train: Run, tmp_path: Path) -
 
 DASHBOARD = """
 import sys
-from nvae_lightning.cli.main import run
+from nvae_lightning.cli.command import run
 from nvae_lightning.dashboard import main
 def attempt(override):
     sys.argv = ["dashboard", "entity=me", override]

@@ -25,7 +25,7 @@ def test_an_installed_wheel_trains_an_experiment(tmp_path: Path) -> None:
         "runpy.run_module('nvae_lightning.train', run_name='__main__')",
     ]  # fmt: skip
     overrides = [
-        "experiments=table4", "dataset=mnist_5k", "model=tiny", "trainer=cpu", "logger=csv",
+        "experiment=table4", "dataset=mnist_5k", "model=tiny", "trainer=cpu", "logger=csv",
         "hydra.mode=RUN", "hydra.run.dir=run", "trainer.max_steps=2",
     ]  # fmt: skip
     result = subprocess.run(

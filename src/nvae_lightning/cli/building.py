@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from nvae_lightning.cli.main import HALF, check_precision
+from nvae_lightning.cli.machine import HALF, check_precision
 from nvae_lightning.training.callbacks import Preemption
 from nvae_lightning.training.module import NVAEModule, check_cuda_graphs
 from nvae_lightning.utilities.files import whole_file

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Callable
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 
 from nvae_lightning.cli import run_folder
-from nvae_lightning.cli.known_settings import check_known, check_known_to_hydra
-from nvae_lightning.cli.main import CONFIG_ROOT, one_line_errors
+from nvae_lightning.cli.command_line import complete_overrides
+from nvae_lightning.cli.config_root import CONFIG_ROOT
+from nvae_lightning.cli.errors import one_line_errors
+from nvae_lightning.cli.known_settings import check_known, check_known_to_hydra, explain
+from nvae_lightning.utilities.signals import raised
 
 _CONF = CONFIG_ROOT / "conf"
 
@@ -107,3 +114,31 @@ class Checks(Callback):
         if file.is_file():
             failed = [line.partition(":")[0] for line in file.read_text("utf-8").splitlines()]
             print(f"failed: {len(failed)} jobs ({', '.join(failed)}), for which see '{file}'")
+
+
+def run(command: Callable[[], Any]) -> None:
+    """Run a command, whose errors, those of composing its config included, are one line."""
+    arguments = " ".join(sys.argv[1:]).replace("=", " ").split()
+    asked = [("--cfg", "job"), ("-c", "job")]
+    if any(pair in asked for pair in pairwise(arguments)) and "--resolve" not in arguments:
+        sys.argv.append("--resolve")  # interpolations say nothing to a reader
+    # Hydra then lets every error through to here instead of printing it in its own way.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        with raised(), one_line_errors():
+            overrides = complete_overrides(resumes=getattr(command, "resumes", False))
+            try:
+                command()
+            except ConfigCompositionException as error:
+                name = getattr(command, "config_name", None)
+                message = " ".join(str(error).split())
+                explained = name and explain(message, name, overrides, CONFIG_ROOT / "conf")
+                if not explained:
+                    raise
+                raise ValueError(explained) from error
+    except SystemExit as end:
+        if end.code and end.code != 1:  # what is half made would add tracebacks as it is deleted
+            sys.unraisablehook = lambda _: None
+        raise
+    finally:
+        run_folder.release()

@@ -40,11 +40,7 @@ def complete_overrides(*, resumes: bool) -> list[str]:
         return []
     num = len(overrides)
     start = next(i for i in range(1, len(sys.argv)) if sys.argv[i : i + num] == overrides)
-    meant = [re.sub(r"^experiment=", "experiments=", override) for override in overrides]
-    # A setting of the trainer took a plus while the config did not name all of them.
-    meant = [re.sub(r"^\+trainer\.", "++trainer.", override) for override in meant]
-    if resumes:
-        meant = with_saved_overrides(meant, is_sweep=given.multirun)
+    meant = with_saved_overrides(overrides, is_sweep=given.multirun) if resumes else overrides
     sys.argv[start : start + num] = meant
     return meant
 

@@ -214,3 +214,14 @@ def _describe(annotation: object) -> str:
     if origin is not None:  # Callable
         return "a constructor (one of the files of conf/, or _target_ and _partial_: true)"
     return f"a {getattr(annotation, '__name__', annotation)} (_target_)"
+
+
+def check_seed(seed: object) -> None:
+    """Check a seed.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    check_type("seed", seed, int)
+    if not (isinstance(seed, int) and 0 <= seed < 2**32):
+        raise ValueError(f"seed must be at least 0 and below 2^32, got {seed}")

@@ -1,32 +1,37 @@
-"""What a command does before it imports anything."""
+"""What a command does before it imports torch."""
 
 from __future__ import annotations
 
 import os
 import sys
 from itertools import pairwise
+from pathlib import Path
 from types import TracebackType
 
 from nvae_lightning.cli.system_errors import describe_system_error
 from nvae_lightning.utilities.signals import take_over
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+
 
 def begin_command() -> None:
-    """Prepare this process for a command, ``python -m nvae_lightning.NAME``; else do nothing."""
-    # Python imports the package to find a module of it: the arguments then begin with "-m".
-    if sys.argv[:1] != ["-m"] or not _is_ours(sys.orig_argv):
+    """Prepare this process if it runs a command; else do nothing."""
+    if not _runs_command():
         return
     take_over()
-    # Pictures are files. A notebook's backend, which its subprocesses inherit, may not be
+    # Figures are files. A notebook's backend, which its subprocesses inherit, may not be
     # installed here; Matplotlib could then not be imported.
     os.environ["MPLBACKEND"] = "agg"
     if os.environ.get("HYDRA_FULL_ERROR") != "1":
-        sys.excepthook = _show_error  # torch makes its compiler's cache when it is imported
+        sys.excepthook = _show_error  # torch creates its compiler's cache when it is imported
 
 
-def _is_ours(command: list[str]) -> bool:
-    pairs = pairwise(command)
-    return any(a == "-m" and b.partition(".")[0] == "nvae_lightning" for a, b in pairs)
+def _runs_command() -> bool:
+    if sys.argv[:1] == ["-m"]:  # Python imports the package to find a module of it
+        pairs = pairwise(sys.orig_argv)
+        return any(a == "-m" and b.partition(".")[0] == "nvae_lightning" for a, b in pairs)
+    script = Path(sys.argv[0]) if sys.argv else Path()
+    return script.stem == "nvae" or script.absolute().parent == _PACKAGE
 
 
 def _show_error(

@@ -11,7 +11,7 @@ from nvae_lightning.reporting.run import Quantity, Run, listed, shown
 #: Settings that are of no account for what comes of a run.
 _IRRELEVANT = (
     "seed", "dataset.datamodule.seed", "run_dir", "run_id", "ckpt_path", "version", "logger",
-    "module", "choices.experiments", "callbacks.checkpoint", "callbacks.progress_bar",
+    "module", "choices.experiment", "callbacks.checkpoint", "callbacks.progress_bar",
     "dataset.verify", "dataset.datamodule.verify", "overrides", "trainer.enable_progress_bar",
     "trainer.profiler", "trainer.detect_anomaly", "trainer.inference_mode",
     "trainer.fast_dev_run", "trainer.use_distributed_sampler", "trainer.timeout_minutes",

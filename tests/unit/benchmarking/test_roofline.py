@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 
 from nvae_lightning.benchmarking import Cost, Roof, cost_of, measure_roof
 from nvae_lightning.benchmarking.roofline import _Counter
-from nvae_lightning.cli.main import CONFIG_ROOT
+from nvae_lightning.cli.config_root import CONFIG_ROOT
 
 from .conftest import BATCH, Build
 

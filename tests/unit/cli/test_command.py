@@ -1,8 +1,7 @@
-"""Jobs of a search may fail, and are told; settings of the trainer have one spelling."""
+"""Jobs of a search may fail, and are told."""
 
 import inspect
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict, read_write
 
 from nvae_lightning.cli import command
-from nvae_lightning.cli.command_line import complete_overrides
-from nvae_lightning.cli.main import CONFIG_ROOT
+from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.training.ranks import make_trainer
 
 CONF = str(CONFIG_ROOT / "conf")
@@ -76,11 +74,3 @@ def test_every_command_knows_the_same_settings_of_the_trainer(name: str) -> None
     for key in ("limit_train_batches", "profiler", "gradient_clip_val", "detect_anomaly"):
         assert trainer[key] == parameters[key].default or trainer[key] is False
     assert set(trainer) - {"_target_"} <= set(parameters)
-
-
-def test_the_command_line_may_be_spelled_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = ["--config-dir", "x", "experiment=table4", "+trainer.profiler=simple", "+a.b=1"]
-    monkeypatch.setattr(sys, "argv", ["train", *given])
-    expected = ["experiments=table4", "++trainer.profiler=simple", "+a.b=1"]
-    assert complete_overrides(resumes=True) == expected
-    assert sys.argv == ["train", *given[:2], *expected]

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
+from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.cli.known_settings import check_known, check_known_to_hydra, explain
-from nvae_lightning.cli.main import CONFIG_ROOT
 
 CONF = CONFIG_ROOT / "conf"
 
@@ -19,7 +19,7 @@ def _check(command: str, *overrides: str) -> None:
 
 
 REFUSED = [
-    ("train", "+experiment=table4", "experiment: there is no such .* did you mean experiments?"),
+    ("train", "+experiments=x", "experiments: there is no such .* did you mean experiment?"),
     ("train", "+modle=tiny", "modle: .* did you mean model?"),
     ("train", "+max_steps=5", "max_steps: .* did you mean trainer.max_steps?"),
     ("train", "++foo.bar=1", "foo: there is no such setting"),

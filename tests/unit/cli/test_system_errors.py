@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nvae_lightning.cli.main import one_line_errors
+from nvae_lightning.cli.errors import one_line_errors
 from nvae_lightning.cli.startup import begin_command
 from nvae_lightning.cli.system_errors import describe_system_error
 from nvae_lightning.utilities.files import whole_file, write_text

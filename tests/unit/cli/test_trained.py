@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from nvae_lightning.cli.main import CONFIG_ROOT
+from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.cli.trained import images_for, trained_model, training_data
 from nvae_lightning.data import MNIST5k
 from nvae_lightning.model import NVAE, BernoulliLikelihood, Image

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, TensorDataset
 
-from nvae_lightning.cli.main import CONFIG_ROOT
+from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.cli.setting_types import build_datamodule, check_types
 from nvae_lightning.model import NVAE
 from nvae_lightning.training.checkpoints import AtomicCheckpointIO

@@ -39,7 +39,7 @@ from nvae_lightning.model.normalization import BatchNorm
 
 with warnings.catch_warnings():  # beartype's, of omegaconf's DictConfig
     warnings.simplefilter("ignore", DeprecationWarning)
-    from nvae_lightning.cli.main import CONFIG_ROOT
+    from nvae_lightning.cli.config_root import CONFIG_ROOT
 
 BuildNVAE = Callable[..., NVAE]
 

@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {
     "device": "CPU (one), 1 thread",
     "num_devices": 2,
     "num_importance_samples": 10,
-    "choices": {"dataset": "image_folder", "model": "tiny", "experiments": "table4"},
+    "choices": {"dataset": "image_folder", "model": "tiny", "experiment": "table4"},
     "dataset": {
         "batch_size": 4,
         "root": "images",

@@ -16,7 +16,7 @@ from nvae_lightning.utilities import environment
 
 with warnings.catch_warnings():  # beartype's, of omegaconf's DictConfig
     warnings.simplefilter("ignore", DeprecationWarning)
-    from nvae_lightning.cli.main import hide_warnings
+    from nvae_lightning.cli.machine import hide_warnings
 
 GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@b")
 

@@ -1,0 +1,112 @@
+"""Where the configs are, the group ``experiment``, and the resolvers that configs use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_CHECKOUT = _PACKAGE.parents[1]
+
+#: Folder that holds ``conf/`` and ``experiments/``: the checkout, or the installed package's copy.
+CONFIG_ROOT = _CHECKOUT if (_CHECKOUT / "conf").is_dir() else _PACKAGE / "_configs"
+
+
+class ExperimentsSource(FileConfigSource):
+    """The files of ``experiments/`` as the group ``experiment``."""
+
+    @staticmethod
+    def scheme() -> str:
+        """Return the prefix of the search path."""
+        return "experiments"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Load an experiment."""
+        return super().load_config(config_path.removeprefix("experiment/"))
+
+    def is_group(self, config_path: str) -> bool:
+        """Return whether a path is the group."""
+        return config_path in ("", "experiment")
+
+    def is_config(self, config_path: str) -> bool:
+        """Return whether a path is an experiment."""
+        group, _, name = config_path.partition("/")
+        return group == "experiment" and super().is_config(name)
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """List the group, or its files."""
+        if config_path == "":
+            return [] if results_filter is ObjectType.CONFIG else ["experiment"]
+        if config_path != "experiment" or results_filter is ObjectType.GROUP:
+            return []
+        return sorted(file.stem for file in Path(self.path).glob("*.yaml"))
+
+
+class ExperimentsSearchPath(SearchPathPlugin):
+    """Find ``experiment=NAME`` in the folder beside ``conf/``."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the folder to the user's own search path."""
+        search_path.append("nvae_lightning", f"experiments://{CONFIG_ROOT / 'experiments'}")
+
+
+Plugins.instance().register(ExperimentsSource)
+Plugins.instance().register(ExperimentsSearchPath)
+
+
+def _auto_precision() -> str:
+    if not torch.cuda.is_available():
+        return "32-true"
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if native else "16-mixed"
+
+
+def _auto_epochs(max_steps: int, epochs: int) -> int:
+    # Of another type, it is refused with all the others of another type.
+    return -1 if isinstance(max_steps, int) and max_steps > 0 else epochs
+
+
+def _run_name(now: str) -> str:
+    """Name a run's folder: all processes have to come to the same name."""
+    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
+    if job and step:  # started by srun, and so again if the job is put in the queue again
+        return f"slurm-{job}.{step}"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ValueError(
+            "hydra.run.dir: under torchrun every process would name a folder of its own; "
+            "set hydra.run.dir=FOLDER"
+        )
+    return now
+
+
+def _sweep_name() -> str | None:
+    """Name a sweep as its folder, under which W&B puts its runs together."""
+    config = HydraConfig.get()
+    if config.mode is not RunMode.MULTIRUN or OmegaConf.is_missing(config.runtime, "output_dir"):
+        return None  # no sweep, or one whose config is only printed
+    return Path(config.sweep.dir).name
+
+
+def _chosen(*groups: str) -> Any:  # noqa: ANN401 -- beartype warns of ListConfig's own bases
+    """Name what is chosen of some groups of configs; of some nothing need be."""
+    choices = HydraConfig.get().runtime.choices
+    return OmegaConf.create([choices[group] for group in groups if choices.get(group)])
+
+
+OmegaConf.register_new_resolver("auto_precision", _auto_precision, replace=True)
+OmegaConf.register_new_resolver("auto_epochs", _auto_epochs, replace=True)
+OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)
+OmegaConf.register_new_resolver("chosen", _chosen, replace=True)

@@ -1,0 +1,48 @@
+"""The console command ``nvae``: ``nvae train …`` is ``python -m nvae_lightning.train …``."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import runpy
+import sys
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def list_commands() -> dict[str, str]:
+    """Return the name of every command and the first words of its docstring; import none.
+
+    >>> list_commands()["convert"]
+    'Convert published weights'
+    """
+    found = {}
+    for file in sorted(_PACKAGE.glob("[!_]*.py")):
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        found[file.stem] = docstring.splitlines()[0].partition(":")[0]
+    return found
+
+
+def main() -> None:
+    """Run the command that the first argument names; without arguments, list the commands.
+
+    Lightning starts further ranks with the name of the main module, which is the command's.
+    """
+    name, *arguments = sys.argv[1:] or ["--help"]
+    commands = list_commands()
+    if name in ("-h", "--help"):
+        print("usage: nvae COMMAND [KEY=VALUE ...]\n")
+        print(*(f"  {command:10} {text}" for command, text in commands.items()), sep="\n")
+        print("\n'nvae COMMAND --help' describes a command.")
+        return
+    if name not in commands:
+        near = difflib.get_close_matches(name, commands, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(commands)}"
+        sys.exit(f"error: there is no command '{name}'; {remedy}")
+    sys.argv[1:] = arguments
+    runpy.run_module(f"nvae_lightning.{name}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
