@@ -36,9 +36,9 @@ LAYOUTS = sorted(path.stem for path in (Path(reporting.__file__).parent / "table
 SMALL = (
     "dataset=image_folder", "dataset.root=images", "dataset.image.size=16", "dataset.batch_size=4",
     "model=tiny", "trainer=cpu", "logger=csv", "trainer.max_steps=3",
-    "trainer.log_every_n_steps=1", "num_importance_samples=1", "++trainer.limit_test_batches=1",
+    "trainer.log_every_n_steps=1", "num_importance_samples=1", "trainer.limit_test_batches=1",
     "~callbacks.pictures", "~callbacks.kl_per_group", "~callbacks.progress_bar",
-    "+trainer.enable_progress_bar=false",
+    "trainer.enable_progress_bar=false",
 )  # fmt: skip
 SMALLER = {
     "table2": ["model.hierarchy.num_groups=[1],[2],[3]"],

@@ -31,7 +31,7 @@ TINY = (
     "model.hierarchy.num_groups=[1,1]", "trainer=cpu", "logger=csv", "trainer.max_epochs=3",
     "trainer.log_every_n_steps=1", "trainer.check_val_every_n_epoch=1",
     "num_importance_samples=2", "~callbacks.pictures", "~callbacks.kl_per_group",
-    "~callbacks.progress_bar", "+trainer.enable_progress_bar=false",
+    "~callbacks.progress_bar", "trainer.enable_progress_bar=false",
     "callbacks.checkpoint.every_n_train_steps=1",
 )  # fmt: skip
 

@@ -61,7 +61,7 @@ def two_ranks(folder: Path, *overrides: str) -> Iterator[tuple["subprocess.Popen
             [
                 sys.executable, "-m", "nvae_lightning.train", "trainer=cpu", "trainer.devices=2",
                 "logger=csv", "dataset.batch_size=8", "hydra.run.dir=run",
-                "+trainer.limit_test_batches=1", "callbacks.checkpoint.every_n_train_steps=2",
+                "trainer.limit_test_batches=1", "callbacks.checkpoint.every_n_train_steps=2",
                 *overrides,
             ],
             cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=output,

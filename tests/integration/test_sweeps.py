@@ -26,7 +26,7 @@ class Spy(Callback):
 QUICK = (
     "logger=csv", "trainer.max_steps=1", "trainer.log_every_n_steps=1", "hydra.sweep.dir=sweep",
     "model.hierarchy.max_groups_per_scale=1", "dataset.batch_size=8", "num_importance_samples=1",
-    "+trainer.limit_test_batches=1", "~callbacks.pictures", "~callbacks.kl_per_group",
+    "trainer.limit_test_batches=1", "~callbacks.pictures", "~callbacks.kl_per_group",
 )  # fmt: skip
 
 

@@ -132,7 +132,7 @@ def test_a_run_goes_on_from_its_last_checkpoint(run_train: Run, tmp_path: Path) 
 def test_accumulation_flows_and_16_bits_go_together(run_train: Run, tmp_path: Path) -> None:
     result = run_train(
         *QUICK, "trainer.max_steps=2", "trainer.accumulate_grad_batches=2", "model.num_flows=1",
-        "trainer.precision=bf16-mixed", "+trainer.limit_test_batches=2",
+        "trainer.precision=bf16-mixed", "trainer.limit_test_batches=2",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     run = tmp_path / "run"
@@ -143,7 +143,7 @@ def test_accumulation_flows_and_16_bits_go_together(run_train: Run, tmp_path: Pa
 
 
 def test_a_run_without_a_test_ends_well(run_train: Run, tmp_path: Path) -> None:
-    result = run_train(*QUICK, "trainer.max_steps=1", "+trainer.limit_test_batches=0")
+    result = run_train(*QUICK, "trainer.max_steps=1", "trainer.limit_test_batches=0")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 

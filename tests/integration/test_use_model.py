@@ -77,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             *("train", "dataset=mnist_5k", "model=tiny", "trainer=cpu", "logger=csv"),
             *("trainer.max_steps=4", "hydra.run.dir=run", "num_importance_samples=1"),
-            *("+trainer.limit_test_batches=1", "+trainer.limit_val_batches=1"),
+            *("trainer.limit_test_batches=1", "trainer.limit_val_batches=1"),
             *("dataset.batch_size=16", "~callbacks.pictures", "~callbacks.kl_per_group"),
         ),
     )

@@ -41,8 +41,8 @@ PICTURES = {
 TINY = (
     "trainer=cpu", "model.hierarchy.max_groups_per_scale=1", "dataset.batch_size=8",
     "num_importance_samples=2", "trainer.log_every_n_steps=1", "trainer.check_val_every_n_epoch=1",
-    "+trainer.limit_train_batches=2", "+trainer.limit_val_batches=2",
-    "+trainer.limit_test_batches=2", "callbacks.pictures.num_images=8",
+    "trainer.limit_train_batches=2", "trainer.limit_val_batches=2",
+    "trainer.limit_test_batches=2", "callbacks.pictures.num_images=8",
 )  # fmt: skip
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
 

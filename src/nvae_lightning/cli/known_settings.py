@@ -20,7 +20,7 @@ from nvae_lightning.cli.setting_types import check_names
 from nvae_lightning.data import ImageDataModule
 
 #: Groups whose files are laid over the whole config: they hold no settings of their own.
-_GLOBAL = ("experiment", "launcher")
+_GLOBAL = ("debug", "experiment", "hparams_search", "launcher")
 #: Groups that a user extends by names of their own.
 _OPEN = ("callbacks", "logger", "compare")
 #: Settings of a dataset that commands read whatever the dataset.

@@ -71,6 +71,6 @@ def test_run_folders_are_named_by_more_than_the_second() -> None:
 def test_every_command_knows_the_same_settings_of_the_trainer(name: str) -> None:
     parameters = inspect.signature(make_trainer).parameters
     trainer = _compose(name, "trainer.fast_dev_run=true", "trainer.limit_val_batches=1").trainer
-    for key in ("limit_train_batches", "profiler", "gradient_clip_val", "detect_anomaly"):
-        assert trainer[key] == parameters[key].default or trainer[key] is False
+    for key in ("limit_train_batches", "profiler", "gradient_clip_val"):
+        assert trainer[key] == parameters[key].default
     assert set(trainer) - {"_target_"} <= set(parameters)
