@@ -28,7 +28,7 @@ def save_config(resolved: dict[Any, Any], path: Path) -> None:
 def build_module(config: DictConfig) -> NVAEModule:
     """Build what is trained, and let it be computed as configured."""
     module = instantiate(config.module, _convert_="all")
-    instantiate(config.compute)(compile=config.compile).apply(module.model)
+    instantiate(config.compute, compile=config.compile).apply(module.model)
     return module
 
 
