@@ -1,23 +1,23 @@
-"""Pictures from a trained model: ``python -m nvae_lightning.sample ckpt_path=… mode=…``."""
+"""Draw pictures from a trained model: ``python -m nvae_lightning.sample ckpt_path=… mode=…``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from nvae_lightning.backends import Compute
+from nvae_lightning.cli.building import build_inference_trainer
 from nvae_lightning.cli.command import command, run
-from nvae_lightning.cli.machine import check_precision, keep_freed_memory
-from nvae_lightning.cli.setting_types import check_seed, check_type, check_types
+from nvae_lightning.cli.machine import hide_warnings, keep_freed_memory
+from nvae_lightning.cli.setting_types import check_settings, check_types, plain
 from nvae_lightning.cli.trained import images_for, trained_model, training_data
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.inference.loading import find_checkpoint
@@ -26,8 +26,17 @@ from nvae_lightning.model import NVAE
 from nvae_lightning.utilities.files import whole_file
 from nvae_lightning.utilities.images import as_bytes, grid
 
-#: What layers are computed in, by Lightning's names. Weights and distributions have 32 bits.
-_AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_KINDS = {
+    "num_samples": int,
+    "temperature": float | list[float],
+    "recalibrate_bn": bool,
+    "recalibration.num_passes": int,
+    "recalibration.batch_size": int,
+    "batch_size": int,
+    "compile": bool,
+    "images": str | None,
+}
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # weights and distributions have 32 bits
 
 
 def load_images(config: DictConfig, model: NVAE, count: int) -> Tensor:
@@ -77,43 +86,23 @@ def statistics(
 
 @command("sample")
 def main(config: DictConfig) -> None:
-    """Draw one picture, and keep its images as numbers, too."""
+    """Draw one picture, and keep its images as an array."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     keep_freed_memory()
-    for name, value, kind in (
-        ("num_samples", config.num_samples, int),
-        ("recalibrate_bn", config.recalibrate_bn, bool),
-        ("recalibration.num_passes", config.recalibration.num_passes, int),
-        ("recalibration.batch_size", config.recalibration.batch_size, int),
-        ("batch_size", config.batch_size, int),
-        ("compile", config.compile, bool),
-        ("images", config.images, str | None),
-    ):
-        check_type(name, value, kind)
-    check_seed(config.seed)
+    hide_warnings()
+    check_settings(config, _KINDS)
     check_types(config)
-    if config.precision not in _AUTOCAST:
+    trainer = build_inference_trainer(config, run_dir, single=True)
+    if trainer.precision not in _PRECISIONS:
         raise ValueError(
-            f"precision: got {config.precision!r}, but samples are drawn in one of "
-            f"{', '.join(_AUTOCAST)}; set precision accordingly"
+            f"trainer.precision: got {config.trainer.precision}, but it must be one of "
+            f"{', '.join(_PRECISIONS)}"
         )
-    temperature: Any = config.temperature
-    if OmegaConf.is_config(temperature):
-        temperature = OmegaConf.to_container(temperature)
-    check_type("temperature", temperature, float | list[float])
-    device = config.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    model = trained_model(config).to(memory_format=torch.channels_last)
-    try:
-        device = torch.device(device)
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch's, of devices that are not there
-        raise ValueError(
-            f"device: got '{device}', which cannot be had ({str(error).splitlines()[0]}); set for "
-            "example device=cpu"
-        ) from error
-    check_precision("precision", config.precision, device.type)
+    device = trainer.strategy.root_device
+    model = trained_model(config).to(memory_format=torch.channels_last).to(device)
     Compute(compile=config.compile).apply(model)
     torch.manual_seed(config.seed)
+    temperature = plain(config.temperature)
     model.temperature_of_groups(temperature)
     settings = Settings(
         model,
@@ -125,8 +114,7 @@ def main(config: DictConfig) -> None:
         if config.recalibrate_bn
         else None,
     )
-    dtype = _AUTOCAST[config.precision]
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+    with trainer.precision_plugin.forward_context():
         drawing = instantiate(config.mode)(settings)
     mode = HydraConfig.get().runtime.choices["mode"]
     picture, numbers = run_dir / f"{mode}.png", run_dir / f"{mode}.npz"

@@ -66,3 +66,32 @@ def build_trainer(config: DictConfig, run_dir: Path) -> Trainer:
     if str(precision) in HALF:  # as published; Lightning's 2^16 costs a few steps more
         trainer.precision_plugin.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
     return trainer
+
+
+def build_inference_trainer(
+    config: DictConfig, run_dir: Path, *callbacks: Callback, single: bool = False
+) -> Trainer:
+    """Build Lightning's trainer for a trained model.
+
+    Args:
+        config: All settings.
+        run_dir: Folder of the results.
+        callbacks: Callbacks of the trainer.
+        single: Whether the command runs on one device only.
+
+    Raises:
+        ValueError: If the machine cannot do what is set.
+    """
+    check_precision("trainer.precision", config.trainer.precision, config.trainer.accelerator)
+    trainer = instantiate(
+        config.trainer,
+        default_root_dir=str(run_dir),
+        callbacks=list(callbacks),
+        _convert_="all",
+    )
+    if single and trainer.world_size > 1:
+        raise ValueError(
+            f"trainer.devices: got {trainer.world_size} in all, but this command runs on one; set "
+            "trainer.devices=1 trainer.num_nodes=1 trainer.strategy=auto"
+        )
+    return trainer

@@ -153,6 +153,21 @@ def check_type(name: str, value: object, annotation: object) -> None:
     )
 
 
+def check_settings(config: Any, kinds: Mapping[str, object]) -> None:  # noqa: ANN401
+    """Check the seed and settings that no class declares.
+
+    Args:
+        config: All settings.
+        kinds: Types of the settings, by name.
+
+    Raises:
+        ValueError: If one is of another type.
+    """
+    check_seed(config.seed)
+    for name, kind in kinds.items():
+        check_type(name, plain(OmegaConf.select(config, name)), kind)
+
+
 def _is_flag(value: object) -> bool:
     return value is None or isinstance(value, bool)
 
@@ -179,14 +194,15 @@ def _origin(config: Any, name: str) -> tuple[str, object]:  # noqa: ANN401
         parent = parent[part]
     node: Any = parent._get_node(key)
     reference = _REFERENCE.fullmatch(str(node._value())) if node._is_interpolation() else None
-    return _origin(config, reference[1]) if reference else (name, _plain(parent[key]))
+    return _origin(config, reference[1]) if reference else (name, plain(parent[key]))
 
 
-def _plain(value: object) -> object:
+def plain(value: Any) -> Any:  # noqa: ANN401
+    """Return a setting with its lists and mappings as Python's own."""
     if isinstance(value, ListConfig):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, DictConfig) and "_target_" not in value:
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     return value
 
 
