@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from nvae_lightning.cli.command import command, run
 from nvae_lightning.model import NVAE, DiscretizedLogisticMixtureLikelihood
-from nvae_lightning.published.conversion import convert_published
+from nvae_lightning.published import convert_published
 
 
 def kept_numerics(model: NVAE) -> list[str]:

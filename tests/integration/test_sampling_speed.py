@@ -25,7 +25,7 @@ from nvae_lightning.model import (
     RegularCell,
     importance_weighted_bound,
 )
-from nvae_lightning.model.live_bytes import peak_bytes
+from nvae_lightning.utilities.live_bytes import peak_bytes
 
 NUM_SAMPLES, BATCH, ROUNDS = 100, 8, 3
 

@@ -22,7 +22,7 @@ from nvae_lightning.objective import (
     elbo,
     size_factor,
 )
-from nvae_lightning.published.conversion import load_published, published_names
+from nvae_lightning.published import load_published, published_names
 
 if TYPE_CHECKING:
     from .conftest import Recorded

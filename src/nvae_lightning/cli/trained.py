@@ -15,7 +15,7 @@ from nvae_lightning.cli.setting_types import build_datamodule, check_type, check
 from nvae_lightning.data import CIFAR10, MNIST, AllImages, ImageDataModule, MNIST5k
 from nvae_lightning.inference.loading import find_checkpoint, load_model
 from nvae_lightning.model import NVAE
-from nvae_lightning.model.architecture import ForeignConstructorError
+from nvae_lightning.serialization.architecture import ForeignConstructorError
 from nvae_lightning.utilities.plain_data import shown
 from nvae_lightning.utilities.plain_yaml import read_yaml
 

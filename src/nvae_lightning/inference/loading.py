@@ -7,11 +7,12 @@ from typing import Any
 
 from nvae_lightning.backends import Compute
 from nvae_lightning.model import NVAE
-from nvae_lightning.model.architecture import ARCHITECTURE
-from nvae_lightning.model.hub import CONFIG, build, is_hub_name
-from nvae_lightning.model.weights import weights_of
-from nvae_lightning.published.conversion import build_checkpoint, read_content
+from nvae_lightning.published import build_checkpoint
+from nvae_lightning.serialization.architecture import ARCHITECTURE
 from nvae_lightning.serialization.checkpoints import last_checkpoint
+from nvae_lightning.serialization.hub import CONFIG, is_hub_name
+from nvae_lightning.serialization.torch_files import read_torch_file
+from nvae_lightning.serialization.weights import build, weights_of
 
 _PREFIX = "model."
 
@@ -66,7 +67,7 @@ def _load(source: str | Path, given: dict[str, Any], allow_nonfinite: bool) -> N
     path = find_checkpoint(source)
     if path is None:
         return NVAE.from_pretrained(source, allow_nonfinite=allow_nonfinite, **given)
-    content = read_content(path)
+    content = read_torch_file(path)
     if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
         if given:
             raise ValueError(f"'{path}' is no checkpoint of ours and takes no {', '.join(given)}")

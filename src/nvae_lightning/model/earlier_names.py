@@ -1,4 +1,4 @@
-"""Names that weights and constructors had before cells were sequences of units.
+"""Names that weights had before cells were sequences of units.
 
 A cell's body was a flat sequence: for each unit its normalisation, with the activation inside it,
 an upsampling if there was one, and its convolution.
@@ -6,19 +6,12 @@ an upsampling if there was one, and its convolution.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from nvae_lightning.model.layers import NormActConv
-
-#: Normalisation and activation behind each earlier name of both together.
-_PAIRS = {
-    "BatchNormSwish": ("BatchNorm", "SiLU"),
-    "BatchNormELU": ("BatchNorm", "ELU"),
-    "ELUOnly": ("Identity", "ELU"),
-}
 
 
 def rename_weights(body: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
@@ -59,13 +52,3 @@ def _paths(body: nn.Module) -> Iterator[tuple[str, str]]:
         else:
             yield f"{index}.convolution", f"{place}"
             place += 1
-
-
-def rename_constructors(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the earlier description of a cell that named both together in one."""
-    pair = cell.get("normalization")
-    name = pair.get("constructor") if isinstance(pair, Mapping) else None
-    if not isinstance(name, str) or name not in _PAIRS:
-        return dict(cell)
-    norm, activation = ({"constructor": part} for part in _PAIRS[name])
-    return {**cell, "normalization": norm, "activation": activation}

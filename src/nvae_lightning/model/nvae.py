@@ -5,24 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nvae_lightning.model.architecture import describe
 from nvae_lightning.model.cells import CellConstructor
 from nvae_lightning.model.decoder import Decoder
 from nvae_lightning.model.distributions import Inference, importance_weighted_bound
 from nvae_lightning.model.encoder import Encoder
 from nvae_lightning.model.hierarchy import Hierarchy, Image
-from nvae_lightning.model.hub import PretrainedMixin
 from nvae_lightning.model.images import check_dtype, check_shape, check_values
 from nvae_lightning.model.likelihood import Likelihood, PixelDistribution
-from nvae_lightning.model.live_bytes import Cost, peak_bytes
 from nvae_lightning.model.shapes import FeatureMap
+from nvae_lightning.utilities.live_bytes import Cost, peak_bytes
 
+Model = TypeVar("Model", bound="NVAE")
 Latents = Sequence[FeatureMap]
 Temperature = float | Sequence[float]
 
@@ -31,7 +31,7 @@ _CPU_MEMORY_BUDGET = 1 << 27
 _GPU_MEMORY_BUDGET = 1 << 32
 
 
-class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nvae", "vae"]):
+class NVAE(nn.Module):
     r"""Deep hierarchical variational autoencoder of images.
 
     .. math::
@@ -136,7 +136,28 @@ class NVAE(nn.Module, PretrainedMixin, library_name="nvae-lightning", tags=["nva
     @property
     def architecture(self) -> dict[str, Any]:
         """Constructor arguments as plain data, from which the model can be built again."""
+        from nvae_lightning.serialization.architecture import describe
+
         return describe(self._arguments)
+
+    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
+        """Write the model to a folder, see ``serialization.hub.save_pretrained``."""
+        from nvae_lightning.serialization import hub
+
+        hub.save_pretrained(self, folder, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls: type[Model], source: str | Path, **kwargs: Any) -> Model:
+        """Read a model in evaluation mode, see ``serialization.hub.from_pretrained``."""
+        from nvae_lightning.serialization import hub
+
+        return hub.from_pretrained(cls, source, **kwargs)
+
+    def push_to_hub(self, name: str, **kwargs: Any) -> str:
+        """Upload the model, see ``serialization.hub.push_to_hub``."""
+        from nvae_lightning.serialization import hub
+
+        return hub.push_to_hub(self, name, **kwargs)
 
     @property
     def latent_shapes(self) -> list[tuple[int, int, int]]:

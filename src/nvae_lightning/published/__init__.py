@@ -1,1 +1,32 @@
-"""Checkpoints of the published code."""
+"""Weights trained by the published code, read into a model of this package.
+
+A published checkpoint is a ``torch.save`` file of a dict with the weights (``state_dict``) and the
+settings of the training (``args``, an ``argparse.Namespace``). Only tensors, plain containers and
+that namespace are read. A pickle that asks for anything else is refused, and none of it is run.
+
+Converted models keep the numerics that their weights were trained and their published figures
+computed with. Where these are not the correct ones, each has an option, which is off in other
+models:
+
+* ``first_prior_std=1.01`` of :class:`~nvae_lightning.model.NVAE`: the prior of the coarsest group
+  is N(0, 1.01²), because the bound on standard deviations was applied to it, too;
+* ``published_tails=True`` of
+  :class:`~nvae_lightning.model.DiscretizedLogisticMixtureLikelihood`: level 254 of 8 bits has the
+  upper tail's probability as well as level 255;
+* ``published_temperature=True``, there: sampling divides the logistics' scale by the temperature.
+"""
+
+from nvae_lightning.published.checkpoint import build_checkpoint, load_published
+from nvae_lightning.published.conversion import convert_published
+from nvae_lightning.published.names import published_duplicates, published_names
+from nvae_lightning.published.settings import PublishedSettings, build_published
+
+__all__ = [
+    "PublishedSettings",
+    "build_checkpoint",
+    "build_published",
+    "convert_published",
+    "load_published",
+    "published_duplicates",
+    "published_names",
+]

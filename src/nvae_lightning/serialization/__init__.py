@@ -1,1 +1,1 @@
-"""Models and checkpoints as files."""
+"""Models and checkpoints as files: architecture, checked weights, folders and hub names."""

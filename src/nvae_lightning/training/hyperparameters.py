@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from nvae_lightning.model.architecture import describe, restore_value
 from nvae_lightning.objective import KL, Penalty, constant, kl_warmup, size_factor
+from nvae_lightning.serialization.architecture import describe, restore_value
 from nvae_lightning.utilities.plain_data import check_plain
 
 #: Where a checkpoint holds them.

@@ -21,10 +21,7 @@ from nvae_lightning.backends import cuda_graphs as graphs
 from nvae_lightning.inference.batches import Images
 from nvae_lightning.inference.evaluation import EvaluationModule, by_group
 from nvae_lightning.model import NVAE
-from nvae_lightning.model.architecture import ARCHITECTURE, restore
-from nvae_lightning.model.hub import build
 from nvae_lightning.model.normalization import mean_over_ranks
-from nvae_lightning.model.weights import check_sizes, weights_of
 from nvae_lightning.objective import (
     ELBO,
     KL,
@@ -38,7 +35,9 @@ from nvae_lightning.objective import (
     channel_rates,
     warmup_cosine,
 )
-from nvae_lightning.published.conversion import read_content
+from nvae_lightning.serialization.architecture import ARCHITECTURE, restore
+from nvae_lightning.serialization.torch_files import read_torch_file
+from nvae_lightning.serialization.weights import build, check_sizes, weights_of
 from nvae_lightning.training.hyperparameters import (
     HYPERPARAMETERS,
     describe_training,
@@ -227,7 +226,7 @@ class NVAEModule(EvaluationModule):
                 "weights_only: got False, but checkpoints hold tensors and plain values, of which "
                 "nothing else is read; leave it out"
             )
-        content = read_content(checkpoint_path)
+        content = read_torch_file(checkpoint_path)
         try:
             module = cls._of_content(content, strict, given)
         except ValueError as error:

@@ -15,7 +15,7 @@ from nvae_lightning.benchmarking.memory_use import (
     release_memory,
     restart_peaks,
 )
-from nvae_lightning.model.live_bytes import LiveBytes, peak_bytes
+from nvae_lightning.utilities.live_bytes import LiveBytes, peak_bytes
 
 SIZE = 1 << 20
 

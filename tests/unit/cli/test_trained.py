@@ -20,7 +20,7 @@ from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.cli.trained import images_for, trained_model, training_data
 from nvae_lightning.data import MNIST5k
 from nvae_lightning.model import NVAE, BernoulliLikelihood, Image
-from nvae_lightning.model.architecture import ARCHITECTURE
+from nvae_lightning.serialization.architecture import ARCHITECTURE
 from nvae_lightning.utilities.plain_yaml import read_yaml
 
 BuildNVAE = Callable[..., NVAE]

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from nvae_lightning.inference.loading import load_model
 from nvae_lightning.model import NVAE, RegularCell
-from nvae_lightning.model.architecture import ARCHITECTURE
-from nvae_lightning.published.conversion import build_published, convert_published, published_names
+from nvae_lightning.published import build_published, convert_published, published_names
+from nvae_lightning.serialization.architecture import ARCHITECTURE
 from nvae_lightning.serialization.checkpoints import last_checkpoint, read_checkpoint
 from nvae_lightning.utilities.archive import damage
 

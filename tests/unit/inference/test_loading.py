@@ -25,7 +25,7 @@ from nvae_lightning.backends import Compute
 from nvae_lightning.inference.loading import find_checkpoint, load_model
 from nvae_lightning.model import NVAE, DepthwiseCell, RegularCell
 from nvae_lightning.objective import KL, Penalty, constant
-from nvae_lightning.published.conversion import build_published, convert_published, published_names
+from nvae_lightning.published import build_published, convert_published, published_names
 from nvae_lightning.serialization.checkpoints import read_checkpoint
 from nvae_lightning.training.callbacks import EMA, Checkpoint
 from nvae_lightning.training.checkpoints import AtomicCheckpointIO
@@ -251,7 +251,7 @@ def test_a_name_of_the_hub_is_asked_for(
         names.append(name)
         return str(tmp_path / "saved" / file)
 
-    monkeypatch.setattr("nvae_lightning.model.hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert_same(load_model("owner/name"), colour_nvae)
     assert names == ["owner/name", "owner/name"]
     refusal("saved/name")  # the folder is there, so that this is a path
@@ -325,7 +325,7 @@ def test_a_training_with_other_cells_can_be_read_and_is_loaded_with_them(
     assert read_checkpoint(path)["global_step"] == 2  # as a training does that goes on
     message = refusal(path)
     assert "encoder_cell is '" in message
-    assert "give it as encoder_cell=CONSTRUCTOR" in message
+    assert "pass it as encoder_cell=CONSTRUCTOR" in message
     for source in (path, tmp_path / "run"):
         assert_same(load_model(source, encoder_cell=cell), model)
     model.save_pretrained(tmp_path / "saved")
@@ -349,7 +349,7 @@ def test_what_is_missing_is_named(
     def download(*args: Any, **kwargs: Any) -> str:
         pytest.fail("asked the hub")
 
-    monkeypatch.setattr("nvae_lightning.model.hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     monkeypatch.chdir(tmp_path)
     for source in (name, tmp_path / name, f"./{name}"):
         message = refusal(source)
@@ -471,7 +471,7 @@ def test_a_description_that_would_run_code_is_refused_and_runs_nothing(
     architecture = torch.load(checkpoint, weights_only=True)["architecture"]
     architecture["likelihood"] = {"constructor": name, "command": "mkdir harm"}
     change(checkpoint, architecture=architecture)
-    assert f"likelihood is '{name}', which is not of this package" in refusal(checkpoint)
+    assert f"likelihood is '{name}', which is not part of this package" in refusal(checkpoint)
     assert not Path("harm").exists()
 
 
@@ -517,7 +517,7 @@ def test_a_description_of_another_model_is_refused(checkpoint: Path) -> None:
     for changes, message in (
         ({"num_flows": 1}, "Missing key(s)"),
         ({"num_flows": -1}, "model.num_flows must be at least 0, got -1"),
-        ({"image": {"channels": 3}}, "no description of a model"),
+        ({"image": {"channels": 3}}, "not the description of a model"),
         ({"encoder_cell": None}, "encoder_cell"),
     ):
         change(checkpoint, architecture={**architecture, **changes})
@@ -528,10 +528,10 @@ def test_a_description_of_another_model_is_refused(checkpoint: Path) -> None:
     ("changes", "message"),
     [
         ({"architecture": KeyError}, "but not of an NVAE"),
-        ({"architecture": None}, "no description of a model"),
-        ({"architecture": []}, "no description of a model"),
-        ({"architecture": "RegularCell"}, "no description of a model"),
-        ({"architecture": {}}, "no description of a model"),
+        ({"architecture": None}, "not the description of a model"),
+        ({"architecture": []}, "not the description of a model"),
+        ({"architecture": "RegularCell"}, "not the description of a model"),
+        ({"architecture": {}}, "not the description of a model"),
         ({"state_dict": KeyError}, "but not of an NVAE"),
         ({"state_dict": None}, "but not of an NVAE"),
         ({"state_dict": [1, 2]}, "but not of an NVAE"),

@@ -23,8 +23,8 @@ from nvae_lightning.model.layers import (
     DataDependentConv2d,
     SqueezeExcitation,
 )
-from nvae_lightning.model.live_bytes import peak_bytes
 from nvae_lightning.model.normalization import BatchNorm
+from nvae_lightning.utilities.live_bytes import peak_bytes
 
 BuildNVAE = Callable[..., NVAE]
 

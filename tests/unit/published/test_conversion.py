@@ -26,7 +26,7 @@ from nvae_lightning.model import (
 )
 from nvae_lightning.model.normalization import BatchNorm
 from nvae_lightning.objective import KL, Penalty, constant
-from nvae_lightning.published.conversion import (
+from nvae_lightning.published import (
     build_published,
     convert_published,
     load_published,

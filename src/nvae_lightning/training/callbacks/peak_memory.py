@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from nvae_lightning.model.live_bytes import LiveBytes
 from nvae_lightning.training.module import is_logging_step
+from nvae_lightning.utilities.live_bytes import LiveBytes
 
 _COUNTED_STEP = 2  # the optimiser makes its state in the first
 

@@ -1,9 +1,10 @@
-"""Weights from files, compared with the model that they are said to be of before it is built."""
+"""Weights from files, checked against the model that they belong to before it is built."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -11,14 +12,58 @@ from torch import Tensor, nn
 
 from nvae_lightning.model.cells import RegularCell
 from nvae_lightning.model.hierarchy import Hierarchy, Image
+from nvae_lightning.serialization.architecture import (
+    ForeignConstructorError,
+    check_arguments,
+    restore,
+)
 from nvae_lightning.utilities.plain_data import shown
 
-#: Modules that are built whatever the weights are, so that the error can name what differs.
+#: So few modules are built whatever the weights, so that the error can name what differs.
 _FEW_MODULES = 10_000
 
 
+def build(
+    kind: type[Any],
+    description: object,
+    weights: Mapping[str, Any],
+    given: Mapping[str, object],
+    *,
+    allow_nonfinite: bool = False,
+) -> Any:  # noqa: ANN401
+    """Build a model from its description and load its weights, in evaluation mode.
+
+    Args:
+        kind: Class of the model.
+        description: Its constructor arguments as plain data.
+        weights: Its state dict.
+        given: Arguments that replace described ones.
+        allow_nonfinite: Whether weights may be NaN or infinite.
+
+    Raises:
+        ValueError: If the description is malformed, or the weights belong to another model.
+    """
+    try:
+        arguments = restore(description, given)
+        check_arguments("", kind, arguments)
+        model = build_from_weights(
+            kind, arguments, weights, has_foreign=bool(given), allow_nonfinite=allow_nonfinite
+        )
+    except ForeignConstructorError:
+        raise
+    except Exception as error:  # malformed data cause errors of many classes
+        raise ValueError(one_line(error)) from error
+    return model.eval()
+
+
+def one_line(error: Exception) -> str:
+    """Shorten the message of an error to one line, which need not list every weight."""
+    is_text = isinstance(error, OSError | RuntimeError | TypeError | ValueError)
+    return shorten(str(error) if is_text else repr(error), 500, placeholder=" ...") or repr(error)
+
+
 def weights_of(prefix: str, weights: Mapping[Any, Any]) -> dict[str, Any]:
-    """Pick the weights of a part from a state dict, by their names in the part."""
+    """Select the weights of a part from a state dict, by their names in the part."""
     return {
         name.removeprefix(prefix): value
         for name, value in weights.items()
@@ -27,21 +72,21 @@ def weights_of(prefix: str, weights: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def check_sizes(arguments: Mapping[str, Any], num_weights: int) -> None:
-    """Compare how many modules a model would have with how many weights there are.
+    """Compare the number of modules of a model with the number of its weights.
 
-    Every group, cell and flow has weights: a description that asks for more of them than there
-    are weights is wrong, and would be built for hours.
+    Every group, cell and flow has weights. A description that asks for more of them than there
+    are weights is wrong, and could take hours to build.
 
     Args:
-        arguments: the model's constructor arguments.
-        num_weights: number of tensors.
+        arguments: Constructor arguments of the model.
+        num_weights: Number of tensors.
 
     Raises:
-        ValueError: if it asks for more, or a cell's dilation exceeds the image.
+        ValueError: If there are too few weights, or a cell's dilation exceeds the image.
     """
     image, hierarchy = arguments.get("image"), arguments.get("hierarchy")
     if not isinstance(image, Image) or not isinstance(hierarchy, Hierarchy):
-        return  # the constructor says so
+        return  # the constructor reports it
 
     def layers(name: str, cell: str) -> int:
         number, constructor = arguments.get(name, 2), arguments.get(cell)
@@ -52,7 +97,7 @@ def check_sizes(arguments: Mapping[str, Any], num_weights: int) -> None:
         dilations = constructor.keywords.get("dilations", (1, 1))
         if max(dilations, default=1) > image.padded_size:
             raise ValueError(
-                f"{cell}.dilations: {shown(max(dilations))} is more than the image's side of "
+                f"{cell}.dilations: {shown(max(dilations))} exceeds the image size "
                 f"{image.padded_size}"
             )
         return number * len(dilations)
@@ -67,23 +112,23 @@ def check_sizes(arguments: Mapping[str, Any], num_weights: int) -> None:
     if num_modules > max(num_weights, _FEW_MODULES):
         raise ValueError(
             f"the description asks for more than {num_modules - 1:,} groups, cells and flows, but "
-            f"there are only {num_weights:,} weights: they are of another model"
+            f"there are only {num_weights:,} weights: they belong to another model"
         )
 
 
 def check_tensors(
     weights: Mapping[str, Any], own: Mapping[str, Tensor], *, may_share: bool = False
 ) -> None:
-    """Check that weights are plain tensors of the kinds of numbers that a model holds.
+    """Check that weights are plain dense tensors of the model's kinds of dtype.
 
     Args:
-        weights: what was read, by name.
-        own: the model's parameters and buffers; others are left to whoever loads the weights.
-        may_share: whether two weights may be one tensor.
+        weights: Tensors that were read, by name.
+        own: Parameters and buffers of the model; other names are left for loading to report.
+        may_share: Whether two weights may share memory.
 
     Raises:
-        ValueError: if a tensor is sparse, quantised, not in memory, or repeats numbers instead of
-            holding them; or if it holds, say, whole numbers where the model has real ones.
+        ValueError: If a tensor is sparse, quantised, not in memory, expanded from fewer values,
+            or, for example, of integers where the model has floating-point numbers.
     """
     held: dict[int, int] = {}
     num_bytes = 0
@@ -91,42 +136,42 @@ def check_tensors(
         if not isinstance(value, Tensor) or name not in own:
             continue
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise ValueError(f"{name} is not a dense tensor of plain numbers in memory")
+            raise ValueError(f"{name} is not a plain dense tensor in memory")
         if _kind(value) != _kind(own[name]):
             raise ValueError(
-                f"{name} holds {_dtype(value)}, where the model has {_dtype(own[name])}: weights "
-                "of another kind are not converted"
+                f"{name} has dtype {_dtype(value)}, but the model has {_dtype(own[name])}: such "
+                "weights are not converted"
             )
         storage = value.untyped_storage()
         held[storage.data_ptr()] = storage.nbytes()
         num_bytes += value.numel() * value.element_size()
         if _repeats(value):
-            raise ValueError(f"{name} repeats numbers instead of holding all of them")
+            raise ValueError(f"{name} repeats values instead of holding all of them")
     if num_bytes > sum(held.values()) and not may_share:
-        raise ValueError("some weights share their memory, as no model's do")
+        raise ValueError("some weights share memory, which those of a model do not")
 
 
 def check_finite(weights: Mapping[str, Tensor]) -> None:
-    """Check that weights are numbers.
+    """Check that weights are finite.
 
     Raises:
-        ValueError: if some are NaN or infinite.
+        ValueError: If some are NaN or infinite.
     """
     for name, value in weights.items():
         if value.is_floating_point() and not (finite := value.isfinite()).all():
             number = value.numel() - int(finite.sum())
             raise ValueError(
-                f"{name} holds {number:,} of {value.numel():,} numbers that are NaN or infinite: "
-                "the training has diverged, take an earlier checkpoint; allow_nonfinite=True "
-                "loads them all the same"
+                f"{name} holds {number:,} NaN or infinite of {value.numel():,} values: the "
+                "training has diverged; choose an earlier checkpoint, or pass "
+                "allow_nonfinite=True to load it regardless"
             )
 
 
 def _kind(value: Tensor) -> str:
     if value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        return "real"
+        return "float"
     is_other = value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
-    return str(value.dtype) if is_other else "whole"
+    return str(value.dtype) if is_other else "integer"
 
 
 def _dtype(value: Tensor) -> str:
@@ -134,7 +179,7 @@ def _dtype(value: Tensor) -> str:
 
 
 def _repeats(value: Tensor) -> bool:
-    """Whether several elements of a tensor are one place in memory."""
+    """Whether several elements of a tensor are the same place in memory."""
     expected = 1
     for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
         if size > 1:
@@ -148,17 +193,17 @@ def outline_of(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module
     """Build a model without memory for its weights.
 
     Raises:
-        ValueError: if it cannot be built.
+        ValueError: If it cannot be built.
     """
     try:
         with torch.device("meta"):
             return kind(**arguments)
-    except (RuntimeError, TypeError, OverflowError) as error:  # of sizes beyond all memory, too
+    except (RuntimeError, TypeError, OverflowError) as error:  # including sizes beyond all memory
         reason = " ".join(str(error).split())
         raise ValueError(f"no such model can be built ({reason})") from error
 
 
-def build_of_weights(
+def build_from_weights(
     kind: type[nn.Module],
     arguments: Mapping[str, Any],
     weights: Mapping[str, Any],
@@ -166,18 +211,18 @@ def build_of_weights(
     has_foreign: bool = False,
     allow_nonfinite: bool = False,
 ) -> nn.Module:
-    """Build a model and load its weights; first one without memory, which they have to fit.
+    """Build a model and load its weights, after checking them against one without memory.
 
     Args:
-        kind: class of the model.
-        arguments: arguments of its constructor.
-        weights: its state dict.
-        has_foreign: whether some arguments are a caller's, whose modules may need memory.
-        allow_nonfinite: whether weights may be NaN or infinite.
+        kind: Class of the model.
+        arguments: Constructor arguments.
+        weights: State dict.
+        has_foreign: Whether some arguments are a caller's own, whose modules may need memory.
+        allow_nonfinite: Whether weights may be NaN or infinite.
 
     Raises:
-        ValueError: if the weights are not those of a model of this description; or whatever the
-            constructor and ``load_state_dict`` raise.
+        ValueError: If the weights are not those of the model; or any error of the constructor
+            and of ``load_state_dict``.
     """
     check_sizes(arguments, len(weights))
     outline = None

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from nvae_lightning.model.live_bytes import peak_bytes
+from nvae_lightning.utilities.live_bytes import peak_bytes
 
 X = torch.zeros(256)
 SIZE = X.nbytes

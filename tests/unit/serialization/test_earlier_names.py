@@ -19,7 +19,7 @@ from torch import Tensor
 from nvae_lightning.backends import Compute
 from nvae_lightning.inference.loading import load_model
 from nvae_lightning.model import NVAE, DepthwiseCell, RegularCell
-from nvae_lightning.model.architecture import ARCHITECTURE, restore
+from nvae_lightning.serialization.architecture import ARCHITECTURE, restore
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "earlier_names"
 RECORDED: dict[str, Any] = json.loads((FIXTURES / "recorded.json").read_text())

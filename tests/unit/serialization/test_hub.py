@@ -1,4 +1,4 @@
-"""Models in folders and on the hub: what comes back is what was saved, or an error in one line."""
+"""Models in folders and on the hub: loading returns what was saved, or fails with one line."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nvae_lightning.model import NVAE, BernoulliLikelihood, Image, RegularCell
-from nvae_lightning.model.hub import is_hub_name
 from nvae_lightning.model.layers import DataDependentConv2d
+from nvae_lightning.serialization.card import model_card
+from nvae_lightning.serialization.hub import is_hub_name
 
 BuildNVAE = Callable[..., NVAE]
 
 FILES = ["README.md", "config.json", "model.safetensors"]
-HUB = "nvae_lightning.model.hub.hf_hub_download"
+HUB = "huggingface_hub.hf_hub_download"
 
 
 def assert_same(one: NVAE, other: NVAE) -> None:
-    """Same weights, and exactly the same outputs of the same noise."""
+    """Same weights, and exactly the same outputs for the same noise."""
     state = other.state_dict()
     assert one.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
@@ -49,7 +50,7 @@ def assert_same(one: NVAE, other: NVAE) -> None:
 
 
 def refusal(name: str | Path, **kwargs: Any) -> str:
-    """The error of reading it, which names it in one line that can be read."""
+    """Return the error of loading it, which names it in one readable line."""
     with pytest.raises(ValueError, match=re.escape(f"'{name}'")) as error:
         NVAE.from_pretrained(name, **kwargs)
     message = str(error.value)
@@ -60,14 +61,14 @@ def refusal(name: str | Path, **kwargs: Any) -> str:
 
 @pytest.fixture
 def folder(colour_nvae: NVAE, tmp_path: Path) -> Path:
-    """Folder of a sound model."""
+    """Folder of an intact model."""
     colour_nvae.save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
 
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail whatever asks the hub."""
+    """Fail on any request to the hub."""
 
     def download(*args: Any, **kwargs: Any) -> str:
         pytest.fail(f"asked the hub for {args}")
@@ -75,27 +76,20 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HUB, download)
 
 
-# ---------------------------------------------------------------------------- there and back
+# ----------------------------------------------------------------------------- saving and loading
 
 
-def test_what_comes_back_is_what_was_saved(nvae: NVAE, tmp_path: Path) -> None:
-    nvae.save_pretrained(tmp_path)
-    for name in (tmp_path, str(tmp_path)):
-        assert_same(NVAE.from_pretrained(name), nvae)
-
-
-def test_the_folder_holds_weights_settings_and_a_card(nvae: NVAE, tmp_path: Path) -> None:
+def test_a_saved_model_is_loaded_unchanged(nvae: NVAE, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "saved"
     nvae.save_pretrained(folder)
     assert sorted(path.name for path in folder.iterdir()) == FILES
     config = json.loads((folder / "config.json").read_text())
     assert config == {"format": "nvae-lightning", "version": 1, "model": nvae.architecture}
-    weights = load_file(folder / "model.safetensors")
-    assert weights.keys() == nvae.state_dict().keys()
-    assert all(torch.equal(weights[name], tensor) for name, tensor in nvae.state_dict().items())
+    for name in (folder, str(folder)):
+        assert_same(NVAE.from_pretrained(name), nvae)
 
 
-def test_a_model_comes_back_ready_to_be_used_and_the_saved_one_stays_as_it_was(
+def test_a_model_is_loaded_in_evaluation_mode_and_saving_keeps_the_mode(
     colour_nvae: NVAE, tmp_path: Path
 ) -> None:
     colour_nvae.train()
@@ -106,20 +100,17 @@ def test_a_model_comes_back_ready_to_be_used_and_the_saved_one_stays_as_it_was(
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_the_memory_format_does_not_matter(colour_nvae: NVAE, tmp_path: Path) -> None:
+def test_the_file_does_not_depend_on_the_memory_format(colour_nvae: NVAE, tmp_path: Path) -> None:
     colour_nvae.save_pretrained(tmp_path / "plain")
     colour_nvae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    assert not all(tensor.is_contiguous() for tensor in colour_nvae.state_dict().values())
     colour_nvae.save_pretrained(tmp_path / "channels_last")
     assert not all(tensor.is_contiguous() for tensor in colour_nvae.state_dict().values())
     files = [tmp_path / kind / "model.safetensors" for kind in ("plain", "channels_last")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    state = NVAE.from_pretrained(tmp_path / "channels_last").state_dict()
-    assert all(torch.equal(state[name], t) for name, t in colour_nvae.state_dict().items())
 
 
 @pytest.mark.parametrize("initialized", [True, False])
-def test_the_state_of_data_dependent_initialisation_survives(
+def test_the_state_of_data_dependent_initialisation_is_saved(
     initialized: bool, build_nvae: BuildNVAE, tmp_path: Path
 ) -> None:
     cell = partial(
@@ -142,7 +133,7 @@ def test_the_state_of_data_dependent_initialisation_survives(
         assert torch.equal(convolution.log_gain, gain) is initialized
 
 
-def test_files_can_be_read_by_others(colour_nvae: NVAE, tmp_path: Path) -> None:
+def test_other_users_can_read_the_files(colour_nvae: NVAE, tmp_path: Path) -> None:
     previous = os.umask(0o022)
     try:
         colour_nvae.save_pretrained(tmp_path)
@@ -152,63 +143,52 @@ def test_files_can_be_read_by_others(colour_nvae: NVAE, tmp_path: Path) -> None:
     assert modes == dict.fromkeys(FILES, 0o644)
 
 
-def test_saving_over_a_model_leaves_nothing_of_it_but_a_card(
+def test_saving_over_a_model_replaces_all_but_its_card(
     flow_nvae: NVAE, grey_nvae: NVAE, tmp_path: Path
 ) -> None:
     flow_nvae.save_pretrained(tmp_path)
     (tmp_path / "README.md").write_text("written by hand")
     grey_nvae.save_pretrained(tmp_path)
-    assert_same(NVAE.from_pretrained(tmp_path), grey_nvae)
+    loaded = NVAE.from_pretrained(tmp_path)
+    assert_same(loaded, grey_nvae)
     assert (tmp_path / "README.md").read_text() == "written by hand"
+    loaded.save_pretrained(tmp_path)  # over the file that it was read from
+    assert_same(NVAE.from_pretrained(tmp_path), grey_nvae)
 
 
-def test_saving_over_a_model_that_has_been_read_of_the_same_folder(folder: Path) -> None:
-    model = NVAE.from_pretrained(folder)
-    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.save_pretrained(folder)
-    state = NVAE.from_pretrained(folder).state_dict()
-    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
-
-
-def test_figures_that_are_given_later_are_written_on_the_card(
-    colour_nvae: NVAE, folder: Path
+def test_a_model_that_cannot_be_saved_leaves_no_config(
+    colour_nvae: NVAE, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "| bits per dim |" not in (folder / "README.md").read_text()
-    figures = {"evaluation": {"bits per dim": 2.9}}
-    colour_nvae.save_pretrained(folder, model_card_kwargs=figures)
-    assert "| bits per dim | 2.9 |" in (folder / "README.md").read_text()
-    assert_same(NVAE.from_pretrained(folder), colour_nvae)
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            colour_nvae.save_pretrained(folder)
+    assert "config.json" in refusal(folder)  # rather than weights and settings of two models
 
 
 # ------------------------------------------------------------------------------------ arguments
 
 
-def test_arguments_may_be_given_instead_of_those_of_the_folder(
-    colour_nvae: NVAE, folder: Path
-) -> None:
-    model = NVAE.from_pretrained(folder, first_prior_std=1.01)
-    assert (model.decoder.groups[0].prior_std, colour_nvae.decoder.groups[0].prior_std) == (
-        1.01,
-        1.0,
-    )
-    assert model.architecture == {**colour_nvae.architecture, "first_prior_std": 1.01}
-
-
 class OwnCell(RegularCell):
-    """A cell that is not of the package."""
+    """A cell that is not part of the package."""
 
 
-def test_a_model_of_other_cells_comes_back_if_they_are_given(
+def test_given_arguments_replace_those_of_the_folder(
     build_nvae: BuildNVAE, tmp_path: Path
 ) -> None:
     model = build_nvae(encoder_cell=OwnCell)
     model.save_pretrained(tmp_path)
     message = refusal(tmp_path)
     assert "encoder_cell is '" in message
-    assert "give it as encoder_cell=CONSTRUCTOR" in message
+    assert "pass it as encoder_cell=CONSTRUCTOR" in message
     again = NVAE.from_pretrained(tmp_path, encoder_cell=OwnCell)
     assert any(isinstance(module, OwnCell) for module in again.modules())
     assert_same(again, model)
+    again = NVAE.from_pretrained(tmp_path, encoder_cell=OwnCell, first_prior_std=1.01)
+    assert again.architecture == {**model.architecture, "first_prior_std": 1.01}
 
 
 @pytest.mark.parametrize(
@@ -220,7 +200,7 @@ def test_a_model_of_other_cells_comes_back_if_they_are_given(
         ({"likelihood": BernoulliLikelihood}, "image.bits=1"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(
+def test_given_arguments_that_do_not_fit_are_refused(
     given: dict[str, Any], message: str, folder: Path
 ) -> None:
     assert message in refusal(folder, **given)
@@ -229,10 +209,10 @@ def test_arguments_that_do_not_fit_are_refused(
 # ----------------------------------------------------------------------------------------- card
 
 
-def test_the_card_says_what_the_model_is(build_nvae: BuildNVAE) -> None:
+def test_the_card_describes_the_model(build_nvae: BuildNVAE) -> None:
     image = Image(channels=1, size=6, bits=1, padding=1)
     model = build_nvae(image, likelihood=BernoulliLikelihood, num_flows=1)
-    text = str(model.generate_model_card())
+    text = model_card(model)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     for line in (
         "library_name: nvae-lightning",
@@ -249,14 +229,13 @@ def test_the_card_says_what_the_model_is(build_nvae: BuildNVAE) -> None:
     ):
         assert line in text.splitlines()
     assert "(16, 1, 6, 6)" in text
-    assert text.rstrip().endswith("## Measured\n\nNothing has been stated.")
+    assert text.rstrip().endswith("## Measured\n\nNo figures were given.")
 
 
 FIGURES: dict[str, Any] = {
     "test/bpd": 2.9134567,
     "test/nll": 6207.123456,
     "num_images": 10000,
-    "temperature": 0.7,
     "small": 1.5e-7,
     "data": "CIFAR-10",
     "KL(q|p)": "two\nlines",
@@ -267,7 +246,6 @@ ROWS = [
     "| test/bpd | 2.9135 |",
     "| test/nll | 6207.1 |",
     "| num_images | 10000 |",
-    "| temperature | 0.7 |",
     "| small | 1.5e-07 |",
     "| data | CIFAR-10 |",
     r"| KL(q\|p) | two lines |",
@@ -275,24 +253,25 @@ ROWS = [
 
 
 @pytest.mark.parametrize("kind", ["dict", "str", "Path"])
-def test_the_card_says_what_was_measured(kind: str, colour_nvae: NVAE, tmp_path: Path) -> None:
+def test_the_card_shows_measured_figures(kind: str, colour_nvae: NVAE, tmp_path: Path) -> None:
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(FIGURES))
     evaluation = {"dict": FIGURES, "str": str(path), "Path": path}[kind]
-    text = str(colour_nvae.generate_model_card(evaluation))
-    measured = text.partition("## Measured\n")[2].splitlines()
+    colour_nvae.save_pretrained(tmp_path)  # figures may be given later
+    colour_nvae.save_pretrained(tmp_path, evaluation=evaluation)
+    measured = (tmp_path / "README.md").read_text().partition("## Measured\n")[2].splitlines()
     assert [line for line in measured if line] == ["| | |", "|---|---|", *ROWS]
 
 
-def test_the_card_takes_figures_as_trainings_give_them(colour_nvae: NVAE) -> None:
+def test_the_card_shows_tensors_and_numpy_numbers(colour_nvae: NVAE) -> None:
     figures = {"tensor": torch.tensor(2.5), "numpy": np.float32(0.25), "count": np.int64(7)}
-    text = str(colour_nvae.generate_model_card({**figures, "vector": torch.zeros(2)}))
+    text = model_card(colour_nvae, {**figures, "vector": torch.zeros(2)})
     measured = text.partition("## Measured\n")[2]
     assert "| tensor | 2.5 |\n| numpy | 0.25 |\n| count | 7 |\n" in measured
     assert "vector" not in measured
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[1, 2]", '"text"', b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [None, "{", "[1, 2]", b"\xff\xfe\x00"])
 def test_figures_that_cannot_be_read_are_refused(
     content: str | bytes | None, colour_nvae: NVAE, tmp_path: Path
 ) -> None:
@@ -300,7 +279,7 @@ def test_figures_that_cannot_be_read_are_refused(
     if content is not None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(ValueError, match=rf"^'{re.escape(str(path))}' holds no figures[^\n]*$"):
-        colour_nvae.generate_model_card(path)
+        model_card(colour_nvae, path)
 
 
 # -------------------------------------------------------------------------------------- the hub
@@ -326,23 +305,15 @@ def test_a_push_uploads_weights_settings_and_a_card_with_figures(
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
     address = flow_nvae.push_to_hub(
-        "owner/name",
-        private=True,
-        token="secret",
-        model_card_kwargs={"evaluation": {"test/bpd": 2.9134567}},
+        "owner/name", private=True, token="secret", evaluation={"test/bpd": 2.9134567}
     )
     assert address == "address"
     assert (created[0]["repo_id"], created[0]["private"]) == ("owner/name", True)
     assert created[0]["token"] == "secret"
     assert (uploaded[0]["repo_id"], uploaded[0]["repo_type"]) == ("owner/name", "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["model"] == flow_nvae.architecture
     card = ModelCard.load(tmp_path / "README.md")
-    data = card.data.to_dict()
-    assert data["library_name"] == "nvae-lightning"
-    assert {"nvae", "vae"} <= set(data["tags"])
-    assert "| `num_flows` | 1 |" in card.text
+    assert card.data.to_dict() == {"library_name": "nvae-lightning", "tags": ["nvae", "vae"]}
     assert "| test/bpd | 2.9135 |" in card.text
     assert "secret" not in card.content
     assert_same(NVAE.from_pretrained(tmp_path), flow_nvae)
@@ -373,49 +344,42 @@ def test_a_model_is_downloaded_from_the_hub(
     assert [kwargs for _, _, kwargs in asked] == [{}, {}]
 
 
-def test_a_folder_is_preferred_to_the_hub(
+def test_a_folder_takes_precedence_over_the_hub(
     colour_nvae: NVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_hub: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     colour_nvae.save_pretrained("owner/name")
     assert_same(NVAE.from_pretrained("owner/name"), colour_nvae)
+    assert_same(NVAE.from_pretrained("~/owner/name"), colour_nvae)
     refusal("owner/other")  # beside it, where a folder may be missing
 
 
-def test_a_home_folder_is_found(
-    colour_nvae: NVAE, folder: Path, monkeypatch: pytest.MonkeyPatch, no_hub: None
-) -> None:
-    monkeypatch.setenv("HOME", str(folder.parent))
-    assert_same(NVAE.from_pretrained("~/saved"), colour_nvae)
-
-
 class ProxyError(Exception):
-    """Of a library for the network: no OSError."""
+    """An error of a network library that is no OSError."""
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("failing", "error", "reason"),
     [
-        (LocalEntryNotFoundError("Cannot find it in the cache.\nTry again."), "cache. Try again."),
-        (LocalEntryNotFoundError(""), "LocalEntryNotFoundError"),
-        (EntryNotFoundError("404 Client Error.\n\nEntry not found."), "404 Client Error."),
-        (ConnectionError("Cannot reach it: offline mode is enabled."), "offline mode"),
-        (TimeoutError(), "TimeoutError"),
-        (ProxyError("503 Service Unavailable"), "ProxyError('503 Service Unavailable')"),
+        (0, LocalEntryNotFoundError("Cannot find it in the cache.\nTry again."), "Try again."),
+        (1, LocalEntryNotFoundError(""), "LocalEntryNotFoundError"),
+        (1, EntryNotFoundError("404 Client Error.\n\nEntry not found."), "404 Client Error."),
+        (0, TimeoutError(), "TimeoutError"),
+        (1, ProxyError("503 Service Unavailable"), "ProxyError('503 Service Unavailable')"),
     ],
 )
-@pytest.mark.parametrize("failing", ["config.json", "model.safetensors"])
-def test_a_hub_that_does_not_answer_is_an_error_in_one_line(
-    failing: str, error: Exception, reason: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_failing_hub_is_a_one_line_error(
+    failing: int, error: Exception, reason: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(name: str, file: str, **kwargs: Any) -> str:
-        if file == failing:
+        if file == FILES[1:][failing]:
             raise error
         return str(folder / file)
 
     monkeypatch.setattr(HUB, download)
     message = refusal("owner/name")
-    assert "is no folder here, and the Hugging Face hub did not give it (" in message
+    assert "its download from the Hugging Face hub failed (" in message
     assert reason in message
 
 
@@ -425,60 +389,52 @@ def test_without_a_network_the_error_says_so(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for options in ({}, {"local_files_only": True}):
         message = refusal("owner/name", cache_dir=tmp_path, **options)
-        assert "the Hugging Face hub did not give it" in message
+        assert "its download from the Hugging Face hub failed (" in message
 
 
-@pytest.mark.parametrize("name", ["own--er/name", "owner/na..me", "-owner/name", "owner/name.git"])
-def test_names_that_the_hub_refuses_are_no_names(name: str) -> None:
-    assert refusal(name) == f"'{name}' is no folder here and no owner/name"
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["name", "a/b/c", "owner/", "/name", "owner/na me", "./name", "../name", "~/name", "a\\b/c"],
-)
-def test_what_cannot_be_a_name_of_the_hub_is_not_asked_for(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_hub: None
+def test_names_that_cannot_be_on_the_hub_are_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert not is_hub_name(name)
-    assert refusal(name) == f"'{name}' is no folder here and no owner/name"
-
-
-def test_a_missing_or_empty_folder_is_refused(tmp_path: Path, no_hub: None) -> None:
-    assert "is no folder here" in refusal(tmp_path / "missing")
+    error = "is neither a folder nor an owner/name on the Hugging Face hub"
+    for name in ("own--er/name", "owner/na..me", "-owner/name", "owner/name.git"):
+        assert refusal(name) == f"'{name}' {error}"  # by the hub's own check
+    monkeypatch.setattr(HUB, lambda *args, **kwargs: pytest.fail("asked the hub"))
+    for name in ("name", "a/b/c", "owner/", "/name", "owner/na me", "./name", "~/name", "a\\b/c"):
+        assert not is_hub_name(name)
+        assert refusal(name) == f"'{name}' {error}"
+    assert "neither a folder" in refusal(tmp_path / "missing")
     assert "config.json" in refusal(tmp_path)
     (tmp_path / "file").write_text("text")
-    assert "is no folder here" in refusal(tmp_path / "file")
+    assert "neither a folder" in refusal(tmp_path / "file")
 
 
-# ------------------------------------------------------------------------------ what is damaged
+# --------------------------------------------------------------------------------------- damage
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_a_missing_file_is_named(missing: str, folder: Path) -> None:
     (folder / missing).unlink()
     message = refusal(folder)
-    assert "holds no model, or a damaged one" in message
+    assert "holds no model or a damaged one" in message
     assert missing in message
+    (folder / missing).mkdir()
+    assert "damaged" in refusal(folder)
 
 
-def test_weights_cut_off_anywhere_are_refused(folder: Path) -> None:
+def test_truncated_files_are_refused(folder: Path) -> None:
     path = folder / "model.safetensors"
     content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
-    lengths = (0, 1, 7, 8, 9, header // 2, header - 1, header, header + 1, len(content) - 1)
-    for length in lengths:
+    for length in (0, 7, 8, header // 2, header, len(content) - 1):
         path.write_bytes(content[:length])
         assert "damaged" in refusal(folder)
-
-
-def test_a_config_cut_off_anywhere_is_refused(folder: Path) -> None:
+    path.write_bytes(content)
     path = folder / "config.json"
-    content = path.read_text().rstrip()
-    for length in range(0, len(content), 37):
-        path.write_text(content[:length])
+    text = path.read_text().rstrip()
+    for length in range(0, len(text), 97):
+        path.write_text(text[:length])
         assert "damaged" in refusal(folder)
 
 
@@ -489,7 +445,7 @@ def model_or_error(folder: Path) -> NVAE | str:
         return str(error)
 
 
-def test_other_bytes_in_the_head_of_the_weights_are_refused_or_harmless(
+def test_changed_bytes_in_the_header_of_the_weights_are_refused_or_harmless(
     colour_nvae: NVAE, folder: Path
 ) -> None:
     path = folder / "model.safetensors"
@@ -497,7 +453,7 @@ def test_other_bytes_in_the_head_of_the_weights_are_refused_or_harmless(
     header = 8 + int.from_bytes(content[:8], "little")
     generator = torch.Generator().manual_seed(0)
     num_refused = 0
-    for position in torch.randint(header, (60,), generator=generator).tolist():
+    for position in torch.randint(header, (20,), generator=generator).tolist():
         change = int(torch.randint(1, 256, (1,), generator=generator))
         changed = bytes([content[position] ^ change])
         path.write_bytes(content[:position] + changed + content[position + 1 :])
@@ -508,7 +464,7 @@ def test_other_bytes_in_the_head_of_the_weights_are_refused_or_harmless(
             num_refused += 1
         else:
             assert model.state_dict().keys() == colour_nvae.state_dict().keys()
-    assert num_refused > 50
+    assert num_refused > 15
 
 
 def change_config(folder: Path, **changes: Any) -> None:
@@ -516,84 +472,55 @@ def change_config(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_configs_of_something_else_are_refused(folder: Path) -> None:
+    for content, message in (
         ("", "damaged"),
-        ("{", "damaged"),
         ("text", "damaged"),
         (b"\xff\xfe{}", "damaged"),
         ("[" * sys.getrecursionlimit(), "damaged"),
         ("1" * 10_000, "damaged"),
         ("null", "format and version None"),
         ("[]", "format and version None"),
-        ('"nvae-lightning"', "format and version None"),
         ("{}", "format and version (None, None)"),
         ('{"architectures": ["BertModel"], "model_type": "bert"}', "(None, None)"),
-        ('{"format": "nvae-lightning"}', "('nvae-lightning', None)"),
         ('{"format": "other", "version": 1, "model": {}}', "('other', 1)"),
-        ('{"format": "nvae-lightning", "version": 2}', "('nvae-lightning', 2), where"),
+        ('{"format": "nvae-lightning", "version": 2}', "('nvae-lightning', 2), but"),
         ('{"format": ["a"], "version": {"b": 1}}', "(['a'], {'b': 1})"),
-        ('{"format": "nvae-lightning", "version": 1}', "no description of a model"),
-    ],
-)
-def test_a_config_of_something_else_is_refused(
-    content: str | bytes, message: str, folder: Path
-) -> None:
-    data = content.encode() if isinstance(content, str) else content
-    (folder / "config.json").write_bytes(data)
-    assert message in refusal(folder)
+        ('{"format": "nvae-lightning", "version": 1}', "not the description of a model"),
+    ):
+        data = content.encode() if isinstance(content, str) else content
+        (folder / "config.json").write_bytes(data)
+        assert message in refusal(folder), content
 
 
-@pytest.mark.parametrize("value", [None, [], {}, "model", 3, [["image", {}]]])
-def test_a_config_without_a_description_is_refused(value: Any, folder: Path) -> None:
-    change_config(folder, model=value)
-    assert "no description of a model" in refusal(folder)
-
-
-@pytest.mark.parametrize("place", ["encoder_cell", "likelihood", "normalization"])
 def test_a_config_that_would_run_code_is_refused_and_runs_nothing(
-    place: str, colour_nvae: NVAE, folder: Path, monkeypatch: pytest.MonkeyPatch
+    colour_nvae: NVAE, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
     harmful: dict[str, Any] = {"constructor": "os.system", "command": "mkdir harm"}
-    description = colour_nvae.architecture
-    if place == "normalization":
-        description["encoder_cell"] = {"constructor": "RegularCell", "normalization": harmful}
-    else:
-        description[place] = harmful
-    change_config(folder, model=description)
-    message = refusal(folder)
-    assert f"{place} is 'os.system', which is not of this package" in message
+    inner = {"constructor": "RegularCell", "normalization": harmful}
+    for place, value in (
+        ("encoder_cell", harmful),
+        ("likelihood", harmful),
+        ("encoder_cell", inner),
+    ):
+        change_config(folder, model={**colour_nvae.architecture, place: value})
+        assert "is 'os.system', which is not part of this package" in refusal(folder)
     assert not (folder / "harm").exists()
 
 
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
+def test_weights_of_something_else_are_refused(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    bias = "encoder.stem.bias"
+    others: list[tuple[dict[str, Tensor], str]] = [
         ({}, "Missing key(s)"),
         ({"embedding.weight": torch.zeros(3, 4)}, "Missing key(s)"),
-        ({"encoder.stem.bias": torch.zeros(4)}, "Missing key(s)"),
-    ],
-)
-def test_weights_of_something_else_are_refused(
-    weights: dict[str, Tensor], message: str, folder: Path
-) -> None:
-    save_file(weights, folder / "model.safetensors")
-    assert message in refusal(folder)
-
-
-def test_weights_that_do_not_fit_are_named(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights["encoder.stem.bias"] = torch.zeros(5)
-    save_file(weights, folder / "model.safetensors")
-    assert "size mismatch for encoder.stem.bias" in refusal(folder)
-    weights["encoder.stem.bias"] = torch.zeros(4)
-    save_file({**weights, "extra": torch.zeros(1)}, folder / "model.safetensors")
-    assert 'Unexpected key(s) in state_dict: "extra"' in refusal(folder)
-    del weights["encoder.stem.weight"]
-    save_file(weights, folder / "model.safetensors")
-    assert 'Missing key(s) in state_dict: "encoder.stem.weight"' in refusal(folder)
+        ({**weights, bias: torch.zeros(5)}, f"size mismatch for {bias}"),
+        ({**weights, "extra": torch.zeros(1)}, 'Unexpected key(s) in state_dict: "extra"'),
+    ]
+    for other, message in others:
+        save_file(other, folder / "model.safetensors")
+        assert message in refusal(folder)
 
 
 def test_a_pickle_in_place_of_the_weights_is_refused_and_not_run(
@@ -608,25 +535,3 @@ def test_a_pickle_in_place_of_the_weights_is_refused_and_not_run(
     torch.save({"state_dict": Harmful()}, folder / "model.safetensors")
     assert "damaged" in refusal(folder)
     assert not (folder / "harm").exists()
-
-
-def test_folders_in_place_of_files_are_refused(folder: Path) -> None:
-    for name in ("model.safetensors", "config.json"):
-        (folder / name).unlink()
-        (folder / name).mkdir()
-        assert "damaged" in refusal(folder)
-
-
-def test_a_model_that_cannot_be_saved_leaves_no_config(
-    colour_nvae: NVAE, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(OSError, match="No space left"):
-            colour_nvae.save_pretrained(folder)
-    assert "config.json" in refusal(folder)  # rather than weights and settings of two models
-    colour_nvae.save_pretrained(folder)
-    assert_same(NVAE.from_pretrained(folder), colour_nvae)
