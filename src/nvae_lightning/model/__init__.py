@@ -1,4 +1,4 @@
-"""NVAE as plain PyTorch modules: nothing here knows of training, data or configuration."""
+"""NVAE as plain PyTorch modules, independent of training, data and configuration."""
 
 from nvae_lightning.model.cells import DepthwiseCell, RegularCell, Resampling
 from nvae_lightning.model.distributions import (

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import nn
 
-from nvae_lightning.model.earlier_names import rename_weights
 from nvae_lightning.model.layers import (
     NormActConv,
     SkipDown,
@@ -21,41 +20,29 @@ from nvae_lightning.model.shapes import FeatureMap
 
 
 class Resampling(enum.Enum):
-    """What a cell does to the resolution."""
+    """Change of resolution in a cell."""
 
     SAME = enum.auto()
     DOWN = enum.auto()
     UP = enum.auto()
 
 
-@runtime_checkable
-class CellConstructor(Protocol):
-    """What the encoder and decoder are given to build their cells with."""
-
-    def __call__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        resampling: Resampling = Resampling.SAME,
-        *,
-        squeeze_excitation: bool = True,
-    ) -> nn.Module:
-        """Build one cell."""
-        ...
+#: Called as ``cell(in_channels, out_channels, resampling, squeeze_excitation=...)``.
+CellConstructor = Callable[..., nn.Module]
 
 
 class ResidualCell(nn.Module):
     """Residual cell ``skip(x) + 0.1 * gate(body(x))``.
 
     Args:
-        body: Layers of the subclass, one after the other.
+        body: Layers of the subclass in sequence.
         in_channels: Number of input channels.
         out_channels: Number of output channels.
-        resampling: What the cell does to the resolution.
+        resampling: Change of resolution.
         squeeze_excitation: Whether the body's output is gated channel-wise.
 
     Raises:
-        ValueError: if the channels change where the resolution does not.
+        ValueError: If the channels change at one resolution.
     """
 
     residual_weight = 0.1
@@ -71,7 +58,8 @@ class ResidualCell(nn.Module):
         super().__init__()
         if resampling is Resampling.SAME and in_channels != out_channels:
             raise ValueError(
-                f"a cell at one resolution keeps its channels, got {in_channels} to {out_channels}"
+                "in_channels and out_channels must be equal in a cell that keeps the resolution, "
+                f"got {in_channels} and {out_channels}"
             )
         self.skip = {
             Resampling.SAME: lambda: nn.Identity(),
@@ -87,6 +75,8 @@ class ResidualCell(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        from nvae_lightning.serialization.earlier_names import rename_weights
+
         rename_weights(self.body, state_dict, f"{prefix}body.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -99,7 +89,7 @@ class RegularCell(ResidualCell):
     Args:
         in_channels: Number of input channels.
         out_channels: Number of output channels.
-        resampling: What the first convolution does to the resolution.
+        resampling: Change of resolution, in the first convolution.
         squeeze_excitation: Whether the cell ends in a channel-wise gate.
         dilations: Dilation of each unit's convolution, one entry per unit.
         normalization: Constructor of the normalisations, given the number of channels.
@@ -124,8 +114,8 @@ class RegularCell(ResidualCell):
     ) -> None:
         if not dilations or min(dilations) < 1:
             raise ValueError(
-                "dilations must be one whole number of at least 1 for every convolution, "
-                f"got {list(dilations)}: [1, 1] is the paper's"
+                "dilations must list an integer of at least 1 per convolution, "
+                f"got {list(dilations)}; the paper's cell has [1, 1]"
             )
         units: list[nn.Module] = []
         channels, step = in_channels, resampling
@@ -151,17 +141,17 @@ class DepthwiseCell(ResidualCell):
     Source: paper, Fig. 3a (MobileNetV2's inverted residual with a normalisation at each end).
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        resampling: what the depthwise convolution (or, going up, a step before it) does.
-        squeeze_excitation: whether the cell ends in a channel-wise gate.
-        expansion: hidden channels over input channels.
-        kernel_size: side of the depthwise kernel, odd.
-        num_groups: groups of the middle convolution; None is depthwise.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        resampling: Change of resolution: down in the depthwise convolution, up before all units.
+        squeeze_excitation: Whether the cell ends in a channel-wise gate.
+        expansion: Ratio of hidden to input channels.
+        kernel_size: Size of the depthwise kernel, odd.
+        num_groups: Groups of the middle convolution; None for depthwise.
 
     Raises:
-        ValueError: if the kernel's side is even, nothing is left of the hidden channels, or
-            they cannot be parted into the groups.
+        ValueError: If the kernel size is even, there are no hidden channels, or the groups do
+            not divide them.
     """
 
     def __init__(
@@ -176,18 +166,16 @@ class DepthwiseCell(ResidualCell):
         num_groups: int | None = None,
     ) -> None:
         if kernel_size % 2 == 0 or kernel_size < 1:
-            raise ValueError(
-                f"kernel_size must be odd to keep the resolution, and positive, got {kernel_size}"
-            )
+            raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}")
         hidden = round(in_channels * expansion)
         if hidden < 1:
             raise ValueError(
-                f"expansion must leave at least 1 of {in_channels} channels, got {expansion}"
+                f"expansion of {in_channels} channels must leave at least 1, got {expansion}"
             )
         if num_groups is not None and (num_groups < 1 or hidden % num_groups):
             raise ValueError(
                 f"num_groups of a cell must divide its {hidden} hidden channels, got "
-                f"{num_groups}: null is depthwise"
+                f"{num_groups}; null means depthwise"
             )
         expand = nn.Conv2d(in_channels, hidden, 1, bias=False)
         filter_ = nn.Conv2d(

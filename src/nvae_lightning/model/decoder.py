@@ -1,4 +1,4 @@
-"""Top-down model: group by group prior, posterior and draw, then the likelihood's parameters."""
+"""Top-down model: prior, posterior and draw of each group, then the likelihood's parameters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nvae_lightning.model.shapes import FeatureMap
 class EncoderCombiner(nn.Module):
     """Merge bottom-up and top-down states: ``feature + conv1x1(state)``.
 
-    There may be several states per feature map, those of one draw after those of another.
+    There may be several draws of the state per feature map, listed draw by draw.
     """
 
     def __init__(self, encoder_channels: int, decoder_channels: int) -> None:
@@ -41,27 +41,26 @@ class EncoderCombiner(nn.Module):
 
 
 class DecoderCombiner(nn.Module):
-    """Feed a draw to the decoder: ``conv1x1(concat(state, z))``."""
+    """Merge top-down state and draw: ``conv1x1(concat(state, z))``."""
 
     def __init__(self, channels: int, latent_channels: int) -> None:
         super().__init__()
         self.convolution = WeightNormConv2d(channels + latent_channels, channels, 1)
 
     def forward(self, state: FeatureMap, z: FeatureMap) -> FeatureMap:
-        z = z.to(
-            state.dtype, memory_format=torch.channels_last
-        )  # of another layout, cat would copy
+        # In another layout, cat would copy both.
+        z = z.to(state.dtype, memory_format=torch.channels_last)
         return self.convolution(torch.cat([state, z], 1))
 
 
 class LatentGroup(nn.Module, ABC):
-    """One group of latent variables and the cells that lead to it: a step of the decoder.
+    """One group of latent variables with its cells: one step of the decoder.
 
     Args:
-        cells: from the state after the group above to this group's state.
-        decoder_channels: channels of the top-down state.
-        latent_channels: channels of z.
-        num_flows: flow pairs behind the posterior.
+        cells: Cells between the group above and this one.
+        decoder_channels: Channels of the top-down state.
+        latent_channels: Channels of z.
+        num_flows: Number of flow pairs after the posterior.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class LatentGroup(nn.Module, ABC):
     def distributions(
         self, state: FeatureMap, feature: Tensor | None
     ) -> tuple[Normal, Normal | None]:
-        """Prior given the state and, where a bottom-up ``feature`` is given, posterior."""
+        """Return the prior given the state, and the posterior if given a bottom-up ``feature``."""
 
     def forward(
         self,
@@ -87,14 +86,14 @@ class LatentGroup(nn.Module, ABC):
         z: FeatureMap | None = None,
         temperature: Float[Tensor, ""] | None = None,
     ) -> tuple[FeatureMap, Latent]:
-        """Go from the state after the group above to the state after this one.
+        """Compute the state after this group from the state after the group above.
 
         Args:
-            state: top-down state after the group above.
-            noise: standard-normal numbers of the draw; None where ``z`` is given.
-            feature: bottom-up feature map, if z is drawn from the posterior.
-            z: value of the latents, if there is nothing to draw.
-            temperature: factor on the prior's standard deviation, if z is drawn from it.
+            state: Top-down state after the group above.
+            noise: Standard-normal noise of the draw; None if ``z`` is given.
+            feature: Bottom-up feature map, to draw z from the posterior.
+            z: Value of the latents, to draw nothing.
+            temperature: Factor on the prior's standard deviation, to draw z from the prior.
         """
         state = self.cells(state)
         prior, posterior = self.distributions(state, feature)
@@ -110,7 +109,7 @@ class LatentGroup(nn.Module, ABC):
         return self.combine(state, latent.z), latent
 
     def _infer(self, prior: Normal, posterior: Normal, noise: FeatureMap) -> Latent:
-        """Draw from the posterior, through the flows."""
+        """Draw from the posterior and apply the flows."""
         base = posterior.sample(noise)
         if len(self.flows) == 0:
             return Latent(posterior, prior, z=base)
@@ -119,14 +118,12 @@ class LatentGroup(nn.Module, ABC):
 
 
 class FirstGroup(LatentGroup):
-    """The coarsest group: its prior is fixed and its posterior reads the encoder alone.
+    """The coarsest group: its prior is fixed and its posterior depends on the encoder alone.
 
     Args:
-        encoder_channels: channels of the group's bottom-up feature map.
-        decoder_channels: channels of the top-down state.
-        latent_channels: channels of z.
-        num_flows: flow pairs behind the posterior.
-        prior_std: standard deviation of the prior, N(0, prior_std²).
+        encoder_channels: Channels of the group's bottom-up feature map.
+        prior_std: Standard deviation of the prior, N(0, prior_std²).
+        others: Arguments of :class:`LatentGroup`.
     """
 
     def __init__(
@@ -157,21 +154,18 @@ class FirstGroup(LatentGroup):
 
 
 class ConditionalGroup(LatentGroup):
-    """A group whose prior and posterior depend on all groups above it.
+    """A group whose prior and posterior depend on all coarser groups.
 
-    In the residual form the posterior's raw parameters are the network's output added to the
-    prior's, so that the posterior moves with the prior:
+    In the residual form, the network's output is added to the raw parameters of the prior, so
+    that the posterior moves with the prior:
     ``q = N(mu_p + delta_mu, sigma_p * delta_sigma)``.
 
     Source: Vahdat & Kautz 2020, Sec. 3.2 and Table 4.
 
     Args:
-        cells: from the state after the group above to this group's state.
-        encoder_channels: channels of the group's bottom-up feature map.
-        decoder_channels: channels of the top-down state.
-        latent_channels: channels of z.
-        num_flows: flow pairs behind the posterior.
-        residual_posterior: whether the posterior is relative to the prior or absolute.
+        encoder_channels: Channels of the group's bottom-up feature map.
+        residual_posterior: Whether the posterior is relative to the prior.
+        others: Arguments of :class:`LatentGroup`.
     """
 
     def __init__(
@@ -208,19 +202,20 @@ class Decoder(nn.Module):
     """Top-down tower shared by inference, sampling and decoding (paper, Fig. 2).
 
     Args:
-        image: what the likelihood is about.
-        hierarchy: scales and groups.
-        num_logits: channels of the output, the likelihood's parameters per pixel.
-        cell: constructor of the cells of the groups.
-        num_cells_per_group: residual cells before each group but the first.
-        postprocess_cell: constructor of the cells between finest scale and image.
-        num_postprocess_cells: cells per doubling of the resolution there, the first one doubles.
-        num_flows: flow pairs per group.
-        residual_posterior: whether posteriors are relative to their priors.
-        first_prior_std: standard deviation of the coarsest group's prior.
+        image: Image format.
+        hierarchy: Scales and groups.
+        num_logits: Number of output channels, the likelihood's parameters per pixel.
+        cell: Constructor of the groups' cells.
+        num_cells_per_group: Number of residual cells before each group but the first.
+        postprocess_cell: Constructor of the cells between finest scale and image.
+        num_postprocess_cells: Number of these cells per doubling of the resolution, the first of
+            which doubles it.
+        num_flows: Number of flow pairs per group.
+        residual_posterior: Whether posteriors are relative to their priors.
+        first_prior_std: Standard deviation of the coarsest group's prior.
 
     Raises:
-        ValueError: if the channels cannot be halved on the way to the image.
+        ValueError: If the channels cannot be halved between finest scale and image.
     """
 
     def __init__(
@@ -271,7 +266,7 @@ class Decoder(nn.Module):
 
         if channels % finest.downsample:
             raise ValueError(
-                f"decoder channels of the finest scale must be a multiple of its downsample "
+                "decoder channels of the finest scale must be a multiple of its downsample "
                 f"{finest.downsample}, got {channels}"
             )
         cells = []
@@ -295,14 +290,14 @@ class Decoder(nn.Module):
         """Walk down the groups: the one loop of inference, sampling and decoding.
 
         Args:
-            batch_size: number of images, or of draws for images.
-            features: bottom-up feature maps of the first groups, whose z is drawn from the
-                posterior. Their batch may be ``batch_size`` or divide it: then each image has
-                several draws, and those of all images follow each other.
-            given: without features, z of the first groups.
-            noise: standard-normal numbers for every group's draw; drawn here if None.
-            temperature: factor on the standard deviation of the priors that the other groups are
-                drawn from, for all or one per group.
+            batch_size: Number of images, or of draws.
+            features: Bottom-up feature maps of the first groups, whose z is drawn from the
+                posterior. If their batch size divides ``batch_size``, each image has several
+                draws, listed draw by draw.
+            given: Values of z of the first groups, without ``features``.
+            noise: Standard-normal noise of every group; drawn here if None.
+            temperature: Factor on the standard deviation of the priors that the other groups are
+                drawn from; one for all, or one per group.
 
         Returns:
             The latent groups, coarsest first, and the likelihood's raw parameters.
@@ -316,14 +311,14 @@ class Decoder(nn.Module):
             z = given[index] if feature is None and index < len(given) else None
             epsilon = factor = None
             if z is None:
-                # Drawn out here: a compiled group would have random numbers of its own.
+                # Drawn here: a compiled group would use its own random number generator.
                 shape = (batch_size, *self.latent_shapes[index])
                 epsilon = (
                     torch.randn(shape, dtype=dtype, device=state.device)
                     if noise is None
                     else noise[index]
                 )
-                if feature is None:  # a tensor, for a compiled group is made for one number
+                if feature is None:  # a tensor: a number would be compiled into the group
                     single = isinstance(temperature, int | float)
                     factor = torch.full(
                         (), temperature if single else temperature[index], dtype=dtype,

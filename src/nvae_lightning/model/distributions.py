@@ -1,4 +1,4 @@
-"""Normal distributions of the latent groups, and what inference returns."""
+"""Normal distributions of the latent groups, and the output of inference."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Normal:
     r"""Factorial normal distribution :math:`N(\mu, \sigma^2)`, elementwise.
 
     Args:
-        mean: :math:`\mu`.
-        log_std: :math:`\log \sigma`, of the same shape.
+        mean: Mean :math:`\mu`.
+        log_std: Logarithm of the standard deviation, :math:`\log \sigma`, of the same shape.
     """
 
     mean: Float[Tensor, "*shape"]
@@ -37,23 +37,23 @@ class Normal:
     def soft_clamped(
         cls, mean: Float[Tensor, "*shape"], log_std: Float[Tensor, "*shape"]
     ) -> Normal:
-        r"""Build from a network's raw output, bounded so that KL and samples stay finite.
+        r"""Bound the raw output of a network, so that KL and samples stay finite.
 
         .. math::
             \mu' = 5 \tanh(\mu / 5), \qquad \sigma' = e^{5 \tanh(\log \sigma / 5)} + 0.01
 
-        Source: the published weights; the paper's Sec. 3.2 asks that σ be bounded from below.
+        Source: the published weights; Vahdat & Kautz 2020, Sec. 3.2, bounds σ from below.
         """
         std = torch.exp(5.0 * torch.tanh(log_std / 5.0)) + 1e-2
         return cls(5.0 * torch.tanh(mean / 5.0), std.log())
 
     def tempered(self, temperature: float | Float[Tensor, ""]) -> Normal:
-        """Scale the standard deviation by ``temperature`` (0 leaves the mean alone)."""
+        """Scale the standard deviation by ``temperature``; 0 gives a point mass at the mean."""
         factor = torch.as_tensor(temperature, dtype=self.log_std.dtype)
         return Normal(self.mean, self.log_std + factor.log())
 
     def sample(self, noise: Float[Tensor, "*shape"] | None = None) -> Float[Tensor, "*shape"]:
-        """Draw by reparameterisation, from standard-normal ``noise`` where it is given."""
+        """Draw by reparameterisation, using standard-normal ``noise`` if given."""
         if noise is None:
             noise = torch.randn_like(self.mean)
         return self.mean + self.std * noise
@@ -83,14 +83,14 @@ def _sum(per_element: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
 
 @dataclass(frozen=True)
 class Latent:
-    """One latent group: where it was drawn from, its prior, and the draw.
+    """One latent group: its posterior, its prior and the draw.
 
     Args:
-        posterior: q(z | x, z of coarser groups) before any flow.
-        prior: p(z | z of coarser groups).
-        z: the value the decoder is given.
-        base: the draw from ``posterior`` that volume-preserving flows turned into ``z``;
-            None without flows.
+        posterior: Posterior q(z | x, z of coarser groups), before any flow.
+        prior: Prior p(z | z of coarser groups).
+        z: Value that the decoder reads.
+        base: Draw from ``posterior`` that volume-preserving flows turned into ``z``; None
+            without flows.
     """
 
     posterior: Normal
@@ -100,19 +100,19 @@ class Latent:
 
     @property
     def kl_map(self) -> Float[Tensor, "batch channel height width"]:
-        """KL of every latent variable: in closed form, or from the one sample under flows."""
+        """KL of every latent variable: in closed form, or from one sample with flows."""
         if self.base is None:
             return self.posterior.kl(self.prior)
         return self.posterior.log_prob(self.base) - self.prior.log_prob(self.z)
 
     @property
     def kl(self) -> Float[Tensor, " batch"]:
-        """KL of the group in nats per image; a one-sample estimate, of either sign, with flows."""
+        """KL of the group in nats per image; with flows a one-sample estimate of either sign."""
         return _sum(self.kl_map)
 
     @property
     def log_q(self) -> Float[Tensor, " batch"]:
-        """Log density of the draw under the posterior; flows here preserve volume."""
+        """Log density of the draw under the posterior; the flows preserve volume."""
         return _sum(self.posterior.log_prob(self.z if self.base is None else self.base))
 
     @property
@@ -123,7 +123,7 @@ class Latent:
 
 @dataclass(frozen=True)
 class Inference:
-    """What a pass through the model knows: p(x | z) and every latent group, coarsest first."""
+    """Output of a pass through the model: p(x | z) and the latent groups, coarsest first."""
 
     likelihood: PixelDistribution
     latents: tuple[Latent, ...]

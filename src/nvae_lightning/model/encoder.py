@@ -11,18 +11,19 @@ from nvae_lightning.model.shapes import FeatureMap
 
 
 class Encoder(nn.Module):
-    """Deterministic bottom-up tower that inference reads (paper, Fig. 2a, left).
+    """Deterministic bottom-up tower of inference (paper, Fig. 2a, left).
 
     Args:
-        image: what the tower sees.
-        hierarchy: its scales and groups.
-        cell: constructor of the cells of the groups.
-        num_cells_per_group: residual cells before each group's feature map.
-        preprocess_cell: constructor of the cells between image and finest scale.
-        num_preprocess_cells: cells per halving of the resolution there, the last one halves.
+        image: Image format.
+        hierarchy: Scales and groups.
+        cell: Constructor of the groups' cells.
+        num_cells_per_group: Number of residual cells before each group's feature map.
+        preprocess_cell: Constructor of the cells between image and finest scale.
+        num_preprocess_cells: Number of these cells per halving of the resolution, the last of
+            which halves it.
 
     Raises:
-        ValueError: if the channels cannot be halved.
+        ValueError: If the channels cannot be halved.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Encoder(nn.Module):
         finest = hierarchy.scales[-1]
         if finest.channels % finest.downsample:
             raise ValueError(
-                f"channels of the finest scale must be a multiple of its downsample "
+                "channels of the finest scale must be a multiple of its downsample "
                 f"{finest.downsample}, got {finest.channels}"
             )
         channels = finest.channels // finest.downsample
@@ -52,7 +53,7 @@ class Encoder(nn.Module):
             channels *= 2
         self.preprocess = nn.Sequential(*cells)
 
-        # In the order of computation: the finest group comes first here.
+        # In the order of computation, which is finest first.
         self.groups = nn.ModuleList()
         for scale in reversed(hierarchy.scales):
             for index in range(scale.num_groups):
@@ -65,7 +66,7 @@ class Encoder(nn.Module):
         self.top = nn.Sequential(nn.ELU(), WeightNormConv2d(channels, channels, 1), nn.ELU())
 
     def forward(self, image: FeatureMap) -> list[FeatureMap]:
-        """Turn padded images in [0, 1] into one feature map per latent group, coarsest first."""
+        """Compute one feature map per latent group, coarsest first, of padded images in [0, 1]."""
         state = self.preprocess(self.stem(2.0 * image - 1.0))
         features = []
         for group in self.groups:

@@ -21,19 +21,19 @@ def causal_mask(
     depthwise: bool = False,
     reverse: bool = False,
 ) -> Tensor:
-    """Mask of a convolution that is autoregressive in raster order, then over channels.
+    """Return the mask of a convolution that is autoregressive in raster order, then channels.
 
-    All rows above the kernel's centre are seen, and the pixels left of it. At the centre, output
-    block i sees input block j < i (``strict``) or j <= i; a depthwise convolution has one input
-    channel, its own.
+    The kernel sees the rows above its centre and the pixels left of it. At the centre, output
+    block i sees input blocks j < i (``strict``) or j <= i; a depthwise convolution has a single
+    input channel.
 
     Args:
-        out_channels: a multiple or a divisor of ``in_channels``.
-        in_channels: input channels of the convolution.
-        kernel_size: side of the kernel, odd.
-        strict: whether an output may not see its own channel block at the centre.
-        depthwise: whether every output channel sees its own input channel only.
-        reverse: whether pixels are taken in reversed raster order (channels are not).
+        out_channels: Number of output channels, a multiple or a divisor of ``in_channels``.
+        in_channels: Number of input channels.
+        kernel_size: Size of the kernel, odd.
+        strict: Whether an output does not see its own channel block at the centre.
+        depthwise: Whether every output channel sees only its own input channel.
+        reverse: Whether the raster order of pixels (not of channels) is reversed.
 
     Returns:
         Zeros and ones, (out_channels, in_channels or 1, kernel_size, kernel_size).
@@ -56,13 +56,13 @@ def causal_mask(
 
 
 class AutoregressiveFlow(nn.Module):
-    """One step ``z' = z - shift(z)``, where an element's shift depends on earlier ones only.
+    """One step ``z' = z - shift(z)``, where a shift depends on earlier elements only.
 
-    The Jacobian is unit triangular: volume is preserved and the log determinant is 0.
+    The Jacobian is unit triangular, so the step preserves volume: its log determinant is 0.
 
     Args:
-        channels: latent channels.
-        reverse: whether pixels are ordered from the last to the first.
+        channels: Number of latent channels.
+        reverse: Whether pixels are ordered from last to first.
     """
 
     expansion = 6
@@ -91,7 +91,7 @@ class AutoregressiveFlow(nn.Module):
 
 
 class FlowPair(nn.Sequential):
-    """A step in raster order, then one in the reversed order: one "flow cell" of Table 6."""
+    """A step in raster order and one in reversed order: a "flow cell" of Table 6."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""The plan of a model as frozen data: the image it sees, its scales and its latent groups."""
+"""The plan of a model as frozen data: image format, scales and latent groups."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ class Scale:
     """The latent groups that share one resolution.
 
     Args:
-        downsample: side of the (padded) image over the side of this scale, a power of two.
-        channels: channels of the encoder's residual cells at this scale.
-        num_groups: number of latent groups at this scale.
-        decoder_channels: channels of the decoder's cells, where they differ from the encoder's.
+        downsample: Size of the (padded) image divided by the size of this scale, a power of two.
+        channels: Channels of the encoder's residual cells.
+        num_groups: Number of latent groups.
+        decoder_channels: Channels of the decoder's cells; None for those of the encoder.
 
     Raises:
-        ValueError: if a field is out of range.
+        ValueError: If a field is out of range.
     """
 
     downsample: int
@@ -101,7 +101,7 @@ class Scale:
 
     @property
     def num_halvings(self) -> int:
-        """How many times the resolution is halved on the way from the image."""
+        """Number of halvings of the resolution between the image and this scale."""
         return self.downsample.bit_length() - 1
 
     @property
@@ -115,11 +115,11 @@ class Hierarchy:
     """Scales of latent groups, coarsest first, each at twice the resolution of the one before.
 
     Args:
-        scales: coarsest first.
-        latent_channels: channels of each latent group.
+        scales: Scales, coarsest first.
+        latent_channels: Channels of each latent group.
 
     Raises:
-        ValueError: if there is no scale, or neighbours are not a factor of two apart.
+        ValueError: If there is no scale, or neighbours do not differ by a factor of two.
     """
 
     scales: tuple[Scale, ...]
@@ -129,11 +129,11 @@ class Hierarchy:
         _require_int("latent_channels", self.latent_channels, 1)
         object.__setattr__(self, "scales", tuple(self.scales))
         if not self.scales:
-            raise ValueError("num_groups is empty: a hierarchy needs at least one scale")
+            raise ValueError("num_groups must list at least one scale, got none")
         for coarse, fine in zip(self.scales, self.scales[1:], strict=False):
             if coarse.downsample != 2 * fine.downsample:
                 raise ValueError(
-                    "scales are listed coarsest first, each at twice the resolution of the one "
+                    "scales must be coarsest first, each at twice the resolution of the one "
                     f"before, got downsample {coarse.downsample} before {fine.downsample}"
                 )
 
@@ -152,16 +152,16 @@ class Hierarchy:
         """Build the published layout: each halving of the resolution doubles the channels.
 
         Args:
-            channels: channels at full resolution; a scale has ``channels * its downsample``.
-            num_groups: number of groups per scale, coarsest first.
-            downsample: downsample of the finest scale.
-            latent_channels: channels of each latent group.
-            width: factor on the channels, for wider or narrower models of one dataset.
-            max_groups_per_scale: cap on ``num_groups``, for smaller models of one dataset.
-            decoder_channels: as ``channels``, where the decoder's differ.
+            channels: Channels at full resolution; a scale has ``channels * downsample``.
+            num_groups: Number of groups per scale, coarsest first.
+            downsample: Downsample of the finest scale.
+            latent_channels: Channels of each latent group.
+            width: Factor on the channels, for wider or narrower models.
+            max_groups_per_scale: Upper limit of ``num_groups``, for smaller models.
+            decoder_channels: The decoder's ``channels``; None for those of the encoder.
 
         Raises:
-            ValueError: if a number is out of range.
+            ValueError: If a number is out of range.
 
         >>> Hierarchy.doubling(channels=32, num_groups=[5, 10], downsample=4, latent_channels=20)
         ... # doctest: +NORMALIZE_WHITESPACE
@@ -173,13 +173,13 @@ class Hierarchy:
         _require_int("downsample", downsample, 1)
         if not isinstance(num_groups, Sequence) or isinstance(num_groups, str):
             raise ValueError(
-                f"num_groups must be a list, one number per scale, got {num_groups!r}: "
+                f"num_groups must be a list with one number per scale, got {num_groups!r}; "
                 f"write [{num_groups}] for one scale"
             )
         for name, value in (("channels", channels), ("decoder_channels", decoder_channels)):
             if value is not None and (value * width < 1 or value * width % 1):
                 raise ValueError(
-                    f"width times {name} must be a whole number of channels, got {width} * {value}"
+                    f"width * {name} must be a positive integer, got {width} * {value}"
                 )
         if max_groups_per_scale is not None:
             _require_int("max_groups_per_scale", max_groups_per_scale, 1)
@@ -187,18 +187,8 @@ class Hierarchy:
         scales = []
         for height, count in enumerate(reversed(num_groups)):
             factor = downsample * 2**height
-            scales.append(
-                Scale(
-                    downsample=factor,
-                    channels=int(channels * width) * factor,
-                    num_groups=count,
-                    decoder_channels=(
-                        None
-                        if decoder_channels is None
-                        else int(decoder_channels * width) * factor
-                    ),
-                )
-            )
+            other = None if decoder_channels is None else int(decoder_channels * width) * factor
+            scales.append(Scale(factor, int(channels * width) * factor, count, other))
         return cls(scales=tuple(reversed(scales)), latent_channels=latent_channels)
 
     @property
@@ -212,14 +202,14 @@ class Hierarchy:
         return [(k, scale) for k, scale in enumerate(self.scales) for _ in range(scale.num_groups)]
 
     def check(self, image: Image) -> None:
-        """Raise ValueError if the scales cannot divide ``image``."""
+        """Raise ValueError if the coarsest scale does not divide ``image``."""
         coarsest = self.scales[0].downsample
         if image.padded_size % coarsest:
             below = image.size - image.padded_size % coarsest
-            nearest = f"{below} and {below + coarsest}" if below > 0 else f"{below + coarsest}"
+            nearest = f"{below} or {below + coarsest}" if below > 0 else f"{below + coarsest}"
             raise ValueError(
-                f"image.size {image.size} (padded to {image.padded_size}) cannot be divided by "
-                f"{coarsest}, as {len(self.scales)} scales with a finest downsample of "
-                f"{self.scales[-1].downsample} require: choose another image.size (nearest: "
-                f"{nearest}), another image.padding or fewer scales"
+                f"image.size {image.size} (padded to {image.padded_size}) must be a multiple of "
+                f"{coarsest} for {len(self.scales)} scales with a finest downsample of "
+                f"{self.scales[-1].downsample}; set image.size to {nearest}, change image.padding "
+                "or use fewer scales"
             )

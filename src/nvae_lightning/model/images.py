@@ -1,4 +1,4 @@
-"""Checks of the images that a model is given."""
+"""Checks of a model's input images."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 from nvae_lightning.model.hierarchy import Image
 
-_TOLERANCE = 0.01  # of a step between two levels, beside what the dtype rounds
+_TOLERANCE = 0.01  # in steps between two levels, beyond the rounding of the dtype
 
 
 def check_shape(x: object, image: Image, name: str = "images") -> Tensor:
-    """Return images, padded or not, whose type and shape are right; their values are not read.
+    """Check type and shape of images, padded or not, and return them.
 
     Args:
         x: Batch of images.
-        image: What the model is for.
+        image: Image format of the model.
         name: Subject of the message.
 
     Raises:
-        ValueError: If they are not floating-point images of the model's channels and size.
+        ValueError: If they are not floating-point images of this format.
     """
     if not isinstance(x, Tensor):
         raise ValueError(
@@ -39,63 +39,43 @@ def check_shape(x: object, image: Image, name: str = "images") -> Tensor:
     if not len(x):
         raise ValueError(f"{name}: got an empty batch; give at least one image")
     if not x.is_floating_point():
-        remedy = "x / 255, as torchvision's ToTensor does"
-        if x.dtype is torch.bool:
-            remedy = "x.float()"
+        remedy = "x.float()" if x.dtype is torch.bool else "x / 255"
         raise ValueError(
             f"{name}: got dtype {x.dtype}, but the model takes floating-point values from 0 to 1; "
-            f"give {remedy}"
+            f"pass {remedy}"
         )
     return x
-
-
-def check_dtype(x: Tensor, dtype: torch.dtype) -> None:
-    """Check that images can be computed with, in what a model's weights are.
-
-    Raises:
-        ValueError: If they are of another dtype, which autocast does not take care of.
-    """
-    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-        raise ValueError(
-            f"images: got {x.dtype}, but the model computes in {dtype}; give x.to({dtype})"
-        )
 
 
 def _shape_remedy(x: Tensor, image: Image) -> str:
     shape = tuple(x.shape)
     if x.ndim == 4 and shape[3] == image.channels and shape[1] == shape[2]:
-        return "the channels come last: give x.permute(0, 3, 1, 2)"
+        return "the channels come last: pass x.permute(0, 3, 1, 2)"
     if x.ndim == 3 and shape[1] == shape[2]:
         if shape[0] == image.channels:
-            return "give a batch, x.unsqueeze(0), or with batch_size set in the DataLoader"
+            return "pass a batch: x.unsqueeze(0), or set batch_size of the DataLoader"
         if image.channels == 1:
-            return "the channel is missing: give x.unsqueeze(1)"
-    if x.ndim == 4 and shape[1] in (1, 3) and shape[1] != image.channels:
-        kind = (
-            "grey (torchvision's Grayscale)" if image.channels == 1 else "colour (three channels)"
-        )
-        return f"convert the images to {kind}, or build a model for channels={shape[1]}"
-    if x.ndim == 4 and shape[1] == image.channels and shape[2] == shape[3]:
-        return f"resize the images, or build a model for size={shape[2]}"
-    return "batch, crop and resize the images accordingly"
+            return "the channel is missing: pass x.unsqueeze(1)"
+    return "convert, crop and resize the images, or build a model for them"
 
 
 def check_values(
     x: Tensor, image: Image, *, on_levels: bool, finite: bool = True, name: str = "images"
 ) -> None:
-    """Check the values of images, which waits for their device; in graphs nothing is checked.
+    """Check the values of images, which synchronises with their device; not inside graphs.
 
     Args:
         x: Batch of images.
-        image: What the model is for.
-        on_levels: Whether they must be on the image's levels, not only from 0 to 1.
-        finite: Whether they must be finite; if not, images that are not pass.
+        image: Image format of the model.
+        on_levels: Whether values must be on the image's levels, not only from 0 to 1.
+        finite: Whether values must be finite.
         name: Subject of the message.
 
     Raises:
         ValueError: If values are not finite, not from 0 to 1, or off the levels.
     """
-    if torch.compiler.is_compiling() or x.is_meta or _is_capturing(x):
+    is_captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
+    if torch.compiler.is_compiling() or x.is_meta or is_captured:
         return
     top = 2**image.bits - 1
     precise = x.detach()
@@ -109,7 +89,7 @@ def check_values(
             return
         raise ValueError(
             f"{name}: got values that are not finite (NaN or infinite), but the model takes "
-            "values from 0 to 1; look for such values in the data and in their transforms"
+            "values from 0 to 1; check the data and their transforms"
         )
     rounding = top * torch.finfo(x.dtype).eps
     tolerance = _TOLERANCE + rounding
@@ -123,26 +103,18 @@ def check_values(
     if image.bits == 1:
         raise ValueError(
             f"{name}: got values between 0 and 1, but a model of image.bits=1 takes zeros and "
-            "ones only; binarise them by torch.bernoulli(x), or by x.round()"
+            "ones only; binarise them with torch.bernoulli(x) or x.round()"
         )
     remedy = f"(255 * x).round() / {top}"
     if image.bits < 8:
         remedy = f"((255 * x).round() / {2 ** (8 - image.bits)}).floor() / {top}"
     raise ValueError(
-        f"{name}: got values off the {top + 1} levels k / {top} of image.bits={image.bits}, to "
-        f"which the likelihood gives probabilities; quantise them by {remedy}"
+        f"{name}: got values between the {top + 1} levels k / {top} of image.bits={image.bits}, "
+        f"but only levels have a probability; quantise the values with {remedy}"
     )
 
 
 def _range_remedy(low: float, high: float) -> str:
-    if low >= 0 and 2 < high <= 255:
-        return "divide them by 255"
-    if low >= 0 and high <= 2:
-        return "clamp them, x.clamp(0, 1), or scale them"
-    if low >= -1 and high <= 1:
-        return "map them by (x + 1) / 2, or leave out transforms.Normalize"
-    return "scale them, or leave out transforms.Normalize"
-
-
-def _is_capturing(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+    if low >= 0:
+        return "divide them by 255" if 2 < high <= 255 else "scale them or pass x.clamp(0, 1)"
+    return "undo transforms.Normalize, for example by (x + 1) / 2"

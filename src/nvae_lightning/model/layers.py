@@ -1,4 +1,4 @@
-"""Layers that the residual cells are made of."""
+"""Layers of the residual cells."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from nvae_lightning.model.shapes import FeatureMap
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Lift 16-bit numbers to float32: distributions are never computed in fewer bits."""
+    """Cast 16-bit dtypes to float32, the lowest precision of distributions."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def as_parameters(x: FeatureMap) -> FeatureMap:
-    """Lay a network's output out for distributions: in full precision, each channel in one piece.
+    """Prepare a network's output for distributions: full precision, contiguous channels.
 
-    In channels_last layout the halves of the channels lie in pieces of a few numbers each, on
-    which elementwise operations and random numbers are several times slower on a CPU.
+    In channels_last layout, half of the channels is strided memory, on which elementwise
+    operations and random numbers are several times slower on a CPU.
     """
     return full_precision(x).contiguous()
 
@@ -34,7 +34,7 @@ class NormActConv(nn.Module):
     Args:
         norm: Normalisation; ``nn.Identity`` for none.
         activation: Elementwise activation; ``nn.Identity`` for none.
-        convolution: Convolution, perhaps behind an upsampling.
+        convolution: Convolution, possibly after an upsampling.
     """
 
     def __init__(self, norm: nn.Module, activation: nn.Module, convolution: nn.Module) -> None:
@@ -65,7 +65,7 @@ def _initial_log_gain(weight: Tensor) -> Tensor:
 
 
 class WeightNormConv2d(nn.Conv2d):
-    """Convolution with weight normalisation; every argument is ``nn.Conv2d``'s.
+    """Convolution with weight normalisation and the arguments of ``nn.Conv2d``.
 
     The gain starts at the norm of the initial weight plus 0.01.
     """
@@ -75,7 +75,7 @@ class WeightNormConv2d(nn.Conv2d):
         self.log_gain = nn.Parameter(_initial_log_gain(self.weight))
 
     def unnormalized_weight(self) -> Tensor:
-        """Give the weight before normalisation."""
+        """Return the weight before normalisation."""
         return self.weight
 
     def forward(self, input: Tensor) -> Tensor:
@@ -86,8 +86,8 @@ class WeightNormConv2d(nn.Conv2d):
 class DataDependentConv2d(WeightNormConv2d):
     """Weight-normalised convolution that sets its gain and bias from the first training batch.
 
-    On that batch every output channel gets mean 0 and standard deviation 1. Whether it has been
-    done is part of the state dict, so that a resumed run does not do it again.
+    On that batch every output channel has mean 0 and standard deviation 1. The state dict records
+    that it is done, so that a resumed run does not repeat it.
 
     Source: Salimans & Kingma 2016, Eq. 6; the IAF-VAE baseline of the paper's Table 2.
     """
@@ -95,15 +95,15 @@ class DataDependentConv2d(WeightNormConv2d):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.bias is None:
-            raise ValueError("data-dependent initialisation sets a bias: build it with bias=True")
+            raise ValueError("bias must be True: data-dependent initialisation sets the bias")
         self.initialized = False
 
     def get_extra_state(self) -> Tensor:
-        """Whether the initialisation has been done; a tensor, as all else in a state dict."""
+        """Return whether it is initialised, as a tensor like the rest of a state dict."""
         return torch.tensor(self.initialized)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
+        """Restore the output of :meth:`get_extra_state`."""
         self.initialized = bool(state)
 
     @torch.no_grad()
@@ -116,7 +116,7 @@ class DataDependentConv2d(WeightNormConv2d):
         centred = output - mean[:, None, None]
         std = mean_over_ranks(centred.square().mean((0, 2, 3))).clamp_min(1e-8).sqrt()
         if not (mean.isfinite().all() and std.isfinite().all()):
-            return  # the next batch does it; this step's loss says what is wrong
+            return  # the next batch does it; the loss of this step reports the problem
         self.log_gain.copy_(-std.log().view_as(self.log_gain))
         self.bias.copy_(-mean / std)
         self.initialized = True
@@ -128,33 +128,33 @@ class DataDependentConv2d(WeightNormConv2d):
 
 
 class MaskedConv2d(WeightNormConv2d):
-    """Weight-normalised convolution of a masked weight; the norm is that of the masked weight.
+    """Convolution with a masked weight, normalised after masking.
 
     Args:
-        mask: zeros and ones of the weight's shape.
-        args: ``nn.Conv2d``'s.
-        kwargs: ``nn.Conv2d``'s.
+        mask: Zeros and ones, of the shape of the weight.
+        args: Arguments of ``nn.Conv2d``.
+        kwargs: Arguments of ``nn.Conv2d``.
     """
 
     mask: Tensor
 
     def __init__(self, mask: Tensor, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Follows from the constructor's arguments, so it is no part of the state dict.
+        # Not in the state dict: it follows from the constructor's arguments.
         self.register_buffer("mask", mask.expand_as(self.weight).contiguous(), persistent=False)
         self.log_gain = nn.Parameter(_initial_log_gain(self.weight * self.mask))
 
     def unnormalized_weight(self) -> Tensor:
-        """Give the masked weight."""
+        """Return the masked weight."""
         return self.weight * self.mask
 
 
 def stack_weights(
     convolutions: Sequence[nn.Conv2d],
 ) -> Float[Tensor, "layer out in height width"]:
-    """Weights as used (masked and normalised) of convolutions of one class and shape, stacked.
+    """Stack the effective (masked, normalised) weights of convolutions of one class and shape.
 
-    One operation for all of them, where asking each in turn would cost several per layer.
+    One operation serves all of them, instead of several per layer.
     """
     weight = torch.stack([convolution.weight for convolution in convolutions])
     first = convolutions[0]
@@ -188,19 +188,19 @@ class SqueezeExcitation(nn.Module):
 class SkipDown(nn.Module):
     """Skip connection of a down cell: swish, then four strided 1x1 convolutions.
 
-    They look at the four pixels of each 2x2 block and share the output channels, so that no
-    pixel is dropped.
+    Each reads one of the four pixels of a 2x2 block and computes a quarter of the output
+    channels, so that no pixel is dropped.
 
     Raises:
-        ValueError: if there are fewer than four output channels to share.
+        ValueError: If there are fewer than four output channels.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         if out_channels < 4:
             raise ValueError(
-                f"a cell that halves the resolution needs at least 4 output channels, "
-                f"got {out_channels}: raise the channels"
+                f"a cell that halves the resolution must have at least 4 output channels, "
+                f"got {out_channels}; raise the channels"
             )
         quarter = out_channels // 4
         widths = [quarter, quarter, quarter, out_channels - 3 * quarter]
@@ -219,10 +219,10 @@ class SkipDown(nn.Module):
 
     @staticmethod
     def _one_pixel_of_four(part: nn.Module, pixels: FeatureMap) -> FeatureMap:
-        """Convolve pixels that are picked already, with a stride of 1.
+        """Convolve with stride 1 the pixels that have been selected by slicing.
 
-        With its own stride, in channels_last layout and with few channels (12 to 8, say),
-        oneDNN's backward pass writes past its buffers: the process crashes (torch 2.15).
+        With stride 2, in channels_last layout and with few channels (such as 12 to 8), oneDNN's
+        backward pass writes past its buffers and the process crashes (torch 2.15).
         """
         assert isinstance(part, WeightNormConv2d)
         weight = weight_norm(part.unnormalized_weight(), part.log_gain)
@@ -232,8 +232,8 @@ class SkipDown(nn.Module):
 class SkipUp(nn.Module):
     """Skip connection of an up cell: bilinear doubling and a 1x1 convolution.
 
-    Either may come first, as the weights of an interpolation sum to 1. The convolution does: on a
-    quarter of the pixels, and leaves fewer channels to interpolate.
+    Their order does not matter, because interpolation weights sum to 1. The convolution comes
+    first: it then runs on a quarter of the pixels and leaves fewer channels to interpolate.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:

@@ -1,6 +1,6 @@
 """Distributions of the pixels given the decoder's output.
 
-A likelihood is a module: built once from the image, its ``forward`` turns the network's raw
+A likelihood is a module, built once for an image format. Its ``forward`` turns the network's raw
 parameters into a distribution.
 """
 
@@ -24,11 +24,11 @@ Pixels = Float[Tensor, "batch channel height width"]
 
 @runtime_checkable
 class PixelDistribution(Protocol):
-    """p(x | z) over images in [0, 1]; everything here is about the true, unpadded pixels."""
+    """p(x | z) over images in [0, 1], without their padding."""
 
     @property
     def logits(self) -> Tensor:
-        """The network's raw parameters, padding included."""
+        """Raw parameters from the network, with padding."""
         ...
 
     @property
@@ -50,8 +50,8 @@ class Bernoulli:
     """Independent binary pixels.
 
     Args:
-        logits: log odds of a one, with padding.
-        image: the image they are about.
+        logits: Log odds of a one, with padding.
+        image: Image format.
     """
 
     logits: Pixels
@@ -76,12 +76,12 @@ class Likelihood(nn.Module, ABC):
     """Base of the likelihoods: raw parameters in, distribution of the pixels out.
 
     Args:
-        image: what is modelled.
-        num_logits: raw parameters per pixel, the channels of the network's output.
+        image: Image format.
+        num_logits: Number of raw parameters per pixel, the channels of the network's output.
 
     Attributes:
-        on_levels: Whether p(x | z) is of the image's levels alone, so that other values of [0, 1]
-            are refused; a class of one's own says so if it is.
+        on_levels: Whether p(x | z) is defined on the image's levels only, so that other values
+            in [0, 1] are refused.
     """
 
     on_levels = False
@@ -101,10 +101,10 @@ class BernoulliLikelihood(Likelihood):
     """Bernoulli likelihood of binary images (dynamically binarised MNIST in the paper).
 
     Args:
-        image: what is modelled; its ``bits`` must be 1.
+        image: Image format, of 1 bit.
 
     Raises:
-        ValueError: if the image has more than two levels.
+        ValueError: If the image has more than two levels.
     """
 
     on_levels = True
@@ -112,7 +112,7 @@ class BernoulliLikelihood(Likelihood):
     def __init__(self, image: Image) -> None:
         if image.bits != 1:
             raise ValueError(
-                f"a Bernoulli likelihood is for image.bits=1, got {image.bits}: "
+                f"a Bernoulli likelihood requires image.bits=1, got {image.bits}; "
                 "choose dataset/likelihood=discretized_logistic_mixture"
             )
         super().__init__(image, num_logits=image.channels)
@@ -130,7 +130,7 @@ def mixture_log_prob(
     top_level: int,
     published_tails: bool,
 ) -> Float[Tensor, " batch"]:
-    """Log probability of pixels on the [-1, 1] scale under a mixture of logistics."""
+    """Log probability of pixels in [-1, 1] under a mixture of logistics."""
     x = x.unsqueeze(2)
     if x.shape[1] == 3:
         red, green, _ = x.unbind(1)
@@ -164,8 +164,8 @@ def _log_prob_of_levels(
         )
         inside = torch.where(x < -0.999, F.logsigmoid(upper), inside)
         return torch.where(x > 0.99, F.logsigmoid(-lower), inside)
-    # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)) holds its digits where
-    # the difference of two sigmoids would vanish.
+    # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)) stays accurate where the
+    # difference of two sigmoids underflows.
     width = (2.0 / top_level) * inverse_scale
     inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
     half_a_level = 0.5 / top_level
@@ -184,18 +184,18 @@ class DiscretizedLogisticMixture:
         P(x) = \sum_k \pi_k \prod_c \left[\sigma\!\left(\frac{x_c + h - m_{kc}}{s_{kc}}\right)
                - \sigma\!\left(\frac{x_c - h - m_{kc}}{s_{kc}}\right)\right]
 
-    where the lowest level reaches down to :math:`-\infty` and the highest up to
-    :math:`\infty`, so that the levels' probabilities sum to one. The means of green and blue
-    are shifted by the colours before them.
+    where the lowest level extends to :math:`-\infty` and the highest to :math:`\infty`, so that
+    the levels' probabilities sum to one. The means of green and blue are shifted by the preceding
+    colours.
 
     Source: Salimans et al. 2017 (PixelCNN++), Sec. 2; the paper's Table 6 (10 components).
 
     Args:
-        logits: (batch, components * 10, height, width) for colour: the components' logits, then
-            for each colour its means, log scales and coefficients; components * 3 for grey.
-        image: the image they are about.
-        published_tails: see :class:`DiscretizedLogisticMixtureLikelihood`.
-        published_temperature: see there.
+        logits: Raw parameters, ``10 * components`` channels for colour: logits of the components,
+            then means, log scales and coefficients of each colour; ``3 * components`` for grey.
+        image: Image format.
+        published_tails: See :class:`DiscretizedLogisticMixtureLikelihood`.
+        published_temperature: See :class:`DiscretizedLogisticMixtureLikelihood`.
     """
 
     logits: Float[Tensor, "batch parameter height width"]
@@ -209,7 +209,7 @@ class DiscretizedLogisticMixture:
     def _parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Mixture logits (batch, component, h, w); means, log scales and coefficients.
 
-        The last three are (batch, colour, component, h, w); the coefficients of grey images are 0.
+        The last three have shape (batch, colour, component, h, w). Those of grey are 0.
         """
         logits = self.image.crop(self.logits)
         channels = self.image.channels
@@ -217,37 +217,37 @@ class DiscretizedLogisticMixture:
         num_mixtures = logits.shape[1] // (1 + channels * kinds)
         mixture = logits[:, :num_mixtures]
         rest = logits[:, num_mixtures:].unflatten(1, (channels, kinds, num_mixtures))
-        # The lower bound is published; the upper one, where it is flat, keeps gradients finite.
+        # The lower bound is published; the upper one keeps gradients finite.
         means, log_scales = rest[:, :, 0], rest[:, :, 1].clamp(-7.0, 20.0)
         coefficients = rest[:, :, 2].tanh() if kinds == 3 else torch.zeros_like(means)
         return mixture, means, log_scales, coefficients
 
     def log_prob(self, image: Pixels) -> Float[Tensor, " batch"]:
-        """Log probability in nats per image of pixels that lie on the levels of [0, 1]."""
+        """Log probability in nats per image of pixels on the levels of [0, 1]."""
         x = 2.0 * self.image.crop(image) - 1.0
         top_level = 2**self.image.bits - 1
         return self.log_prob_of_levels(x, *self._parameters, top_level, self.published_tails)
 
     @property
     def mean(self) -> Pixels:
-        """Expected colours: components averaged first, then coupled and clamped in order."""
+        """Expected colours: components averaged, then coupled and clamped in order."""
         mixture, means, _, coefficients = self._parameters
         weights = F.softmax(mixture, 1).unsqueeze(1)
         return self._couple((weights * means).sum(2), (weights * coefficients).sum(2))
 
     def sample(self, temperature: float = 1.0) -> Pixels:
-        """Draw images; ``temperature`` scales the logistics and sharpens the choice among them.
+        """Draw images; ``temperature`` scales the logistics and sharpens the choice of component.
 
-        The result is continuous, as published: :meth:`log_prob` wants it rounded to levels, and
-        couples colours by their rounded values where this does it by the unrounded ones.
+        Values are continuous, as published, and colours are coupled by these; :meth:`log_prob`
+        requires levels and couples colours by levels.
 
         Raises:
-            ValueError: if the published form is asked for a temperature of 0.
+            ValueError: If the temperature is 0 with ``published_temperature``.
         """
         if self.published_temperature and temperature <= 0.0:
             raise ValueError(
-                f"temperature must be positive where the scale is divided by it, got "
-                f"{temperature}: build the likelihood with published_temperature=False"
+                f"temperature must be positive with published_temperature, got {temperature}; "
+                "build the likelihood with published_temperature=False"
             )
         width = 1.0 / temperature if self.published_temperature else temperature
         mixture, means, log_scales, coefficients = self._parameters
@@ -261,7 +261,7 @@ class DiscretizedLogisticMixture:
         return self._couple(mean + width * log_scale.exp() * logistic, coefficient)
 
     def _couple(self, values: Tensor, coefficients: Tensor) -> Tensor:
-        """Add the colours' dependence on those before them, clamp each, and scale to [0, 1]."""
+        """Shift each colour by the preceding ones, clamp it and scale to [0, 1]."""
         colours = [values[:, 0].clamp(-1.0, 1.0)]
         if self.image.channels == 3:
             to_green, to_blue, green_to_blue = coefficients.unbind(1)
@@ -272,7 +272,7 @@ class DiscretizedLogisticMixture:
 
 
 def _open_uniform(like: Tensor) -> Tensor:
-    """Draw from (0, 1) without the ends, whose logarithms are infinite."""
+    """Draw from the open interval (0, 1): logarithms at its ends are infinite."""
     eps = torch.finfo(like.dtype).eps
     return torch.rand_like(like).clamp(eps, 1.0 - eps)
 
@@ -281,18 +281,17 @@ class DiscretizedLogisticMixtureLikelihood(Likelihood):
     """Discretised mixture of logistics for grey or colour images of 1 to 8 bits.
 
     Args:
-        image: what is modelled.
-        num_mixtures: number of mixture components.
-        published_tails: whether probabilities are those that the published weights were trained
-            and reported with: the upper tail begins at 0.99 on the [-1, 1] scale, which at 8 bits
-            gives it to level 254, too, so that the levels' probabilities sum to more than 1
-            (bright images look likelier than they are); and below 1e-5 a probability is taken
-            from the density.
-        published_temperature: whether sampling divides the logistics' scale by the temperature,
-            as the published code does, so that temperatures below 1 give *noisier* pixels.
+        image: Image format.
+        num_mixtures: Number of mixture components.
+        published_tails: Whether to use the probabilities of the published weights: the upper tail
+            begins at 0.99 in [-1, 1], which includes level 254 of 8 bits, so that the levels'
+            probabilities sum to more than 1 and bright images seem too likely; probabilities
+            below 1e-5 are approximated by the density.
+        published_temperature: Whether sampling divides the logistics' scale by the temperature,
+            as published, so that temperatures below 1 give *noisier* pixels.
 
     Raises:
-        ValueError: if ``num_mixtures`` is below 1.
+        ValueError: If ``num_mixtures`` is below 1.
     """
 
     on_levels = True
@@ -326,9 +325,9 @@ class NormalPixels:
     """Independent normal distributions of pixel values scaled to [-1, 1].
 
     Args:
-        logits: raw means, then raw log standard deviations, with padding; bounded by
+        logits: Raw means, then raw log standard deviations, with padding; bounded by
             :meth:`Normal.soft_clamped`.
-        image: the image they are about.
+        image: Image format.
     """
 
     logits: Float[Tensor, "batch parameter height width"]
@@ -344,7 +343,7 @@ class NormalPixels:
         return (0.5 * self._normal.mean + 0.5).clamp(0.0, 1.0)
 
     def log_prob(self, image: Pixels) -> Float[Tensor, " batch"]:
-        """Log *density* on the [-1, 1] scale, nats per image: no probability, so no bits."""
+        """Log *density* in [-1, 1], nats per image; not a probability, so not bits."""
         return self._normal.log_prob(2.0 * self.image.crop(image) - 1.0).flatten(1).sum(1)
 
     def sample(self, temperature: float = 1.0) -> Pixels:
@@ -353,10 +352,10 @@ class NormalPixels:
 
 
 class NormalLikelihood(Likelihood):
-    """Normal likelihood: what published settings of one mixture component mean.
+    """Normal likelihood: the meaning of one mixture component in published settings.
 
     Args:
-        image: what is modelled.
+        image: Image format.
     """
 
     def __init__(self, image: Image) -> None:

@@ -1,4 +1,4 @@
-"""Batch normalisation by the statistics of all ranks' batches."""
+"""Batch normalisation with statistics over the batches of all ranks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Sum over all ranks, whose gradient is the sum of the ranks' gradients."""
+    """Sum over all ranks, with gradients summed over all ranks."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:  # noqa: ANN401
@@ -47,12 +47,12 @@ class _SumOverRanks(torch.autograd.Function):
 class BatchNorm(_NormBase):
     r"""Batch normalisation :math:`\gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta`.
 
-    In training, mean and variance are those of the batches of all ranks, on any backend, and the
-    running statistics move by 5 % a step.
+    In training, mean and variance are taken over the batches of all ranks, on any backend, and
+    the running statistics move by 5 % per step.
 
-    It is not an ``nn.BatchNorm2d``, which ``trainer.sync_batchnorm`` would replace by another
-    layer, but has the state dict of one. ``torch.optim.swa_utils.update_bn`` does not recognise
-    it; :func:`nvae_lightning.inference.sampling.recalibrate` does.
+    It is not an ``nn.BatchNorm2d``, which ``trainer.sync_batchnorm`` would replace, but has the
+    same state dict. ``torch.optim.swa_utils.update_bn`` does not recognise it;
+    :func:`nvae_lightning.inference.sampling.recalibrate` does.
 
     Source: Vahdat & Kautz 2020, Sec. 3.1.1.
 
@@ -60,7 +60,8 @@ class BatchNorm(_NormBase):
         channels: Number of channels of the feature map.
 
     Attributes:
-        is_repeated: Whether the pass recomputes an earlier one, whose statistics are counted.
+        is_repeated: Whether the pass recomputes an earlier one, which has already moved the
+            running statistics.
 
     Raises:
         ValueError: In training, if there is only one value per channel.
@@ -93,17 +94,17 @@ class BatchNorm(_NormBase):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
     def count_batch(self, input: FeatureMap) -> tuple[PerChannel, PerChannel]:
-        """Count a training batch; return the running mean and variance that it is to move.
+        """Count a training batch and return the running mean and variance to update.
 
-        They are copies where the batch has been counted before.
+        They are copies if the batch has been counted before.
         """
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         if num_ranks() == 1 and input.numel() == input.shape[1]:
             raise ValueError(
-                "dataset.batch_size: got 1, but batch normalisation of a single pixel has no "
-                "variance; set dataset.batch_size=2 or more"
+                "dataset.batch_size: got 1, but a single pixel has no variance for batch "
+                "normalisation; set dataset.batch_size=2 or more"
             )
         if self.is_repeated:
             return self.running_mean.clone(), self.running_var.clone()

@@ -17,16 +17,16 @@ from nvae_lightning.model.decoder import Decoder
 from nvae_lightning.model.distributions import Inference, importance_weighted_bound
 from nvae_lightning.model.encoder import Encoder
 from nvae_lightning.model.hierarchy import Hierarchy, Image
-from nvae_lightning.model.images import check_dtype, check_shape, check_values
+from nvae_lightning.model.images import check_shape, check_values
 from nvae_lightning.model.likelihood import Likelihood, PixelDistribution
 from nvae_lightning.model.shapes import FeatureMap
-from nvae_lightning.utilities.live_bytes import Cost, peak_bytes
+from nvae_lightning.utilities.live_bytes import peak_bytes
 
 Model = TypeVar("Model", bound="NVAE")
 Latents = Sequence[FeatureMap]
 Temperature = float | Sequence[float]
 
-#: Bytes of feature maps at one time while likelihoods are estimated; a CPU's caches like few.
+#: Bytes of feature maps at one time during likelihood estimation; small ones suit CPU caches.
 _CPU_MEMORY_BUDGET = 1 << 27
 _GPU_MEMORY_BUDGET = 1 << 32
 
@@ -41,25 +41,25 @@ class NVAE(nn.Module):
     Source: Vahdat & Kautz 2020. Groups are listed coarsest first everywhere.
 
     Args:
-        image: what is modelled.
-        hierarchy: scales and latent groups.
-        encoder_cell: constructor of the bottom-up cells.
-        decoder_cell: constructor of the top-down cells.
-        preprocess_cell: constructor of the cells between image and finest scale.
-        postprocess_cell: constructor of the cells between finest scale and likelihood.
-        likelihood: constructor of p(x | z), given the image.
-        num_encoder_cells: bottom-up cells per group.
-        num_decoder_cells: top-down cells per group.
-        num_preprocess_cells: cells per halving of the resolution before the finest scale.
-        num_postprocess_cells: cells per doubling of the resolution after it.
-        num_flows: pairs of inverse autoregressive flows per group; 0 for none.
-        squeeze_excitation: whether every cell ends in a channel-wise gate (Table 5).
-        residual_posterior: whether posteriors are relative to their priors (Table 4).
-        first_prior_std: standard deviation of the coarsest group's prior; 1.01 in the published
-            weights, whose bounded standard deviation was applied to that group, too.
+        image: Image format.
+        hierarchy: Scales and latent groups.
+        encoder_cell: Constructor of the bottom-up cells.
+        decoder_cell: Constructor of the top-down cells.
+        preprocess_cell: Constructor of the cells between image and finest scale.
+        postprocess_cell: Constructor of the cells between finest scale and likelihood.
+        likelihood: Constructor of p(x | z), given the image format.
+        num_encoder_cells: Number of bottom-up cells per group.
+        num_decoder_cells: Number of top-down cells per group.
+        num_preprocess_cells: Number of preprocess cells per halving of the resolution.
+        num_postprocess_cells: Number of postprocess cells per doubling of the resolution.
+        num_flows: Number of pairs of inverse autoregressive flows per group.
+        squeeze_excitation: Whether every cell ends in a channel-wise gate (Table 5).
+        residual_posterior: Whether posteriors are relative to their priors (Table 4).
+        first_prior_std: Standard deviation of the coarsest group's prior; 1.01 in published
+            weights, whose bound on standard deviations was applied to that group, too.
 
     Raises:
-        ValueError: if a number is out of range or the scales cannot divide the image.
+        ValueError: If a number is out of range or the scales do not divide the image.
     """
 
     def __init__(
@@ -84,29 +84,17 @@ class NVAE(nn.Module):
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
         hierarchy.check(image)
-        for name, value, minimum in (
-            ("num_encoder_cells", num_encoder_cells, 1),
-            ("num_decoder_cells", num_decoder_cells, 1),
-            ("num_preprocess_cells", num_preprocess_cells, 1),
-            ("num_postprocess_cells", num_postprocess_cells, 1),
-            ("num_flows", num_flows, 0),
-        ):
-            if type(value) is not int or value < minimum:
-                raise ValueError(f"model.{name} must be at least {minimum}, got {value!r}")
+        for name, value in arguments.items():
+            least = int(name != "num_flows")
+            if name.startswith("num_") and (type(value) is not int or value < least):
+                raise ValueError(f"model.{name} must be at least {least}, got {value!r}")
+            if name.endswith("_cell") and not callable(value):
+                raise ValueError(
+                    f"model.{name} must be a constructor, got {value!r}; choose a file of "
+                    "conf/model/cell, or set _target_ and _partial_: true"
+                )
         if not 0.0 < first_prior_std < math.inf:
             raise ValueError(f"model.first_prior_std must be positive, got {first_prior_std}")
-        for name, constructor in (
-            ("model.encoder_cell", encoder_cell),
-            ("model.decoder_cell", decoder_cell),
-            ("model.preprocess_cell", preprocess_cell),
-            ("model.postprocess_cell", postprocess_cell),
-            ("dataset.likelihood", likelihood),
-        ):
-            if not callable(constructor):
-                raise ValueError(
-                    f"{name} must be a constructor, got {constructor!r}: "
-                    f"choose one of the files of conf/, or give _target_ and _partial_: true"
-                )
         self._arguments = arguments
         self.image = image
         self.hierarchy = hierarchy
@@ -161,24 +149,26 @@ class NVAE(nn.Module):
 
     @property
     def latent_shapes(self) -> list[tuple[int, int, int]]:
-        """(channel, height, width) of every latent group."""
+        """Shape (channel, height, width) of every latent group, coarsest first."""
         return self.decoder.latent_shapes
+
+    # Inference
 
     def forward(self, x: Tensor, noise: Latents | None = None) -> Inference:
         """Infer the latents of images.
 
         Args:
-            x: images in [0, 1], padded or not.
-            noise: one standard-normal tensor per group, drawn if None.
+            x: Images in [0, 1], padded or not.
+            noise: Standard-normal noise of every group; drawn if None.
 
         Raises:
-            ValueError: if the images have another shape or dtype, or values outside [0, 1].
+            ValueError: If the images have another shape or dtype, or values outside [0, 1].
         """
         self.check_images(x, on_levels=False)
         return self.infer(x, noise)
 
     def infer(self, x: Tensor, noise: Latents | None = None) -> Inference:
-        """As calling the model, without the check of the values, which waits for the device."""
+        """Infer like ``forward``, without its check of values, which synchronises the device."""
         return self._infer(self._features(x), len(x), noise)
 
     def check_images(
@@ -189,24 +179,25 @@ class NVAE(nn.Module):
         finite: bool = True,
         name: str = "images",
     ) -> None:
-        """Check that images are what the model takes.
+        """Raise ValueError if images do not match the model in shape, dtype or values.
 
         Args:
-            x: batch of images.
-            on_levels: whether values must be on the levels; if None as the likelihood says.
-            finite: whether values that are not finite are refused.
-            name: subject of the message.
-
-        Raises:
-            ValueError: if their shape, dtype or values are others.
+            x: Batch of images.
+            on_levels: Whether values must be on the image's levels; None if the likelihood is.
+            finite: Whether values must be finite.
+            name: Subject of the message.
         """
         x = check_shape(x, self.image, name)
-        if isinstance(self.likelihood, Likelihood):  # else it alone knows its range
+        if isinstance(self.likelihood, Likelihood):  # other modules define their own range
             on_levels = self.likelihood.on_levels if on_levels is None else on_levels
             check_values(x, self.image, on_levels=on_levels, finite=finite, name=name)
 
     def _features(self, x: Tensor) -> list[FeatureMap]:
-        check_dtype(check_shape(x, self.image), next(self.parameters()).dtype)
+        x, dtype = check_shape(x, self.image), next(self.parameters()).dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"images: got dtype {x.dtype}, but the weights have {dtype}; pass x.to({dtype})"
+            )
         return self.encoder(self.image.pad(x))
 
     def _infer(
@@ -216,72 +207,60 @@ class NVAE(nn.Module):
         latents, logits = self.decoder(batch_size, features=features, noise=noise)
         return Inference(self.likelihood(logits), latents)
 
+    # Sampling
+
     @torch.no_grad()
     def sample(
         self, num_samples: int, temperature: Temperature = 1.0, noise: Latents | None = None
     ) -> PixelDistribution:
-        """Draw all latents from the prior and return the likelihood of what they show.
+        """Draw all latents from the prior and return p(x | z).
 
         Args:
-            num_samples: number of images.
-            temperature: factor on the standard deviation of every prior; one number, or one per
+            num_samples: Number of images.
+            temperature: Factor on the standard deviation of the priors; one number, or one per
                 scale, coarsest first.
-            noise: one standard-normal tensor per group, drawn if None.
+            noise: Standard-normal noise of every group; drawn if None.
 
         Raises:
-            ValueError: if there is nothing to draw, a temperature is negative or their number is
-                not that of the scales.
+            ValueError: If an argument is out of range.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         return self._decode(num_samples, (), temperature, noise)
 
     def encode(self, x: Tensor) -> list[FeatureMap]:
-        """Draw z of every group from the posterior, coarsest first; takes what a call takes."""
+        """Draw z of every group from the posterior, coarsest first."""
         return [latent.z for latent in self(x).latents]
 
     def decode(
         self, latents: Latents, temperature: Temperature = 1.0, noise: Latents | None = None
     ) -> PixelDistribution:
-        """Return the likelihood given z of the first groups; the rest is drawn from the prior.
+        """Return p(x | z) given z of the first groups, with the others drawn from the prior.
 
         Args:
-            latents: z of at least the first group, coarsest first.
-            temperature: factor on the standard deviation of the priors drawn from; one number, or
-                one per scale, coarsest first.
-            noise: one standard-normal tensor per group (given or drawn), drawn if None.
+            latents: Values of z of at least the first group, coarsest first.
+            temperature: See :meth:`sample`.
+            noise: Standard-normal noise of every group (given or drawn); drawn if None.
 
         Raises:
-            ValueError: if there are no or too many latents, or their shapes are wrong.
+            ValueError: If the number of latents or a shape is wrong.
         """
-        if not 1 <= len(latents) <= self.hierarchy.num_groups:
-            raise ValueError(
-                f"decode takes z of 1 to {self.hierarchy.num_groups} groups, got {len(latents)}; "
-                "sample() draws them all"
-            )
-        self._check_shapes("z", latents, len(latents[0]))
+        self._check("latents", latents, at_least=1)
         return self._decode(len(latents[0]), latents, temperature, noise)
 
     def noise_of(self, latents: Latents) -> list[FeatureMap]:
-        r"""Return the standard-normal numbers of which :meth:`sample` makes these latents.
+        r"""Return the standard-normal noise from which :meth:`sample` makes these latents.
 
         .. math::
             \epsilon_l = (z_l - \mu_l(z_{<l})) / \sigma_l(z_{<l})
 
-        Of latents that follow the prior they are independent N(0, 1), so that numbers between two
-        images' lead to latents that the model knows, where latents between theirs need not.
+        For latents that follow the prior it is independent N(0, 1). Interpolated noise therefore
+        gives latents that the model knows, which interpolated latents need not be.
 
         Args:
-            latents: z of every group, coarsest first.
-
-        Raises:
-            ValueError: if their number or shapes are wrong.
+            latents: Values of z of every group, coarsest first.
         """
-        if len(latents) != self.hierarchy.num_groups:
-            raise ValueError(
-                f"noise_of takes z of all {self.hierarchy.num_groups} groups, got {len(latents)}"
-            )
-        self._check_shapes("z", latents, len(latents[0]))
+        self._check("latents", latents, at_least=self.hierarchy.num_groups)
         known, _ = self.decoder(len(latents[0]), given=latents)
         return [(latent.z - latent.prior.mean) / latent.prior.std for latent in known]
 
@@ -289,50 +268,47 @@ class NVAE(nn.Module):
         self, batch_size: int, given: Latents, temperature: Temperature, noise: Latents | None
     ) -> PixelDistribution:
         self._check_noise(noise, batch_size)
-        _, logits = self.decoder(
-            batch_size,
-            given=given,
-            noise=noise,
-            temperature=self.temperature_of_groups(temperature),
-        )
+        per_group = self.temperature_of_groups(temperature)
+        _, logits = self.decoder(batch_size, given=given, noise=noise, temperature=per_group)
         return self.likelihood(logits)
 
     def temperature_of_groups(self, temperature: Temperature) -> list[float]:
-        """Give each group its scale's temperature.
-
-        Raises:
-            ValueError: if one is negative, or their number is not that of the scales.
-        """
+        """Return the temperature of every group; ValueError if they are not valid."""
         scales = self.hierarchy.scales
-        per_scale = (
-            [temperature] * len(scales) if isinstance(temperature, int | float) else temperature
-        )
+        is_one = isinstance(temperature, int | float)
+        per_scale = [temperature] * len(scales) if is_one else temperature
         if len(per_scale) != len(scales):
             raise ValueError(
-                f"temperature must be one number, or one for each of {len(scales)} scales, "
+                f"temperature must be one number or one for each of {len(scales)} scales, "
                 f"got {len(per_scale)}"
             )
         if not all(0.0 <= value < math.inf for value in per_scale):
             raise ValueError(f"temperature must be finite and not negative, got {temperature}")
         return [per_scale[k] for k, _ in self.hierarchy.groups]
 
-    def _check_noise(self, noise: Latents | None, batch_size: int) -> None:
-        if noise is None:
-            return
-        if len(noise) != self.hierarchy.num_groups:
+    def _check(
+        self, name: str, tensors: Latents, at_least: int, batch_size: int | None = None
+    ) -> None:
+        """Check number and shapes of tensors of the groups, coarsest first."""
+        num_groups = self.hierarchy.num_groups
+        if not at_least <= len(tensors) <= num_groups:
             raise ValueError(
-                f"noise must be one tensor for each of {self.hierarchy.num_groups} groups, "
-                f"got {len(noise)}"
+                f"{name} must have one tensor for each of {at_least} to {num_groups} groups, got "
+                f"{len(tensors)}"
             )
-        self._check_shapes("noise", noise, batch_size)
-
-    def _check_shapes(self, name: str, tensors: Latents, batch_size: int) -> None:
+        batch_size = len(tensors[0]) if batch_size is None else batch_size
         for index, (tensor, shape) in enumerate(zip(tensors, self.latent_shapes, strict=False)):
             if tensor.shape != (batch_size, *shape):
                 raise ValueError(
                     f"{name} of group {index} must have shape {(batch_size, *shape)}, "
                     f"got {tuple(tensor.shape)}"
                 )
+
+    def _check_noise(self, noise: Latents | None, batch_size: int) -> None:
+        if noise is not None:
+            self._check("noise", noise, self.hierarchy.num_groups, batch_size)
+
+    # Likelihood of images
 
     @torch.no_grad()
     def log_weights(
@@ -349,41 +325,33 @@ class NVAE(nn.Module):
             \log w_k = \log p(x | z_k) + \sum_{l \le L'} \log p(z_{kl} | z_{k,<l})
                        - \log q(z_{kl} | z_{k,<l}, x)
 
-        Their average over the samples estimates the ELBO, :func:`importance_weighted_bound` the
-        log-likelihood. They are those of a model in evaluation mode: in training mode they depend
-        on the batch, whose statistics are counted. The bottom-up pass is made once per image; the
-        top-down passes take as many draws at once as the budget allows.
+        Their mean over the samples estimates the ELBO, and :func:`importance_weighted_bound` the
+        log-likelihood. Call it in evaluation mode: in training mode weights depend on the batch.
+        Each image takes one bottom-up pass; top-down passes take as many draws as fit at once.
 
         Args:
-            x: images in [0, 1].
-            num_samples: number of draws per image.
-            num_inferred: number L' of groups drawn from the posterior, coarsest first; the others
-                are drawn from their priors. All of them if None.
-            memory_budget: bytes that feature maps and distributions may take at one time; if
-                None 128 MiB on a CPU and 4 GiB elsewhere, or as many as one image takes.
+            x: Images in [0, 1].
+            num_samples: Number of draws per image.
+            num_inferred: Number L' of groups drawn from the posterior, coarsest first; the others
+                are drawn from their priors. None for all.
+            memory_budget: Bytes that feature maps and distributions may take at one time; None
+                for 128 MiB on a CPU and 4 GiB elsewhere, or more if one image needs it.
 
         Raises:
-            ValueError: if a number, the budget or the images are out of range.
+            ValueError: If a number, the budget or the images are out of range.
         """
         num_groups = self.hierarchy.num_groups
         num_inferred = num_groups if num_inferred is None else num_inferred
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         if not 0 <= num_inferred <= num_groups:
-            raise ValueError(
-                f"num_inferred must be from 0 to the number of groups, {num_groups}, "
-                f"got {num_inferred}"
-            )
+            raise ValueError(f"num_inferred must be from 0 to {num_groups}, got {num_inferred}")
         self.check_images(x)
-        cost = self._measure(x)
-        if memory_budget is None:
-            usual = _CPU_MEMORY_BUDGET if x.device.type == "cpu" else _GPU_MEMORY_BUDGET
-            memory_budget = max(usual, cost.needed)
-        most_images = cost.most_images(memory_budget)
+        num_images, num_draws = self._fitting(x[:1], memory_budget)
         log_weights = []
-        for images in x.split(most_images):
+        for images in x.split(num_images):
             features = self._features(images)[:num_inferred]
-            at_once = cost.most_draws(memory_budget, len(images)) // len(images)
+            at_once = num_draws(len(images))
             passes = []
             for start in range(0, num_samples, at_once):
                 repeats = min(at_once, num_samples - start)
@@ -400,22 +368,31 @@ class NVAE(nn.Module):
     ) -> Float[Tensor, " batch"]:
         """Estimate log p(x) from below by importance sampling, in nats per image.
 
-        See :meth:`log_weights`. With one sample it is the estimate of the ELBO.
-
-        Raises:
-            ValueError: as :meth:`log_weights`.
+        See :meth:`log_weights`. One sample gives the one-sample estimate of the ELBO.
         """
         return importance_weighted_bound(
             self.log_weights(x, num_samples, memory_budget=memory_budget)
         )
 
-    def _measure(self, x: Tensor) -> Cost:
-        """Measure on one image what passes take, without touching random numbers."""
-        image = x[:1]
+    def _fitting(
+        self, image: Tensor, memory_budget: int | None
+    ) -> tuple[int, Callable[[int], int]]:
+        """Return how many images fit into the budget, and how many draws of each do with them.
+
+        Memory is measured on one image, without drawing random numbers.
+        """
         features = self._features(image)
-        noise = [x.new_zeros(1, *shape) for shape in self.latent_shapes]
-        return Cost(
-            features=sum(feature.nbytes for feature in features),
-            bottom_up=peak_bytes(lambda: self._features(image)),
-            top_down=peak_bytes(lambda: self._infer(features, 1, noise).log_weight(image)),
-        )
+        noise = [image.new_zeros(1, *shape) for shape in self.latent_shapes]
+        held = sum(feature.nbytes for feature in features)
+        bottom_up = peak_bytes(lambda: self._features(image))
+        top_down = peak_bytes(lambda: self._infer(features, 1, noise).log_weight(image))
+        needed = max(bottom_up, held + top_down)
+        if memory_budget is None:
+            usual = _CPU_MEMORY_BUDGET if image.device.type == "cpu" else _GPU_MEMORY_BUDGET
+            memory_budget = max(usual, needed)
+        if memory_budget < needed:
+            raise ValueError(
+                f"memory_budget must be at least {needed:,} bytes for one image, "
+                f"got {memory_budget:,}"
+            )
+        return memory_budget // needed, lambda n: (memory_budget // n - held) // top_down

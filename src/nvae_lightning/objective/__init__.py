@@ -1,6 +1,7 @@
-"""What training minimises: pure functions of an inference, in nats per image."""
+"""The training objective: pure functions of an inference, in nats per image."""
 
-from nvae_lightning.objective.elbo import ELBO, bits_per_dim, elbo, importance_weighted_bound
+from nvae_lightning.model import importance_weighted_bound
+from nvae_lightning.objective.elbo import ELBO, bits_per_dim, elbo
 from nvae_lightning.objective.kl import (
     KL,
     active_channels,

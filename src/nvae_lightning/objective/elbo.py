@@ -9,9 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nvae_lightning.model import Inference, importance_weighted_bound
-
-__all__ = ["ELBO", "bits_per_dim", "elbo", "importance_weighted_bound"]
+from nvae_lightning.model import Inference
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,7 @@ class ELBO:
     """The terms of the bound, in nats per image.
 
     Args:
-        distortion: -log p(x | z).
+        distortion: Negative log-likelihood, -log p(x | z).
         rate: KL of every latent group, coarsest first.
     """
 
@@ -28,7 +26,7 @@ class ELBO:
 
     @property
     def value(self) -> Float[Tensor, " batch"]:
-        """The bound itself: ``-(distortion + sum of rate) <= log p(x)``."""
+        """The bound: ``-(distortion + sum of rate) <= log p(x)`` in expectation."""
         return -(self.distortion + self.rate.sum(0))
 
 

@@ -1,4 +1,4 @@
-"""KL terms of the loss: warm-up, balancing between groups, and what to watch of them."""
+"""KL terms of the loss: warm-up, balancing between groups, and their diagnostics."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from nvae_lightning.objective.schedules import kl_warmup
 def size_factor(hierarchy: Hierarchy, growth: float = 4.0) -> Float[Tensor, " group"]:
     r"""Size factor of every group, coarsest first: :math:`a_l \propto growth^k / n_k`, minimum 1.
 
-    k is the index of the group's scale (0 the coarsest) and n_k its number of groups. A growth of
-    4 follows the number of latent variables, 2 their side, 1 counts groups alone.
+    k is the index of the group's scale (0 for the coarsest) and n_k its number of groups.
+    ``growth=4`` follows the number of latent variables, 2 the side of their map, and 1 only the
+    number of groups.
 
-    Source: Vahdat & Kautz 2020, Sec. A; the division by n_k is the published settings'.
+    Source: Vahdat & Kautz 2020, Sec. A; the published settings divide by n_k.
 
     Raises:
-        ValueError: if the growth is not positive, or so large that a factor is not finite.
+        ValueError: If the growth is not positive, or so large that a factor is not finite.
     """
     if not growth > 0.0:
         raise ValueError(f"kl.size_factor.growth must be positive, got {growth}")
     factors = torch.tensor(
         [growth**k / scale.num_groups for k, scale in hierarchy.groups],
-        device="cpu",  # also where a model without memory is built: the check reads them
+        device="cpu",  # even if a model is built on the meta device: the check reads values
     )
     factors = factors / factors.min()
     if not torch.isfinite(factors).all():
         raise ValueError(
-            f"kl.size_factor.growth, got {growth}, gives factors that are not finite: "
-            "choose one nearer to 1"
+            f"kl.size_factor.growth: got {growth}, but the factors must be finite; "
+            "choose a value closer to 1"
         )
     return factors
 
@@ -45,11 +46,11 @@ def balancing_factors(
 ) -> Float[Tensor, " group"]:
     r"""Balancing factors :math:`\gamma_l \propto (E|KL_l| + 0.01) / a_l`, their mean 1.
 
-    No gradient flows through them, and the mean is over the batches of all ranks. A group that is
-    used little is paid little for, so that none is turned off early in training.
+    No gradient flows through them, and the expectation is over the batches of all ranks. Groups
+    with a small KL are penalised less, so that none becomes inactive early in training.
 
-    Source: Vahdat & Kautz 2020, Sec. A, which says "proportional" to the size where the authors
-    meant, and used, the inverse.
+    Source: Vahdat & Kautz 2020, Sec. A, which says "proportional" to the size although the
+    authors use the inverse.
     """
     raw = (mean_over_ranks(rate.detach().abs().mean(1)) + 0.01) / size_factor
     return raw / raw.mean()
@@ -66,8 +67,8 @@ def balance_kl(
 
     Args:
         rate: KL per group and image.
-        size_factor: of every group; None for no balancing.
-        beta: weight of the KL term; as a tensor it is not looked at by the host.
+        size_factor: Size factor of every group; None for no balancing.
+        beta: Weight of the KL term; a tensor is not read by the host.
     """
     if size_factor is not None and (isinstance(beta, Tensor) or beta < 1.0):
         factors = balancing_factors(rate, size_factor)
@@ -78,7 +79,7 @@ def balance_kl(
 
 
 def channel_rates(latent: Latent) -> Float[Tensor, " channel"]:
-    """KL of each channel, averaged over batch and space, nats."""
+    """Return the KL of each channel, averaged over batch and space, in nats."""
     return latent.kl_map.mean((0, 2, 3))
 
 
@@ -94,18 +95,18 @@ def active_channels(
 
 @dataclass(frozen=True)
 class KL:
-    """How the KL of the groups enters the loss; by default as in the paper.
+    """Weights of the KL terms in the loss; the defaults are the paper's.
 
     Args:
-        beta: weight of the KL term at a step of so many: ``beta(step, total_steps)``.
-        size_factor: size factor of every group of a hierarchy; None for no balancing.
+        beta: Schedule of the weight of the KL term, ``beta(step, total_steps)``.
+        size_factor: Size factors of the groups of a hierarchy; None for no balancing.
 
     Raises:
-        ValueError: if a number of the schedule is out of range.
+        ValueError: If a number of the schedule is out of range.
     """
 
     beta: Callable[[int, int], float] = kl_warmup
     size_factor: Callable[[Hierarchy], Tensor] | None = size_factor
 
     def __post_init__(self) -> None:
-        self.beta(0, 1)  # its numbers are checked now, not when the training has begun
+        self.beta(0, 1)  # checks its numbers now, before the training starts

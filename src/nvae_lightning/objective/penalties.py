@@ -1,4 +1,4 @@
-"""Penalties on the weights that keep a deep VAE's KL bounded (paper, Sec. 3.2)."""
+"""Penalties on weights that keep the KL of a deep VAE bounded (paper, Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from nvae_lightning.model.layers import stack_weights
 
 
 class SpectralPenalty(nn.Module):
-    r"""Sum over all convolutions of the largest singular value of the weight as used.
+    r"""Sum over all convolutions of the largest singular value of the effective weight.
 
     .. math::
         \sum_i u_i^\top W_i v_i
 
-    with W reshaped to (out channels, rest), and u, v from power iteration: many iterations at the
-    first call, a few at each later one, as the vectors persist. They are treated as constants, so
-    the gradient is :math:`u v^\top`. Layers of one class and shape are iterated together.
+    with W reshaped to (out channels, rest), and u, v from power iteration: many iterations in the
+    first call and a few in later ones, because the vectors persist. They are treated as constants,
+    so the gradient is :math:`u v^\top`. Layers of one class and shape are iterated together.
 
-    The left vectors are buffers: saved, restored, and the same on all ranks.
+    The left vectors are buffers: saved, restored, and equal on all ranks.
 
     Source: Vahdat & Kautz 2020, Sec. 3.2; Yoshida & Miyato 2017.
 
     Args:
-        model: module whose convolutions are meant; it does not become a submodule.
-        first_iterations: power iterations at the first call; the published 40 leave the sum as
-            much as 0.3 % below the exact one, these less than 0.1 %.
-        iterations: power iterations at each later call in training.
+        model: Module that contains the convolutions; it does not become a submodule.
+        first_iterations: Number of power iterations in the first call. The published 40 leave the
+            sum up to 0.3 % below the exact one, the default less than 0.1 %.
+        iterations: Number of power iterations in each later call in training.
 
     Raises:
-        ValueError: if a number of iterations is below 1.
+        ValueError: If a number of iterations is below 1.
     """
 
     def __init__(self, model: nn.Module, first_iterations: int = 200, iterations: int = 4) -> None:
         super().__init__()
         if min(first_iterations, iterations) < 1:
             raise ValueError(
-                "a singular value takes at least 1 power iteration a call, "
-                f"got {first_iterations} at the first and {iterations} later"
+                "first_iterations and iterations must be at least 1, "
+                f"got {first_iterations} and {iterations}"
             )
         stacks: dict[tuple, list[nn.Conv2d]] = defaultdict(list)
         for module in model.modules():
@@ -63,21 +63,21 @@ class SpectralPenalty(nn.Module):
         self.converged = False
 
     def get_extra_state(self) -> bool:
-        """Whether the first call's iterations have been made."""
+        """Return whether the first call has been made."""
         return self.converged
 
     def set_extra_state(self, state: bool) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
+        """Restore the output of :meth:`get_extra_state`."""
         self.converged = state
 
     def forward(self) -> Float[Tensor, ""]:
-        """Estimate the sum and, in training, move the singular vectors."""
+        """Estimate the sum and, in training, update the singular vectors."""
         iterations = self.iterations if self.converged else self.first_iterations
         values = []
         for index, convolutions in enumerate(self._stacks):
             weight = stack_weights(convolutions).flatten(2)
             left = self.get_buffer(f"left_{index}")
-            # Not in the 16 bits of autocast, which would lose the vectors' directions.
+            # Without autocast: 16 bits would lose the directions of the vectors.
             with torch.autocast(weight.device.type, enabled=False):
                 with torch.no_grad():
                     fixed, new_left, right = weight.detach(), left, left
@@ -96,7 +96,7 @@ def _times(
     matrices: Float[Tensor, "layer row column"], vectors: Float[Tensor, "layer column 1"]
 ) -> Float[Tensor, "layer row 1"]:
     """Multiply each matrix by its vector."""
-    if matrices.device.type == "cpu":  # whose matrix products take three times as long at this
+    if matrices.device.type == "cpu":  # batched products of vectors take three times as long
         return (matrices * vectors.mT).sum(2, keepdim=True)
     return matrices @ vectors
 
@@ -104,11 +104,11 @@ def _times(
 def bn_scale_penalty(model: nn.Module) -> Float[Tensor, ""]:
     r"""Sum over all batch normalisations of the largest :math:`|\gamma|`.
 
-    It keeps a small mismatch of running statistics from being amplified in evaluation.
+    It limits the effect of mismatched running statistics in evaluation.
 
     Source: Vahdat & Kautz 2020, Sec. 3.1.1.
     """
-    by_width: dict[int, list[Tensor]] = defaultdict(list)  # of which each is one operation
+    by_width: dict[int, list[Tensor]] = defaultdict(list)  # one operation per width
     for module in model.modules():
         if isinstance(module, _NormBase):  # the base class of ours and of torch's
             by_width[len(module.weight)].append(module.weight)
@@ -120,16 +120,16 @@ def bn_scale_penalty(model: nn.Module) -> Float[Tensor, ""]:
 
 @dataclass(frozen=True)
 class Penalty:
-    """Which penalties are added to the loss, and how much they weigh; by default as in the paper.
+    """Penalties of the loss and their weight λ; the defaults are the paper's.
 
     Args:
-        weight: λ, in nats per unit of penalty.
-        initial_weight: λ at the start, annealed with β; None for no annealing.
-        spectral: whether convolutions are penalised (Table 5).
-        bn_scale: whether batch normalisations are.
+        weight: Weight λ, in nats per unit of penalty.
+        initial_weight: Initial λ, annealed with β; None for no annealing.
+        spectral: Whether convolutions are penalised (Table 5).
+        bn_scale: Whether batch normalisations are penalised.
 
     Raises:
-        ValueError: if a weight is out of range.
+        ValueError: If a weight is out of range.
     """
 
     weight: float = 0.01
@@ -144,7 +144,7 @@ class Penalty:
             0.0 < self.initial_weight < math.inf and self.weight > 0.0
         ):
             raise ValueError(
-                "penalty.weight and penalty.initial_weight must be positive to be annealed "
-                f"between, got {self.weight} and {self.initial_weight}: "
+                "penalty.weight and penalty.initial_weight must be positive for annealing, got "
+                f"{self.weight} and {self.initial_weight}; "
                 "set penalty.initial_weight=null for no annealing"
             )

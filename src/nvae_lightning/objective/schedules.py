@@ -18,14 +18,14 @@ def kl_warmup(
     Source: Vahdat & Kautz 2020, Sec. A.
 
     Args:
-        step: s, optimiser steps taken.
-        total_steps: T, all steps of the training.
-        fraction: a, share of the training over which it rises; 0 for no warm-up.
-        constant_fraction: c, share of the training before the rise begins.
-        floor: its least value.
+        step: Number s of optimiser steps taken.
+        total_steps: Number T of steps of the training.
+        fraction: Fraction a of the training in which it rises; 0 for no warm-up.
+        constant_fraction: Fraction c of the training before the rise.
+        floor: Smallest value.
 
     Raises:
-        ValueError: if a number is not a share.
+        ValueError: If a number is outside [0, 1].
 
     >>> kl_warmup(0, 1000), kl_warmup(1000, 1000)
     (0.0001, 1.0)
@@ -43,10 +43,10 @@ def kl_warmup(
 
 
 def constant(step: int, total_steps: int, *, value: float = 1.0) -> float:
-    """Give one value at every step.
+    """Return one value at every step.
 
     Raises:
-        ValueError: if it is negative or not finite.
+        ValueError: If it is negative or not finite.
     """
     del step, total_steps
     if not 0.0 <= value < math.inf:
@@ -63,10 +63,10 @@ def warmup_cosine(
     total_steps: int,
     interval: int = 1,
 ) -> float:
-    r"""Learning rate: linear warm-up, then a cosine to ``final``.
+    r"""Learning rate: linear warm-up, then a cosine decay to ``final``.
 
-    Up to W it is :math:`peak \, s / W`. Then, with p the learning rate of the last step of the
-    warm-up and n counting intervals,
+    Before step W it is :math:`peak \, s / W`. Then, with p the learning rate of the last warm-up
+    step and n the number of intervals since,
 
     .. math::
         final + \tfrac12 (p - final) (1 + \cos(\pi n / (N - 1)))
@@ -76,12 +76,12 @@ def warmup_cosine(
     Source: Vahdat & Kautz 2020, Sec. A.
 
     Args:
-        step: s, optimiser steps taken.
-        peak: learning rate that the warm-up leads to.
-        final: learning rate of the last interval.
-        warmup_steps: W; fewer than 2 are none, as their only step would be at 0.
-        total_steps: all steps of the training.
-        interval: steps between two changes of the cosine.
+        step: Number s of optimiser steps taken.
+        peak: Learning rate at the end of the warm-up.
+        final: Learning rate of the last interval.
+        warmup_steps: Number W of warm-up steps; 1 means none, because it would have rate 0.
+        total_steps: Number of steps of the training.
+        interval: Number of steps between two changes of the cosine.
     """
     if warmup_steps < 2:
         warmup_steps = 0
@@ -95,9 +95,9 @@ def warmup_cosine(
 
 
 def annealed_penalty_weight(beta: float, *, initial: float | None, final: float) -> float:
-    r"""Weight of the penalties: :math:`\log\lambda` goes linearly in β from initial to final.
+    r"""Weight of the penalties: :math:`\log\lambda` is linear in β from initial to final.
 
-    Source: Vahdat & Kautz 2020, Sec. A. ``initial`` None means ``final`` throughout.
+    Source: Vahdat & Kautz 2020, Sec. A. ``initial=None`` means ``final`` throughout.
     """
     if initial is None:
         return final

@@ -1,10 +1,9 @@
-"""Memory that tensors take while a function runs."""
+"""Memory of tensors while a function runs."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follow the storages that operations make, until they are freed."""
+    """Count the bytes of storages from their allocation until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,37 +49,10 @@ def _storages(values: object) -> set[Any]:
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
-    """Return the most bytes that tensors made by ``function`` take at one time while it runs.
+    """Return the peak number of bytes of tensors that ``function`` allocates.
 
-    What an operation needs inside itself is not counted.
+    Scratch memory inside an operation is not counted.
     """
     with LiveBytes() as mode:
         function()
     return mode.peak
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Bytes per image that evaluating takes: feature maps that are held, and what passes make."""
-
-    features: int
-    bottom_up: int
-    top_down: int
-
-    @property
-    def needed(self) -> int:
-        """What one image takes."""
-        return max(self.bottom_up, self.features + self.top_down)
-
-    def most_images(self, budget: int) -> int:
-        """How many images may be looked at together."""
-        if budget < self.needed:
-            raise ValueError(
-                f"memory_budget must be at least {self.needed:,} bytes, which one image takes, "
-                f"got {budget:,}"
-            )
-        return budget // self.needed
-
-    def most_draws(self, budget: int, num_images: int) -> int:
-        """How many draws for that many images may be made together."""
-        return (budget - self.features * num_images) // self.top_down

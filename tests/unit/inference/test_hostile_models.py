@@ -255,7 +255,7 @@ def test_real_numbers_in_place_of_counts_are_refused(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     name = next(name for name in weights if name.endswith("num_batches_tracked"))
     save_file({**weights, name: weights[name].float()}, folder / "model.safetensors")
-    assert f"{name} holds float32, where the model has int64" in refusal(folder)
+    assert f"{name} has dtype float32, but the model has int64" in refusal(folder)
 
 
 def test_numbers_that_stand_for_many_are_refused(colour_nvae: NVAE, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_numbers_that_stand_for_many_are_refused(colour_nvae: NVAE, tmp_path: Pa
     shape = state[name].shape
     repeated = {**state, name: torch.zeros(1, 1, 1, 1).expand(shape)}
     path = checkpoint_of(colour_nvae, tmp_path / "a.ckpt", state_dict=repeated)
-    assert "encoder.stem.weight repeats numbers" in refusal(path)
+    assert "encoder.stem.weight repeats values" in refusal(path)
     largest = max(value.numel() for value in state.values())
     tight = torch.zeros(largest)
     shared = {k: tight[: v.numel()].view(v.shape) if v.is_floating_point() else v
@@ -289,7 +289,7 @@ def test_weights_that_are_not_finite_are_named_and_loaded_on_demand(
     path = checkpoint_of(colour_nvae, tmp_path / "a.ckpt")
     for source in (path, tmp_path / "saved"):
         message = refusal(source)
-        assert "decoder.initial_state holds 1 of" in message
+        assert "decoder.initial_state holds 1 NaN or infinite of" in message
         assert "allow_nonfinite=True" in message
         loaded = load_model(source, allow_nonfinite=True)
         assert not loaded.get_parameter("decoder.initial_state").isfinite().all()
@@ -374,7 +374,7 @@ def test_published_weights_of_other_kinds_are_refused_by_name(tmp_path: Path) ->
     names = published_names(model)
     weights = {names[name]: value for name, value in model.state_dict().items()}
     for value, message in (
-        (weights["prior_ftr0"].to_sparse(), "prior_ftr0 is not a dense tensor"),
+        (weights["prior_ftr0"].to_sparse(), "prior_ftr0 is not a plain dense tensor"),
         (weights["prior_ftr0"].int(), "prior_ftr0 holds int32, where the model has float32"),
         (weights["prior_ftr0"] * torch.nan, "NaN or infinite"),
     ):

@@ -570,7 +570,7 @@ def test_archives_and_weights_without_a_description_are_refused(
         archive.writestr("notes.txt", "no weights")
     assert "zip archive" in refusal(tmp_path / "notes.ckpt")
     torch.save(colour_nvae.state_dict(), tmp_path / "weights.pt")
-    assert "weights without the settings" in refusal(tmp_path / "weights.pt")
+    assert "weights without their settings" in refusal(tmp_path / "weights.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     assert "holds a list" in refusal(tmp_path / "list.pt")
     save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors")

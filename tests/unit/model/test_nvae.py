@@ -422,9 +422,9 @@ def test_wrong_numbers_of_latents_are_refused(colour_nvae: NVAE) -> None:
 
 
 def test_latents_of_a_wrong_shape_are_refused(colour_nvae: NVAE) -> None:
-    with pytest.raises(ValueError, match="z of group 0"):
+    with pytest.raises(ValueError, match="latents of group 0"):
         colour_nvae.decode([torch.zeros(1, 2, 4, 4)])
-    with pytest.raises(ValueError, match="z of group 1"):
+    with pytest.raises(ValueError, match="latents of group 1"):
         colour_nvae.decode([torch.zeros(2, 2, 2, 2), torch.zeros(3, 2, 4, 4)])
 
 

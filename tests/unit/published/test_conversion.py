@@ -547,13 +547,13 @@ def test_folder_or_missing_file_is_refused(name: str, tmp_path: Path) -> None:
     ("content", "found"),
     [
         ([1, 2], "holds a list"),
-        ({"weight": torch.zeros(2)}, "weights without the settings"),
+        ({"weight": torch.zeros(2)}, "weights without their settings"),
         ({"state_dict": {}, "pytorch-lightning_version": "2.6.0"}, "Lightning checkpoint"),
         ({"state_dict": {}, "epoch": 3}, "lacks args"),
         ({}, "lacks state_dict and args"),
         ({"state_dict": {}, "args": "--dataset mnist"}, "args of type str"),
         ({"state_dict": [], "args": argparse.Namespace()}, "state_dict of type list"),
-        ({"state_dict": {"a": 1}, "args": argparse.Namespace()}, "no tensors as a"),
+        ({"state_dict": {"a": 1}, "args": argparse.Namespace()}, "without tensors at a:"),
         ({"state_dict": {}, "args": argparse.Namespace()}, "lack dataset, arch_instance"),
     ],
 )
@@ -575,7 +575,7 @@ def test_every_weight_that_does_not_fit_is_listed(tmp_path: Path) -> None:
         "missing are enc0.1.weight, stem.bias;",
         "unknown are extra.weight, stem.weight_normalized;",
         "stem.weight has shape (3,) instead of (8, 3, 3, 3);",
-        f"{again} is not the same as post_process.1._ops.0.conv.3.weight:",
+        f"{again} differs from post_process.1._ops.0.conv.3.weight:",
     ):
         assert found in message
 
@@ -583,14 +583,14 @@ def test_every_weight_that_does_not_fit_is_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "found"),
     [
-        ({"arch_instance": "res_conv"}, "known are .*mbconv_den.*res_mbconv"),
-        ({"dataset": "landscapes"}, "known are mnist, omniglot, cifar10, ffhq and names"),
+        ({"arch_instance": "res_conv"}, "choose from mbconv_den.*res_mbconv"),
+        ({"dataset": "landscapes"}, "choose mnist, omniglot, cifar10, ffhq or a name"),
         ({"num_nf": -1}, "num_nf must be at least 0, got -1"),
         ({"num_latent_scales": 0}, "num_latent_scales must be at least 1"),
         ({"use_se": "yes"}, "use_se must be of type bool, got 'yes'"),
         ({"num_channels_enc": 8.0}, "num_channels_enc must be of type int"),
         ({"num_postprocess_blocks": 2}, "must be equal"),
-        ({"num_latent_scales": 5}, "cannot be divided"),
+        ({"num_latent_scales": 5}, "must be a multiple of 32"),
         ({"num_x_bits": 9}, "image.bits"),
     ],
 )

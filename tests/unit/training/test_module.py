@@ -220,17 +220,17 @@ def test_each_of_several_loaders_is_measured(build_nvae: BuildNVAE, tmp_path: Pa
 # --- images that are not what the model takes --------------------------------------------------
 
 WRONG = {
-    "bytes": (lambda x: (255 * x).byte(), "got dtype torch.uint8, .* give x / 255"),
+    "bytes": (lambda x: (255 * x).byte(), "got dtype torch.uint8, .* pass x / 255"),
     "integers": (lambda x: (255 * x).long(), "got dtype torch.int64"),
     "to_255": (lambda x: 255 * x, "got values from 0 to 255, .* divide them by 255"),
-    "signed": (lambda x: 2 * x - 1, r"got values from -1 to 1, .* map them by \(x \+ 1\) / 2"),
-    "bright": (lambda x: 1.5 * x, "got values from 0 to 1.5, .* clamp them"),
+    "signed": (lambda x: 2 * x - 1, r"got values from -1 to 1, .* for example by \(x \+ 1\) / 2"),
+    "bright": (lambda x: 1.5 * x, r"got values from 0 to 1.5, .* x\.clamp"),
     "normalised": (lambda x: (x - 0.45) / 0.2, r"got values from -2.25 to 2.7\d*, .*Normalize"),
     "nan": (lambda x: torch.where(x > 0.9, torch.nan, x), "not finite"),
-    "between": (lambda x: 0.7 * x, r"got values off the 256 levels k / 255 .* quantise them by"),
-    "last": (lambda x: x.permute(0, 2, 3, 1), r"come last: give x.permute\(0, 3, 1, 2\)"),
-    "channel": (lambda x: x[:, :1], r"\(channel, height, width\) \(3, 8, 8\); .* colour"),
-    "size": (lambda x: x.repeat(1, 1, 2, 2), "for images of .* resize the images"),
+    "between": (lambda x: 0.7 * x, "got values between the 256 levels k / 255 .* quantise"),
+    "last": (lambda x: x.permute(0, 2, 3, 1), r"come last: pass x.permute\(0, 3, 1, 2\)"),
+    "channel": (lambda x: x[:, :1], r"\(channel, height, width\) \(3, 8, 8\); convert"),
+    "size": (lambda x: x.repeat(1, 1, 2, 2), "for images of .* crop and resize the images"),
     "dimensions": (lambda x: x[:, 0], r"a batch of shape \(\d, 8, 8\), but the model is for"),
 }  # fmt: skip
 
@@ -271,7 +271,7 @@ def test_grey_values_are_refused_by_a_bernoulli_likelihood(
     grey_nvae: NVAE, tmp_path: Path
 ) -> None:
     grey = torch.rand(4, 1, 6, 6)
-    with pytest.raises(ValueError, match=r"zeros and ones only; binarise them"):
+    with pytest.raises(ValueError, match=r"zeros and ones only; binarise them with"):
         trainer(tmp_path).test(NVAEModule(grey_nvae), loader(grey))
     assert grey_nvae.log_likelihood(grey.round(), 1).isfinite().all()
 

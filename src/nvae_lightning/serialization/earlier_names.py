@@ -20,7 +20,7 @@ def rename_weights(body: nn.Module, state_dict: dict[str, Any], prefix: str) -> 
     Args:
         body: Body of the cell that the weights are loaded into.
         state_dict: Weights by name.
-        prefix: What the names of the body's weights begin with.
+        prefix: Prefix of the names of the body's weights.
     """
     names = [name for name in state_dict if name.startswith(prefix)]
     if any(".convolution." in name.removeprefix(prefix[:-1]) for name in names):
@@ -31,11 +31,11 @@ def rename_weights(body: nn.Module, state_dict: dict[str, Any], prefix: str) -> 
             if name.startswith(f"{prefix}{earlier}."):
                 leaf = name.removeprefix(f"{prefix}{earlier}.")
                 state_dict[f"{prefix}{now}.{leaf}"] = values.pop(name)
-    state_dict.update(values)  # what is unknown is reported by its own name
+    state_dict.update(values)  # unknown weights keep their names, for the error message
 
 
 def _paths(body: nn.Module) -> Iterator[tuple[str, str]]:
-    """Present and earlier path of each layer of a body."""
+    """Current and earlier path of each layer of a body."""
     place = 0
     for index, layer in body.named_children():
         if not isinstance(layer, NormActConv):
