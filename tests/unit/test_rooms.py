@@ -1,6 +1,7 @@
-"""What each room of the package may import, so that the model stays free of the rest."""
+"""Import order of the rooms, so that each can be read and used without those after it."""
 
 import ast
+import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,117 +13,128 @@ import nvae_lightning
 
 ROOT = Path(nvae_lightning.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-CONFIGURATION = ("hydra", "omegaconf")
+COMMANDS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "__init__")
+
+#: Each room may import what stands before it, and the libraries that are listed for it.
+LIBRARIES = {
+    "utilities": "torch torchvision matplotlib yaml",
+    "model": "torch jaxtyping",
+    "serialization": "torch safetensors huggingface_hub",
+    "objective": "torch jaxtyping",
+    "backends": "torch jaxtyping triton",
+    "data": "torch torchvision lightning jaxtyping numpy PIL tqdm filelock matplotlib mlxtend",
+    "published": "torch",
+    "inference": "torch torchmetrics lightning jaxtyping safetensors tqdm",
+    "training": "torch torchvision torchmetrics lightning jaxtyping numpy PIL tqdm rich "
+    "safetensors wandb wandb_workspaces",
+    "reporting": "scipy",
+    "benchmarking": "torch lightning jaxtyping numpy tqdm",
+    "cli": "torch lightning hydra omegaconf tqdm yaml",
+}
+ROOMS = tuple(LIBRARIES)
+#: Rooms that a room leaves alone, although they stand before it.
+UNUSED = {
+    "data": {"model", "serialization", "objective", "backends"},
+    "benchmarking": {"reporting"},
+}
+#: Imports inside methods that only call another room.
+LATER_IMPORTS = {("model/nvae.py", "serialization"), ("model/cells.py", "serialization")}
 
 
-def _imports(path: Path) -> Iterator[str]:
-    """Absolute names of all that a file imports, also inside functions."""
+def _imports(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Modules that a file imports, also inside functions, with the names taken from each."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, ()) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
             assert node.module is not None
+            names = tuple(alias.name for alias in node.names)
             if node.module == "nvae_lightning":
-                yield from (f"nvae_lightning.{alias.name}" for alias in node.names)
+                yield from ((f"nvae_lightning.{name}", ()) for name in names)
             else:
-                yield node.module
+                yield node.module, names
 
 
-def _is_within(name: str, packages: tuple[str, ...]) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
+def _room(path: Path) -> str:
+    """Room of a file; a command is a room of its own."""
+    return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
-def _offences(folder: str, allowed: tuple[str, ...]) -> list[str]:
-    return [
-        f"{path.relative_to(ROOT)}: {name}"
-        for path in sorted((ROOT / folder).rglob("*.py"))
-        for name in _imports(path)
-        if name.partition(".")[0] not in sys.stdlib_module_names and not _is_within(name, allowed)
+def test_every_folder_is_a_listed_room() -> None:
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert folders == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_before_it_and_its_libraries(room: str) -> None:
+    before = {*ROOMS[: ROOMS.index(room) + 1]} - UNUSED.get(room, set())
+    offences = []
+    for path in sorted((ROOT / room).rglob("*.py")):
+        file = path.relative_to(ROOT).as_posix()
+        for module, _ in _imports(path):
+            package, _, rest = module.partition(".")
+            target = rest.partition(".")[0]
+            if package == "nvae_lightning":
+                is_allowed = target in before or (file, target) in LATER_IMPORTS
+            else:
+                is_allowed = (
+                    package in sys.stdlib_module_names or package in LIBRARIES[room].split()
+                )
+            if not is_allowed:
+                offences.append(f"{file}: {module}")
+    assert offences == []
+
+
+def test_no_command_imports_another() -> None:
+    offences = [
+        f"{path.name}: {module}"
+        for path in FILES
+        for module, _ in _imports(path)
+        if module.startswith("nvae_lightning.") and module.split(".")[1] in COMMANDS
+        if _room(path) != module.split(".")[1]
     ]
+    assert offences == []
 
 
-@pytest.mark.parametrize(
-    "folder", ["model", "backends", "objective", "data", "training", "inference", "cli"]
-)
-def test_room_has_files(folder: str) -> None:
-    assert len(list((ROOT / folder).glob("*.py"))) > 1
+def test_no_room_imports_a_private_name_of_another() -> None:
+    offences = [
+        f"{path.relative_to(ROOT)}: {module} {name}"
+        for path in FILES
+        for module, names in _imports(path)
+        if module.startswith("nvae_lightning.") and module.split(".")[1] != _room(path)
+        for name in (*module.split("."), *names)
+        if name.startswith("_") and not name.endswith("__")
+    ]
+    assert offences == []
 
 
-def test_model_knows_torch_and_itself_only() -> None:
-    own = ("torch", "jaxtyping", "nvae_lightning.model", "nvae_lightning.utilities")
-    hub = ("huggingface_hub", "safetensors")
-    offences = _offences("model", own)
-    assert offences  # of the one file that reads and writes models
-    assert all(found.startswith("model/hub.py: ") for found in offences)
-    assert _offences("model", (*own, *hub)) == []
+def test_only_training_imports_wandb() -> None:
+    users = {
+        _room(path)
+        for path in FILES
+        for module, _ in _imports(path)
+        if module.partition(".")[0] in ("wandb", "wandb_workspaces")
+    }
+    assert users == {"training"}
 
 
-def test_backends_know_torch_triton_the_model_and_themselves_only() -> None:
-    own = ("torch", "jaxtyping", "triton", "nvae_lightning.model", "nvae_lightning.backends")
-    assert _offences("backends", own) == []
+def test_no_module_shadows_the_standard_library_or_a_dependency() -> None:
+    # Python puts the folder of a command that is run as a file first on its path.
+    dependencies = {name.lower() for name in importlib.metadata.packages_distributions()}
+    taken = (sys.stdlib_module_names | dependencies) - {"nvae_lightning"}
+    assert {*COMMANDS, *ROOMS} & taken == set()
 
 
-def test_inference_does_not_know_the_training() -> None:
-    for path in (ROOT / "inference").rglob("*.py"):
-        assert [n for n in _imports(path) if _is_within(n, ("nvae_lightning.training",))] == []
+LIGHT_IMPORTS = {
+    "nvae_lightning.model": "huggingface_hub safetensors lightning matplotlib wandb hydra",
+    "nvae_lightning.train": "torch._inductor.compile_fx",
+}
 
 
-def test_loading_a_model_imports_neither_lightning_nor_matplotlib_wandb_or_hydra() -> None:
-    code = """
-import sys
-import nvae_lightning
-assert "torch" not in sys.modules
-nvae_lightning.NVAE, nvae_lightning.load_model, nvae_lightning.__version__
-from nvae_lightning.inference.loading import load_model
-assert {"lightning", "matplotlib", "wandb", "hydra"} & sys.modules.keys() == set()
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_torchs_compiler_is_imported_by_what_uses_it_only() -> None:
-    code = """
-import sys
-import nvae_lightning.train
-sys.exit("torch._inductor.compile_fx" in sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_objective_knows_torch_the_model_and_itself_only() -> None:
-    allowed = ("torch", "jaxtyping", "nvae_lightning.model", "nvae_lightning.objective")
-    assert _offences("objective", allowed) == []
-
-
-def test_data_does_not_know_the_model() -> None:
-    forbidden = (
-        "nvae_lightning.model",
-        "nvae_lightning.objective",
-        "nvae_lightning.training.module",
-    )
-    for path in (ROOT / "data").rglob("*.py"):
-        assert [name for name in _imports(path) if _is_within(name, forbidden)] == []
-
-
-def test_only_the_commands_know_the_configuration() -> None:
-    allowed = {path for path in FILES if path.relative_to(ROOT).parts[0] == "cli"}
-    allowed |= set(ROOT.glob("*.py"))
-    users = {p for p in FILES if any(_is_within(n, CONFIGURATION) for n in _imports(p))}
-    assert users <= allowed
-
-
-def test_only_training_knows_wandb() -> None:
-    names = ("wandb", "wandb_workspaces")
-    users = [p for p in FILES if any(_is_within(n, names) for n in _imports(p))]
-    assert users
-    assert [p for p in users if p.relative_to(ROOT).parts[0] != "training"] == []
-
-
-def test_no_module_hides_the_standard_librarys_when_a_command_is_run_as_a_file() -> None:
-    modules = [path.stem for path in ROOT.glob("*.py")]
-    packages = [path.parent.name for path in ROOT.glob("*/__init__.py")]
-    assert "train" in modules
-    assert set(modules + packages) & sys.stdlib_module_names == set()
-    # Python puts the folder of the file first on the path.
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import inspect; inspect.signature(id)"
-    subprocess.run([sys.executable, "-S", "-c", code], check=True)
+@pytest.mark.parametrize("module", LIGHT_IMPORTS)
+def test_an_import_does_not_load_libraries_that_it_does_not_use(module: str) -> None:
+    unwanted = LIGHT_IMPORTS[module].split()
+    code = f"import sys, {module}; print(*(name for name in {unwanted} if name in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.stdout.strip(), result.returncode) == ("", 0), result.stderr

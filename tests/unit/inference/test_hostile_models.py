@@ -270,7 +270,7 @@ def test_numbers_that_stand_for_many_are_refused(colour_nvae: NVAE, tmp_path: Pa
     shared = {k: tight[: v.numel()].view(v.shape) if v.is_floating_point() else v
               for k, v in state.items()}  # fmt: skip
     path = checkpoint_of(colour_nvae, tmp_path / "a.ckpt", state_dict=shared)
-    assert "share their memory" in refusal(path)
+    assert "share memory" in refusal(path)
 
 
 def test_weights_in_another_order_in_memory_are_loaded(colour_nvae: NVAE, tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_published_weights_of_other_kinds_are_refused_by_name(tmp_path: Path) ->
     weights = {names[name]: value for name, value in model.state_dict().items()}
     for value, message in (
         (weights["prior_ftr0"].to_sparse(), "prior_ftr0 is not a plain dense tensor"),
-        (weights["prior_ftr0"].int(), "prior_ftr0 holds int32, where the model has float32"),
+        (weights["prior_ftr0"].int(), "prior_ftr0 has dtype int32, but the model has float32"),
         (weights["prior_ftr0"] * torch.nan, "NaN or infinite"),
     ):
         content = {"state_dict": {**weights, "prior_ftr0": value}, "args": PUBLISHED}

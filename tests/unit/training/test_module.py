@@ -281,7 +281,7 @@ def test_levels_of_sixteen_bits_and_of_arithmetic_are_accepted(colour_nvae: NVAE
     colour_nvae.log_likelihood((x - 0.5) / 0.5 * 0.5 + 0.5, 1)  # as by transforms.Normalize
     colour_nvae.check_images(x.half())
     colour_nvae.check_images(x.bfloat16())
-    with pytest.raises(ValueError, match=r"float64, but the model computes in .*float32"):
+    with pytest.raises(ValueError, match=r"float64, but the weights have .*float32"):
         colour_nvae.log_likelihood(x.double(), 1)
 
 
