@@ -1,8 +1,6 @@
 """What every test starts from: a fixed seed, and models small enough to run in one."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from warm_python import run_python
 
 if not torch.cuda.is_available():
     # Where no GPU runs Triton's kernels its interpreter does. Triton reads this when imported.
@@ -46,10 +45,7 @@ def written_by_this_file(
 ) -> Path:
     """Folder of what a test file wrote when run as a script: a process of its own, as it forks."""
     place = tmp_path_factory.mktemp("ranks")
-    result = subprocess.run(
-        [sys.executable, str(request.path), str(place)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    result = run_python(str(request.path), str(place), cwd=place)
     assert result.returncode == 0, result.stderr
     return place
 

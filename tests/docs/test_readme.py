@@ -3,13 +3,12 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm_python import run_python
 
 from nvae_lightning.model import NVAE, Image
 
@@ -48,10 +47,8 @@ def test_commands_compose(tmp_path: Path) -> None:
         for pattern, value in values:
             command = [re.sub(pattern, value, argument) for argument in command]
         printing.append([a for a in command if a not in ("-m", "--cfg", "job")])
-    result = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps([[*c, "--cfg", "job"] for c in printing])],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    lines = json.dumps([[*command, "--cfg", "job"] for command in printing])
+    result = run_python("-c", DRIVER, lines, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert all(int(lines) >= 3 for lines in result.stdout.split())
     assert len(result.stdout.split()) == len(commands)

@@ -2,13 +2,13 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from warm_python import run_python
 
 from nvae_lightning.cli.config_root import CONFIG_ROOT
 
@@ -28,13 +28,7 @@ def run_train(tmp_path: Path) -> Run:
     """Run the training command in an empty folder, quietly and on one thread."""
 
     def run(*overrides: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "nvae_lightning.train", *overrides],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
+        return run_python("-m", "nvae_lightning.train", *overrides, cwd=tmp_path, env=environment)
 
     return run

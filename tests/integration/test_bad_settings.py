@@ -1,13 +1,12 @@
 """Every bad setting gives one line that names it, before anything is written."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from warm_python import run_python
 
 # Overrides of the command, and what its one line must contain.
 BAD_SETTINGS = [
@@ -319,10 +318,7 @@ def found(folder: Path) -> list[tuple[object, str]]:
             settings = settings.replace(short, long)
         given = ["logger=csv", "trainer=cpu", f"hydra.run.dir=run{index}"]
         overrides.append([*given, *settings.split()])
-    result = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(overrides)],
-        cwd=folder, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    result = run_python("-c", DRIVER, json.dumps(overrides), cwd=folder, timeout=600)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.partition("FOUND")[2])
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
+from warm_python import run_python
 
 from nvae_lightning import reporting
 from nvae_lightning.cli.config_root import CONFIG_ROOT
@@ -166,11 +164,7 @@ def test_every_experiment_takes_three_steps_and_is_reported(tmp_path: Path) -> N
         if name in LAYOUTS:
             report = [f"runs={name}", f"table={name}", f"hydra.run.dir=reports/{name}"]
             commands.append(["report", *report])
-    result = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(commands)],
-        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=600,
-    )  # fmt: skip
+    result = run_python("-c", DRIVER, json.dumps(commands), cwd=tmp_path, timeout=600)
     assert result.returncode == 0, result.stderr
     for name in NUM_JOBS:
         _check_runs(tmp_path / name, name)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from warm_python import run_python
 
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.storage import is_prepared
@@ -36,14 +36,7 @@ SKIPPED = {"truncated.jpg": "truncated", "empty.png": "not an image"}
 
 
 def run(cwd: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_python("-m", *command, cwd=cwd)
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -198,11 +191,7 @@ def test_ten_kills_during_preparation_change_nothing_and_leave_no_process(
     prepared: Prepared,
     tmp_path: Path,
 ) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", KILLER, str(source), str(tmp_path / "killed")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    result = run_python("-c", KILLER, str(source), str(tmp_path / "killed"), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     found, status, workers_stay = json.loads(result.stdout.partition("FOUND")[2])
     assert len(found) == 10
@@ -350,11 +339,8 @@ def bad_folders(source: Path, prepared: Prepared) -> Iterator[Path]:
 
 def test_bad_data_give_one_line_each_and_leave_nothing_half_done(bad_folders: Path) -> None:
     before = files(bad_folders)
-    result = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps([line for line, _ in BAD_SETTINGS])],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=bad_folders, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    lines = json.dumps([line for line, _ in BAD_SETTINGS])
+    result = run_python("-c", DRIVER, lines, cwd=bad_folders, timeout=600)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.partition("FOUND")[2])
     for (line, words), (status, errors) in zip(BAD_SETTINGS, found, strict=True):

@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from warm_python import run_python
 
 from nvae_lightning.inference.loading import load_model
 
@@ -47,14 +48,7 @@ def command(*arguments: str) -> dict[str, Any]:
 
 def run_all(folder: Path, *commands: tuple[str, ...]) -> list[dict[str, Any]]:
     """Run commands, one after the other, in a process of their own."""
-    result = subprocess.run(
-        [sys.executable, __file__, json.dumps(commands)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    result = run_python(__file__, json.dumps(commands), cwd=folder, timeout=600)
     assert result.returncode == 0, result.stderr
     results = json.loads(result.stdout.splitlines()[-1])
     for one in results:

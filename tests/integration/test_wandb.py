@@ -16,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from warm_python import run_python
 
 from nvae_lightning.inference.loading import load_model
 from nvae_lightning.training.wandb_workspace import build_workspace
@@ -51,14 +52,11 @@ QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run with all loggers: two epochs of two steps, validations and a test."""
     folder = tmp_path_factory.mktemp("logged")
-    command = [
-        sys.executable, "-m", "nvae_lightning.train", *TINY, "logger=[default,tensorboard]",
-        "trainer.max_steps=4", "hydra.run.dir=run", "callbacks.checkpoint.every_n_train_steps=1",
-        "callbacks.checkpoint.keep=9",
-    ]  # fmt: skip
-    result = subprocess.run(
-        command, cwd=folder, env=QUIET, capture_output=True, text=True, timeout=300
-    )
+    result = run_python(
+        "-m", "nvae_lightning.train", *TINY, "logger=[default,tensorboard]", "trainer.max_steps=4",
+        "hydra.run.dir=run", "callbacks.checkpoint.every_n_train_steps=1",
+        "callbacks.checkpoint.keep=9", cwd=folder, env=QUIET,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return folder / "run"
 
@@ -267,10 +265,7 @@ def test_the_dashboard_is_written_without_a_network_and_errors_are_one_line(
     # Nobody is logged in there, and nothing is reached.
     environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
     environment |= {"WANDB_BASE_URL": "http://127.0.0.1:1"}
-    result = subprocess.run(
-        [sys.executable, "-c", DASHBOARD], cwd=tmp_path, env=environment,
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    result = run_python("-c", DASHBOARD, cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
     package, setting, written, again, unsaved = result.stdout.splitlines()
     assert package.startswith("error: the dashboard takes the package wandb-workspaces")

@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
-import sys
 import zipfile
 from collections import OrderedDict
 from functools import partial
@@ -17,6 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from warm_python import run_python
 
 from nvae_lightning.model import (
     NVAE,
@@ -611,11 +610,8 @@ def test_cells_that_no_published_model_has_have_no_names(colour_nvae: NVAE) -> N
 
 
 def test_command_writes_the_folder_and_says_what_is_kept(file: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "nvae_lightning.convert"]
-    arguments = ["checkpoint=checkpoint.pt", "output=converted"]
-    run = subprocess.run(
-        [*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    arguments = ("checkpoint=checkpoint.pt", "output=converted")
+    run = run_python("-m", "nvae_lightning.convert", *arguments, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     for option in ("first_prior_std=1.01", "published_tails=true", "published_temperature=true"):
