@@ -1,9 +1,10 @@
-"""Speed and memory of training and using a model, against what the machine could do."""
+"""Speed and memory of training and using a model, compared with the device's roofline."""
 
 from nvae_lightning.benchmarking.images import RandomImages
-from nvae_lightning.benchmarking.memory_use import Memory, largest_batch, profile_steps
-from nvae_lightning.benchmarking.results import Ratio, Result
-from nvae_lightning.benchmarking.roofline import Cost, Roof, cost_of, measure_roof
+from nvae_lightning.benchmarking.memory_use import Memory, largest_batch
+from nvae_lightning.benchmarking.profiler import write_trace
+from nvae_lightning.benchmarking.results import Result, compare_speeds, tabulate
+from nvae_lightning.benchmarking.roofline import Cost, Roofline, cost_of, measure_roofline
 from nvae_lightning.benchmarking.rounds import Rounds, alternate
 from nvae_lightning.benchmarking.work import Loading, Repetition, Times, Training, Work
 
@@ -12,17 +13,18 @@ __all__ = [
     "Loading",
     "Memory",
     "RandomImages",
-    "Ratio",
     "Repetition",
     "Result",
-    "Roof",
+    "Roofline",
     "Rounds",
     "Times",
     "Training",
     "Work",
     "alternate",
+    "compare_speeds",
     "cost_of",
     "largest_batch",
-    "measure_roof",
-    "profile_steps",
+    "measure_roofline",
+    "tabulate",
+    "write_trace",
 ]

@@ -1,4 +1,4 @@
-"""Images to measure with where there is no dataset."""
+"""Images for measurements without a dataset."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nvae_lightning.data import ImageDataModule
 
 
 class RandomImages(ImageDataModule):
-    """Random bytes in memory, of the shape of a dataset's images.
+    """Random bytes in memory, in the shape of a dataset's images.
 
     Args:
-        num_batches: in an epoch.
-        kwargs: `ImageDataModule`'s.
+        num_batches: Number of batches per epoch.
+        kwargs: Arguments of `ImageDataModule`.
     """
 
     def __init__(self, *, num_batches: int, **kwargs: Any) -> None:
@@ -23,13 +23,13 @@ class RandomImages(ImageDataModule):
         self.num_batches = num_batches
 
     def prepare_data(self) -> None:
-        """Nothing has to be there."""
+        """Do nothing: there are no files."""
 
     def setup(self, stage: str) -> None:
-        """Nothing has to be loaded."""
+        """Do nothing: there are no files."""
 
     def images(self, split: str) -> UInt8[np.ndarray, "count height width channel"]:
-        """Draw them."""
+        """Draw the images of an epoch."""
         count = self.num_batches * self.batch_size
         shape = (count, self.image_size, self.image_size, self.channels)
         return np.random.default_rng(self.seed).integers(256, size=shape, dtype=np.uint8)

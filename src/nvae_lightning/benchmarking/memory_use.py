@@ -1,4 +1,4 @@
-"""Memory that steps take."""
+"""Memory that steps need."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Memory:
-    """Most bytes at one time while steps are made.
+    """Peak memory of steps, in bytes.
 
     Args:
-        tensors: of tensors on the device.
-        kept: of them, what outlives a step: weights, buffers, gradients, the optimiser's state.
-        resident: of all that the process has in main memory, what other settings keep included.
+        tensors: Peak of the tensors on the device.
+        kept: Part of it that outlives a step: weights, buffers, gradients, optimiser state.
+        resident: Peak resident set of the process, other settings in memory included.
     """
 
     tensors: int
@@ -34,18 +34,10 @@ class Memory:
     resident: int
 
 
-def profile_steps(work: Work) -> profile:
-    """Profile two steps."""
-    with profile(profile_memory=True, acc_events=True) as profiled:
-        work.run(num_warmup_steps=1, num_steps=1)
-    return profiled
-
-
 def allocated_bytes(profiled: profile) -> int:
-    """Return the most bytes on a CPU that were allocated at one time since a profile began.
+    """Return the peak of CPU memory that PyTorch's allocator gave out during a profile.
 
-    They are those that PyTorch's allocator gave out, to compiled code, too. Buffers that oneDNN
-    makes for itself are not among them.
+    Compiled code allocates there too; oneDNN's internal buffers are not included.
     """
     assert profiled.profiler is not None
     results = profiled.profiler.kineto_results
@@ -60,14 +52,14 @@ def allocated_bytes(profiled: profile) -> int:
 
 
 def largest_batch(attempt: Callable[[int], object], first: int) -> int:
-    """Double a batch until it does not fit into an accelerator's memory any more.
+    """Double the batch size until the accelerator runs out of memory.
 
     Args:
-        attempt: makes steps of so many images.
-        first: images to begin with.
+        attempt: Runs steps with a batch size.
+        first: Batch size to start from.
 
     Returns:
-        The last number that fitted; 0 if the first did not.
+        The last batch size that fitted; 0 if the first did not.
     """
     fitted, size = 0, first
     while True:
@@ -82,17 +74,17 @@ def largest_batch(attempt: Callable[[int], object], first: int) -> int:
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system, or what one work frees hides what another takes."""
+    """Return freed memory to the system, so that it does not hide what the next work needs."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:
         trim(0)
 
 
-def restart_peaks(device: torch.device) -> None:
-    """Forget what there was before, where the system can."""
+def reset_peaks(device: torch.device) -> None:
+    """Reset the peaks, where the system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     if _STATUS.exists():
@@ -100,13 +92,13 @@ def restart_peaks(device: torch.device) -> None:
 
 
 def peaks(work: Work) -> Memory:
-    """Return the peaks since their last restart; tensors on a CPU are not counted."""
+    """Return the peaks since their last reset; tensors on a CPU are not counted."""
     on_gpu = torch.cuda.max_memory_allocated(work.device) if work.device.type == "cuda" else 0
     return Memory(on_gpu, work.kept_bytes, _resident_bytes())
 
 
 def _resident_bytes() -> int:
-    """Peak of the resident set; on systems other than Linux since the process began."""
+    """Return the peak resident set; outside Linux, that since the process started."""
     if _STATUS.exists():
         found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())
         assert found is not None

@@ -6,12 +6,16 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 
+import torch
 from lightning.pytorch.profilers import Profiler
+from torch.profiler import profile
 
-#: Parts of a training step, by the names that Lightning (the penalties: the module) gives to what
-#: it does. What is not among them belongs to what it is part of: hooks before a step to the
-#: optimiser, for example.
+from nvae_lightning.utilities.files import whole_file, write_text
+
+#: Phases of a training step, by Lightning's names of its actions (the module's for the penalties).
+#: Any other action belongs to the phase around it: hooks before a step to the optimiser.
 _PHASES = {
     r".*\.train_dataloader_next|\[LightningDataModule\].*|.*\.batch_to_device": "data",
     r"\[Strategy\].*\.training_step": "forward",
@@ -23,43 +27,44 @@ PHASES = (*_PHASES.values(), "other")
 
 
 class PhaseProfiler(Profiler):
-    """Part the time of a training among its phases, without gaps or overlaps.
+    """Split the time of a training into phases, without gaps or overlaps.
 
-    A phase inside another, as the forward pass inside the optimiser's step, is not counted to it.
-    Computations of an accelerator run on after they were started; while `synchronize` is set,
-    each phase waits for its own.
+    A phase inside another, such as the forward pass inside the optimiser's step, counts only as
+    itself. An accelerator computes asynchronously: while `synchronize` is set, each phase waits
+    for its own computations.
 
     Attributes:
-        synchronize: waits for the accelerator, at every border of two phases.
+        synchronize: Waits for the accelerator at every phase boundary.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.synchronize: Callable[[], None] | None = None
-        self._phases = ["other"]  # of the actions that are going on
+        self._phases = ["other"]  # a stack: the phase of each action in progress
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._since = time.perf_counter()
 
     def start(self, action_name: str) -> None:
-        """Begin a phase, if the action is one."""
-        phase = _phase(action_name) or self._phases[-1]
+        """Enter the action's phase, if it has one of its own."""
+        found = (phase for name, phase in _PHASES.items() if re.fullmatch(name, action_name))
+        phase = next(found, self._phases[-1])
         if phase != self._phases[-1]:
             self._count()
         self._phases.append(phase)
 
     def stop(self, action_name: str) -> None:
-        """Go on with the phase that the action was part of."""
+        """Return to the phase around the action."""
         if self._phases[-1] != self._phases[-2]:
             self._count()
         self._phases.pop()
 
     def restart(self) -> None:
-        """Forget the past."""
+        """Reset all times."""
         self._count()
         self._seconds.clear()
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each phase since the last restart."""
+        """Return the seconds of each phase since the last restart."""
         self._count()
         return {phase: self._seconds[phase] for phase in PHASES}
 
@@ -71,6 +76,16 @@ class PhaseProfiler(Profiler):
         self._since = now
 
 
-def _phase(action_name: str) -> str | None:
-    found = (phase for name, phase in _PHASES.items() if re.fullmatch(name, action_name))
-    return next(found, None)
+def write_trace(profiled: profile, device: torch.device, path: Path) -> None:
+    """Write a trace for chrome://tracing, and beside it a table of the longest operations.
+
+    Args:
+        profiled: Profile of some steps.
+        device: Device that computed them.
+        path: JSON file to write; the table has the suffix ``.txt``.
+    """
+    with whole_file(path) as partial:
+        profiled.export_chrome_trace(str(partial))
+    order = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
+    table = profiled.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=80)
+    write_text(path.with_suffix(".txt"), table)

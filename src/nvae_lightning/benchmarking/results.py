@@ -1,29 +1,31 @@
-"""What came of a measurement."""
+"""Results of a measurement."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nvae_lightning.benchmarking.roofline import Cost, Roof
+from rich.table import Column, Table
+
+from nvae_lightning.benchmarking.roofline import Cost, Roofline
 from nvae_lightning.benchmarking.rounds import Rounds
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of one setting.
+    """Measurements of one setting.
 
     Args:
-        label: tells the settings apart.
-        device: name of what it was measured on.
-        precision: Lightning's name of the number format.
-        batch_size: images of a step.
-        rounds: what was measured.
-        cost: what a step takes on any device.
-        roof: what the device can do.
-        largest_batch: images of a step that fit into its memory; None if not looked for.
+        label: Overrides that distinguish the setting.
+        device: Name of the device.
+        precision: Lightning's name of the precision.
+        batch_size: Number of images per step.
+        rounds: Times and memory.
+        cost: Computations and memory traffic of a step.
+        roofline: Peak performance of the device.
+        largest_batch: Largest batch size that fits in memory; None if not searched for.
     """
 
     label: str
@@ -32,12 +34,12 @@ class Result:
     batch_size: int
     rounds: Rounds
     cost: Cost
-    roof: Roof
+    roofline: Roofline
     largest_batch: int | None
 
     @property
     def rates(self) -> list[float]:
-        """Images a second, of each round."""
+        """Images per second of each round."""
         return [self.batch_size / times.step for times in self.rounds.times]
 
     @property
@@ -60,24 +62,24 @@ class Result:
         }
 
     @property
-    def floor(self) -> float:
-        """Least milliseconds per image."""
-        return 1e3 * self.roof.seconds(self.cost) / self.batch_size
+    def least_ms_per_image(self) -> float:
+        """Milliseconds per image at the roofline."""
+        return 1e3 * self.roofline.seconds(self.cost) / self.batch_size
 
     @property
     def fraction(self) -> float:
-        """Least time over measured time: 1 is all that the device can do."""
-        return self.floor / self.ms_per_image
+        """Time at the roofline over measured time, at most about 1."""
+        return self.least_ms_per_image / self.ms_per_image
 
     @property
     def bytes_per_image(self) -> float:
-        """Tensors that a step makes and frees again, at their most."""
+        """Peak of the tensors that a step allocates and frees again."""
         memory = self.rounds.memory
         return (memory.tensors - memory.kept) / self.batch_size
 
     def as_dict(self) -> dict[str, Any]:
-        """Give all as plain data."""
-        memory, cost, roof = self.rounds.memory, self.cost, self.roof
+        """Return everything as plain data."""
+        memory, cost, roofline = self.rounds.memory, self.cost, self.roofline
         phases = self.phases
         total = sum(phases.values())
         return {
@@ -101,37 +103,48 @@ class Result:
                 "peak_resident_bytes": memory.resident,
                 "largest_batch": self.largest_batch,
             },
-            "floor": {
+            "roofline": {
                 "gflop_per_image": cost.flops / self.batch_size / 1e9,
                 "megabytes_per_image": cost.bytes / self.batch_size / 1e6,
-                "gflop_per_second": roof.flops_per_second / 1e9,
-                "gigabytes_per_second": roof.bytes_per_second / 1e9,
-                "ms_per_image": self.floor,
+                "gflop_per_second": roofline.flops_per_second / 1e9,
+                "gigabytes_per_second": roofline.bytes_per_second / 1e9,
+                "ms_per_image": self.least_ms_per_image,
                 "fraction": self.fraction,
             },
         }
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """Speed of a second setting over that of the first.
+def compare_speeds(first: Result, second: Result) -> dict[str, Any]:
+    """Return the second's speed over the first's, round by round, with median and range."""
+    ratios = [b / a for a, b in zip(first.rates, second.rates, strict=True)]
+    return {
+        "median": statistics.median(ratios),
+        "min": min(ratios),
+        "max": max(ratios),
+        "of_rounds": ratios,
+    }
 
-    Args:
-        rounds: ratio in each of the rounds that they took in turn.
-    """
 
-    rounds: Sequence[float]
-
-    @classmethod
-    def of(cls, first: Result, second: Result) -> Ratio:
-        """Compare round by round."""
-        return cls([b / a for a, b in zip(first.rates, second.rates, strict=True)])
-
-    def as_dict(self) -> dict[str, Any]:
-        """Give all as plain data, with median and spread."""
-        return {
-            "median": statistics.median(self.rounds),
-            "min": min(self.rounds),
-            "max": max(self.rounds),
-            "of_rounds": list(self.rounds),
-        }
+def tabulate(what: str, results: Sequence[Result]) -> Table:
+    """Lay results out as a table with a column per setting."""
+    columns = [Column(result.label, overflow="fold") for result in results]
+    table = Table(f"{what}, {results[0].device}", *columns)
+    rows: dict[str, Callable[[Result], str]] = {
+        "images per second": lambda r: f"{r.images_per_second:.4g}",
+        "ms per image": lambda r: f"{r.ms_per_image:.4g}",
+        **{
+            f"  {phase}": lambda r, phase=phase: f"{r.phases[phase]:.4g}"
+            for phase in results[0].phases
+        },
+        "roofline, ms per image": lambda r: f"{r.least_ms_per_image:.4g}",
+        "share of the roofline": lambda r: f"{r.fraction:.1%}",
+        "MiB per image": lambda r: f"{r.bytes_per_image / 2**20:.4g}",
+        "MiB kept": lambda r: f"{r.rounds.memory.kept / 2**20:.4g}",
+        "MiB resident": lambda r: f"{r.rounds.memory.resident / 2**20:.4g}",
+        "warm-up, s": lambda r: f"{r.rounds.warmup_seconds:.3g}",
+    }
+    if results[0].largest_batch is not None:
+        rows["largest batch"] = lambda r: str(r.largest_batch)
+    for name, cell in rows.items():
+        table.add_row(name, *map(cell, results))
+    return table

@@ -1,4 +1,4 @@
-"""The least time that a step can take on a device: what it must compute and move."""
+"""The roofline: the least time of a step on a device, from its computations and memory traffic."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from nvae_lightning.benchmarking.work import synchronize
 from nvae_lightning.objective import elbo
 from nvae_lightning.training.module import NVAEModule
 
-#: Of a precision: the number format of the weights, and of what is computed if that is another.
-_FORMATS = {
+#: By precision: the dtype of the weights, and that of autocast.
+_DTYPES = {
     "64-true": (torch.float64, None),
     "32-true": (torch.float32, None),
     "16-true": (torch.float16, None),
@@ -29,18 +29,19 @@ _FORMATS = {
     "bf16-mixed": (torch.float32, torch.bfloat16),
 }
 _ROUNDS = 5
-_LONGEST_SECONDS = 5.0  # after which no further round begins
+_LONGEST_SECONDS = 5.0  # after which no further round starts
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes on any device.
+    """What a step costs on any device.
 
     Args:
-        flops: of convolutions and matrix products; multiply and add are two.
-        bytes: that have to be read and written if each convolution and matrix product reads its
-            inputs and writes its result once, all elementwise work is done in passing by these,
-            and the optimiser reads weight, gradient and its state and writes weight and state.
+        flops: Floating-point operations of convolutions and matrix products; multiply and add
+            are two.
+        bytes: Memory traffic if each convolution and matrix product reads its inputs and writes
+            its result once, all elementwise work is fused into them, and the optimiser reads
+            weight, gradient and state and writes weight and state.
     """
 
     flops: int
@@ -48,12 +49,12 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Roof:
-    """What a device can do, measured.
+class Roofline:
+    """Measured peak performance of a device.
 
     Args:
-        flops_per_second: of a large square matrix product.
-        bytes_per_second: read and written by a large copy.
+        flops_per_second: Speed of a large square matrix product.
+        bytes_per_second: Reads and writes of a large copy.
     """
 
     flops_per_second: float
@@ -62,14 +63,14 @@ class Roof:
     def seconds(self, cost: Cost) -> float:
         """Return the least time for a cost.
 
-        What stays in caches between two operations is not moved, so that a network small enough
-        for them may take less than its bytes say.
+        Tensors that stay in caches between two operations are not moved, so that a network small
+        enough for the caches can be faster than its bytes suggest.
         """
         return max(cost.flops / self.flops_per_second, cost.bytes / self.bytes_per_second)
 
 
 class _Counter(TorchDispatchMode):
-    """Count what convolutions and matrix products compute and move."""
+    """Count operations and memory traffic of convolutions and matrix products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,18 +88,15 @@ class _Counter(TorchDispatchMode):
         operation = func._overloadpacket
         if operation in flop_registry:
             if operation is torch.ops.aten.convolution_backward:
-                self.flops += _convolution_backward_flops(*args)
+                # PyTorch ignores groups here: too many by the channels if depthwise.
+                gradient, _, kernel, *_, (for_input, for_kernel, _) = args
+                num_gradients = for_input + for_kernel
+                self.flops += 2 * gradient.numel() * kernel[0].numel() * num_gradients
             else:
                 self.flops += flop_registry[operation](*args, **kwargs, out_val=result)
             leaves = tree_leaves((args, kwargs, result))
             self.bytes += sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
         return result
-
-
-def _convolution_backward_flops(gradient: Tensor, x: Tensor, kernel: Tensor, *args: Any) -> int:
-    """Count what PyTorch counts too high with groups: depthwise by as much as the channels."""
-    of_input, of_kernel, _ = args[-1]
-    return 2 * gradient.numel() * kernel[0].numel() * (of_input + of_kernel)
 
 
 def cost_of(
@@ -109,33 +107,31 @@ def cost_of(
     precision: str,
     num_importance_samples: int = 1,
 ) -> Cost:
-    """Count what a step takes, in tensors without memory.
+    """Count the cost of a step with fake tensors, which occupy no memory.
 
     Args:
-        build: constructor of the module that trains.
-        what: ``train``, ``sample``, ``evaluate`` (a top-down pass per importance sample) or
-            ``data`` (a copy of a batch of bytes).
-        batch_size: images of the step.
-        precision: Lightning's name of the number format.
-        num_importance_samples: of an image that is evaluated.
+        build: Builds the module.
+        what: Kind of step: train, sample, evaluate or data.
+        batch_size: Number of images per step.
+        precision: Lightning's name of the precision.
+        num_importance_samples: Number of importance samples per evaluated image.
 
     Raises:
-        ValueError: if the precision is not one whose formats are known.
+        ValueError: If the dtypes of the precision are unknown.
     """
-    if precision not in _FORMATS:
+    if precision not in _DTYPES:
         raise ValueError(
-            f"trainer.precision: got {precision}, whose floor is not known; "
-            f"set one of {', '.join(_FORMATS)}"
+            f"trainer.precision: got {precision}, whose roofline is unknown; "
+            f"set one of {', '.join(_DTYPES)}"
         )
-    weights, computed = _FORMATS[precision]
+    weights, computed = _DTYPES[precision]
     with torch.device("meta"):
         module = build().to(weights)
     model, image = module.model, module.model.image
-    num_pixels = image.channels * image.size**2
     if what == "data":
-        return Cost(0, 2 * batch_size * num_pixels)
+        return Cost(0, 2 * batch_size * image.channels * image.size**2)
     autocast = nullcontext() if computed is None else torch.autocast("cpu", computed)
-    # Not on the meta device, which has no autocast.
+    # Fake CPU tensors, as the meta device has no autocast.
     with FakeTensorMode(allow_non_fake_inputs=True), _Counter() as counter:
         module.to_empty(device="cpu")
         x = torch.empty(batch_size, image.channels, image.size, image.size, dtype=weights)
@@ -153,12 +149,13 @@ def cost_of(
             if what == "evaluate":
                 features = model.eval().encoder(image.pad(x))
                 model.decoder(batch_size * num_importance_samples, features=features)
-    for_optimizer = _optimizer_bytes(module) if what == "train" else 0
-    return Cost(counter.flops, counter.bytes + for_optimizer)
+    return Cost(
+        counter.flops, counter.bytes + (_optimizer_bytes(module) if what == "train" else 0)
+    )
 
 
 def _optimizer_bytes(module: NVAEModule) -> int:
-    """Bytes of weight, gradient and state that are read, and of weight and state written."""
+    """Count reads of weight, gradient and state, and writes of weight and state."""
     example = nn.Parameter(torch.zeros(2))
     example.grad = torch.zeros(2)
     optimizer = module.optimizer([example])
@@ -168,26 +165,26 @@ def _optimizer_bytes(module: NVAEModule) -> int:
     return num_bytes * (3 + 2 * len(states))
 
 
-def measure_roof(
+def measure_roofline(
     device: torch.device, precision: str, *, side: int | None = None, num_bytes: int | None = None
-) -> Roof:
-    """Measure what a device can do, the best of several trials.
+) -> Roofline:
+    """Measure the peak performance of a device, the best of several trials.
 
     Args:
-        device: to measure.
-        precision: Lightning's name of the number format.
-        side: of the matrices; None for 2048 on a CPU and 8192 elsewhere.
-        num_bytes: to copy; None for 256 MiB on a CPU and 1 GiB elsewhere.
+        device: Device to measure.
+        precision: Lightning's name of the precision.
+        side: Side of the matrices; None for 2048 on a CPU and 8192 elsewhere.
+        num_bytes: Size of the copy; None for 256 MiB on a CPU and 1 GiB elsewhere.
     """
     is_cpu = device.type == "cpu"
-    weights, computed = _FORMATS[precision]
+    weights, computed = _DTYPES[precision]
     side = side or (2048 if is_cpu else 8192)
     left, right = torch.randn(2, side, side, device=device).to(computed or weights)
     source = torch.zeros(
         num_bytes or (1 << 28 if is_cpu else 1 << 30), device=device, dtype=torch.uint8
     )
     target = torch.zeros_like(source)
-    # Convolutions in float32 may use TF32 by default, products not.
+    # By default convolutions in float32 may use TF32, matrix products may not.
     matmul = torch.backends.cuda.matmul
     usual, matmul.allow_tf32 = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
@@ -195,7 +192,7 @@ def measure_roof(
     finally:
         matmul.allow_tf32 = usual
     copy = _best_seconds(lambda: target.copy_(source), device)
-    return Roof(2 * side**3 / product, 2 * source.nbytes / copy)
+    return Roofline(2 * side**3 / product, 2 * source.nbytes / copy)
 
 
 def _best_seconds(function: Callable[[], object], device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""Rounds of several works in turn."""
+"""Rounds of several works in alternation."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from nvae_lightning.benchmarking.memory_use import (
     Memory,
     allocated_bytes,
     peaks,
-    profile_steps,
     release_memory,
-    restart_peaks,
+    reset_peaks,
 )
 from nvae_lightning.benchmarking.work import Times, Work
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """What was measured of one work.
+    """Measurements of one work.
 
     Args:
-        warmup_seconds: of a short round before them, in which all is compiled and tuned.
-        first_step_seconds: of its first step, where most of that is done.
-        times: of each round.
-        memory: the most of all rounds.
+        warmup_seconds: Duration of a short round before the others, which compiles and tunes.
+        first_step_seconds: Duration of its first step, which does most of that.
+        times: Times of each round.
+        memory: Peak over all rounds.
     """
 
     warmup_seconds: float
@@ -39,43 +38,40 @@ class Rounds:
 def alternate(
     works: Sequence[Work], *, num_rounds: int, num_warmup_steps: int, num_steps: int
 ) -> list[Rounds]:
-    """Run rounds of works in turn, so that a machine that changes does so for all of them.
+    """Run rounds of several works in turn, so that drift of the machine affects all alike.
 
     Args:
-        works: what is measured; all stay in memory.
-        num_rounds: of each.
-        num_warmup_steps: at the beginning of each round, not measured.
-        num_steps: of each round, measured.
+        works: Works to measure; all stay in memory.
+        num_rounds: Number of rounds of each work.
+        num_warmup_steps: Number of unmeasured steps at the start of each round.
+        num_steps: Number of measured steps per round.
     """
-    warmups = [_warm_up(work, num_warmup_steps) for work in works]
+    warmups = []
+    for work in works:
+        started = time.perf_counter()
+        first_step = work.run(num_warmup_steps=num_warmup_steps, num_steps=1).first_step
+        warmups.append((time.perf_counter() - started, first_step))
     times: list[list[Times]] = [[] for _ in works]
     memories: list[list[Memory]] = [[] for _ in works]
     with tqdm(total=num_rounds * len(works), desc="Rounds", leave=False, disable=None) as bar:
         for index in list(range(len(works))) * num_rounds:
             release_memory()
-            restart_peaks(works[index].device)
+            reset_peaks(works[index].device)
             times[index].append(
                 works[index].run(num_warmup_steps=num_warmup_steps, num_steps=num_steps)
             )
             memories[index].append(peaks(works[index]))
             bar.update()
     return [
-        Rounds(*seconds, own_times, _most(work, own_memories))
+        Rounds(*seconds, own_times, _peak(work, own_memories))
         for work, seconds, own_times, own_memories in zip(
             works, warmups, times, memories, strict=True
         )
     ]
 
 
-def _warm_up(work: Work, num_warmup_steps: int) -> tuple[float, float]:
-    """Return seconds of it all, and of its first step."""
-    started = time.perf_counter()
-    times = work.run(num_warmup_steps=num_warmup_steps, num_steps=1)
-    return time.perf_counter() - started, times.first_step
-
-
-def _most(work: Work, memories: Sequence[Memory]) -> Memory:
+def _peak(work: Work, memories: Sequence[Memory]) -> Memory:
     tensors = max(memory.tensors for memory in memories)
-    if work.device.type == "cpu":  # where following tensors takes time
-        tensors = work.weight_bytes + allocated_bytes(profile_steps(work))
+    if work.device.type == "cpu":  # where counting slows the steps down, hence after the rounds
+        tensors = work.weight_bytes + allocated_bytes(work.trace())
     return Memory(tensors, memories[-1].kept, max(memory.resident for memory in memories))

@@ -1,4 +1,4 @@
-"""What is measured: training steps, batches of samples or likelihoods, reading of images."""
+"""Works to measure: training steps, sampling or evaluation of batches, data loading."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from itertools import chain
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
+from torch.profiler import profile
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
@@ -19,12 +20,12 @@ from nvae_lightning.benchmarking.profiler import PhaseProfiler
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one round.
+    """Times of one round, in seconds.
 
     Args:
-        first_step: of the first step, in which what is compiled or tuned once is.
-        step: of one step, the mean over those that are measured.
-        phases: of one step, by phase.
+        first_step: Duration of the first step, which compiles and tunes.
+        step: Mean duration of a measured step.
+        phases: Mean duration of each phase of a measured step.
     """
 
     first_step: float
@@ -36,9 +37,9 @@ class Work(ABC):
     """Steps that can be repeated in rounds.
 
     Attributes:
-        device: that they are made on.
-        weight_bytes: of weights and buffers.
-        kept_bytes: of all that is kept from step to step, in the last round.
+        device: Device of the steps.
+        weight_bytes: Bytes of weights and buffers.
+        kept_bytes: Bytes of all tensors that outlived a step of the last round.
     """
 
     device: torch.device
@@ -50,28 +51,34 @@ class Work(ABC):
         """Run one round.
 
         Args:
-            num_warmup_steps: that are made first, at least one.
-            num_steps: that are measured.
+            num_warmup_steps: Number of unmeasured steps before the others, at least one.
+            num_steps: Number of measured steps.
         """
+
+    def trace(self) -> profile:
+        """Profile two steps."""
+        with profile(profile_memory=True, acc_events=True) as profiled:
+            self.run(num_warmup_steps=1, num_steps=1)
+        return profiled
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait for the device's pending computations."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 class Training(Work):
-    """Training steps as Lightning makes them.
+    """Training steps as Lightning runs them.
 
-    A round is one epoch of a training that goes on in the next round: the optimiser begins anew,
-    the weights and all that has been compiled stay. Where it takes waiting for an accelerator to
-    tell the phases apart, their steps come after those that are measured as a whole.
+    A round is one epoch of a training that continues in the next round: the optimiser starts
+    fresh, the weights and everything compiled stay. On an accelerator the phases are measured in
+    further steps after those measured as a whole, because separating them requires waiting.
 
     Args:
-        trainer: of as many epochs as there may be rounds.
-        module: what is trained.
-        datamodule: images, at least those of a round in an epoch.
+        trainer: Trainer with at least as many epochs as there are rounds.
+        module: Module to train.
+        datamodule: Images, at least a round of them per epoch.
     """
 
     def __init__(
@@ -93,22 +100,22 @@ class Training(Work):
         self.trainer.limit_train_batches = num_warmup_steps + passes * num_steps
         self.trainer.fit(self.module, self.datamodule)
         self.kept_bytes = self._stopwatch.kept_bytes
-        # Nothing of this setting but the weights is to be there while another one is measured.
+        # Only the weights may stay in memory while another setting is measured.
         self.module.zero_grad(set_to_none=True)
         self.trainer.strategy.optimizers = []
-        self.trainer.strategy.lr_scheduler_configs = []  # which know the optimiser
+        self.trainer.strategy.lr_scheduler_configs = []  # which refer to the optimiser
         return self._stopwatch.times()
 
 
 class _Stopwatch(Callback):
-    """Take the times of an epoch, and end with it."""
+    """Measure an epoch, and stop the training after it."""
 
     def __init__(self) -> None:
         self.profiler = PhaseProfiler()
         self.kept_bytes = 0
 
     def set(self, num_warmup_steps: int, num_steps: int, passes: int) -> None:
-        """Say what the epoch is made of."""
+        """Set the steps of the epoch."""
         self._num_steps = num_steps
         self._begin = num_warmup_steps
         self._end = num_warmup_steps + num_steps
@@ -117,14 +124,14 @@ class _Stopwatch(Callback):
         self._phases: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start."""
+        """Start the clock."""
         self._at[0] = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Read the clock where something ends."""
+        """Read the clock at the end of a part of the epoch."""
         done = batch_idx + 1
         if done not in (1, self._begin, self._end, self._last):
             return
@@ -135,16 +142,16 @@ class _Stopwatch(Callback):
             self.profiler.synchronize = None
             self.kept_bytes = _kept_bytes(pl_module, trainer.optimizers)
         elif done == self._last - self._num_steps:
-            if self._last > self._end:  # these steps are for the phases only
+            if self._last > self._end:  # a second pass, for the phases only
                 self.profiler.synchronize = lambda: synchronize(pl_module.device)
             self.profiler.restart()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop."""
+        """Stop the training."""
         trainer.should_stop = True
 
     def times(self) -> Times:
-        """Give the times of the epoch."""
+        """Return the times of the epoch."""
         return Times(
             self._at[1] - self._at[0],
             (self._at[self._end] - self._at[self._begin]) / self._num_steps,
@@ -161,14 +168,14 @@ def _kept_bytes(module: LightningModule, optimizers: list[torch.optim.Optimizer]
 
 
 class Repetition(Work):
-    """One computation of a model again and again, in the precision of a training.
+    """A computation with a model, repeated in the precision of a training.
 
     Args:
-        trainer: whose device and precision are meant.
-        module: what is in the model's place in a training.
-        phase: name of the computation.
-        build_step: returns the computation, which is one round's: the model has come to the
-            device, and leaves it afterwards.
+        trainer: Trainer with the device and precision to use.
+        module: Module of the model.
+        phase: Name of the computation.
+        build_step: Builds the computation at the start of each round, after the model has moved
+            to the device; it moves back after the round.
     """
 
     def __init__(
@@ -196,10 +203,10 @@ class Repetition(Work):
 
 
 class Loading(Work):
-    """Reading of batches.
+    """Loading of batches.
 
     Args:
-        loader: epochs of batches.
+        loader: Loader of the batches, epoch after epoch.
     """
 
     def __init__(self, loader: DataLoader) -> None:
@@ -223,12 +230,12 @@ def _repeat(
     step: Callable[[], object], phase: str, device: torch.device, num_warmup_steps: int,
     num_steps: int,
 ) -> Times:  # fmt: skip
-    at = []
+    seconds = []
     for count in (1, num_warmup_steps - 1, num_steps):
         synchronize(device)
         started = time.perf_counter()
         for _ in range(count):
             step()
         synchronize(device)
-        at.append(time.perf_counter() - started)
-    return Times(at[0], at[2] / num_steps, {phase: at[2] / num_steps})
+        seconds.append(time.perf_counter() - started)
+    return Times(seconds[0], seconds[2] / num_steps, {phase: seconds[2] / num_steps})

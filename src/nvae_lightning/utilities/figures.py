@@ -287,15 +287,15 @@ def measured_beside_published(comparisons: Sequence[Comparison]) -> Figure:
     return figure
 
 
-def phases_beside_floor(
-    labels: Sequence[str], phases: Sequence[Mapping[str, float]], floors: Sequence[float]
+def phases_beside_roofline(
+    labels: Sequence[str], phases: Sequence[Mapping[str, float]], rooflines: Sequence[float]
 ) -> Figure:
-    """Draw what a step is made of as one bar per setting, and the least that it could take.
+    """Draw the phases of a step as one bar per setting, with its time at the roofline.
 
     Args:
-        labels: of the settings.
-        phases: milliseconds per image of each phase, for each setting.
-        floors: least milliseconds per image, for each setting.
+        labels: Names of the settings.
+        phases: Milliseconds per image of each phase, for each setting.
+        rooflines: Milliseconds per image at the roofline, for each setting.
     """
     figure = Figure(figsize=(8, 1.6 + 0.6 * len(labels)), layout="constrained")
     axes = figure.subplots()
@@ -305,9 +305,9 @@ def phases_beside_floor(
         widths = [own[phase] for own in phases]
         axes.barh(range(len(labels)), widths, 0.6, ends, color=colours(index), label=phase)
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
-    for index, floor in enumerate(floors):
-        label = "floor" if index == 0 else None
-        axes.plot([floor] * 2, [index - 0.4, index + 0.4], color="tab:red", lw=2, label=label)
+    for index, least in enumerate(rooflines):
+        label = "roofline" if index == 0 else None
+        axes.plot([least] * 2, [index - 0.4, index + 0.4], color="tab:red", lw=2, label=label)
     wrapped = ["\n".join(wrap(label, 40)) for label in labels]
     axes.set_yticks(range(len(labels)), wrapped, fontsize=8)
     axes.invert_yaxis()

@@ -1,4 +1,4 @@
-"""A training so small that its steps take milliseconds."""
+"""A training with steps of a few milliseconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Build = Callable[[], NVAEModule]
 
 @pytest.fixture
 def build_module(build_nvae: Any) -> Build:
-    """Constructor of a module for colour images of 8x8 pixels."""
+    """Constructor of a module for 8x8 colour images."""
     return lambda: NVAEModule(
         build_nvae(),
         kl=KL(beta=partial(constant, value=1.0)),
@@ -36,7 +36,7 @@ def build_module(build_nvae: Any) -> Build:
 
 @pytest.fixture
 def build_training(build_module: Build, tmp_path: Path) -> Callable[[], Training]:
-    """Constructor of its training."""
+    """Constructor of a training of that module."""
 
     def build() -> Training:
         trainer = Trainer(

@@ -1,4 +1,4 @@
-"""Memory of programs whose bytes are known, and of a training."""
+"""Peak memory of programs with a known number of bytes, and of a training."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.profiler import profile
 
-from nvae_lightning.benchmarking import Training, largest_batch, memory_use, profile_steps
+from nvae_lightning.benchmarking import Training, largest_batch, memory_use
 from nvae_lightning.benchmarking.memory_use import (
     allocated_bytes,
     peaks,
     release_memory,
-    restart_peaks,
+    reset_peaks,
 )
 from nvae_lightning.utilities.live_bytes import LiveBytes, peak_bytes
 
@@ -26,7 +26,7 @@ def peak_of(function: Callable[[], object]) -> int:
     return allocated_bytes(profiled)
 
 
-def test_what_was_allocated_is_counted_backward_too() -> None:
+def test_allocations_count_forward_and_backward() -> None:
     weight = torch.zeros(SIZE, requires_grad=True)
     assert peak_of(lambda: [torch.zeros(SIZE), torch.zeros(SIZE)]) == 2 * 4 * SIZE
     assert peak_of(lambda: weight.exp().exp().exp().sum()) == 3 * 4 * SIZE + 4
@@ -39,7 +39,7 @@ def test_what_was_allocated_is_counted_backward_too() -> None:
 
 
 @pytest.mark.slow
-def test_what_compiled_code_allocates_is_counted() -> None:
+def test_allocations_of_compiled_code_count() -> None:
     weight = torch.zeros(1024, 1024)
 
     @torch.compile
@@ -51,34 +51,34 @@ def test_what_compiled_code_allocates_is_counted() -> None:
     assert peak_of(product) == pytest.approx(2 * weight.nbytes, rel=1e-3)
 
 
-def test_a_step_takes_what_its_tensors_take(build_training: Callable[[], Training]) -> None:
+def test_peak_of_a_step_matches_its_live_tensors(build_training: Callable[[], Training]) -> None:
     training = build_training()
     training.run(num_warmup_steps=1, num_steps=1)
-    # The same by another way: what operations return, followed one by one.
+    # An independent count: the results of operations, one by one.
     with LiveBytes() as followed:
         training.run(num_warmup_steps=1, num_steps=1)
-    found = allocated_bytes(profile_steps(training))
-    assert followed.peak <= found < 2 * followed.peak  # with what operations need inside
-    # Nothing but the weights, which were there before, is kept between rounds.
+    found = allocated_bytes(training.trace())
+    assert followed.peak <= found < 2 * followed.peak  # plus internal buffers
+    # Only the weights, allocated earlier, outlive a round.
     assert followed.live < 0.01 * followed.peak
 
 
-def test_the_peak_of_main_memory_begins_anew(build_training: Callable[[], Training]) -> None:
+def test_peak_of_main_memory_can_be_reset(build_training: Callable[[], Training]) -> None:
     training = build_training()
     before = peaks(training).resident
     large = torch.zeros(1 << 27)
     assert peaks(training).resident >= before + (1 << 28)
     del large
     release_memory()
-    restart_peaks(training.device)
+    reset_peaks(training.device)
     assert peaks(training).resident < before + (1 << 28)
 
 
 @pytest.mark.parametrize(("limit", "largest"), [(100, 64), (64, 64), (63, 32), (4, 4), (3, 0)])
-def test_the_largest_batch_is_found_by_doubling(
+def test_largest_batch_is_found_by_doubling(
     limit: int, largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory_use, "release_memory", lambda: None)  # which takes its time
+    monkeypatch.setattr(memory_use, "release_memory", lambda: None)  # slow
     tried = []
 
     def attempt(size: int) -> None:
@@ -91,7 +91,7 @@ def test_the_largest_batch_is_found_by_doubling(
     assert tried[-1] == max(2 * largest, 4)
 
 
-def test_another_error_is_not_taken_for_too_little_memory() -> None:
+def test_other_errors_are_not_mistaken_for_out_of_memory() -> None:
     def attempt(size: int) -> None:
         raise RuntimeError("something else")
 

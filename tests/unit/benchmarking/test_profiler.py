@@ -1,4 +1,4 @@
-"""Time is parted among phases without gaps or overlaps."""
+"""Time is split into phases without gaps or overlaps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nvae_lightning.benchmarking.profiler import PHASES, PhaseProfiler
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """Clock set by the test."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -28,7 +28,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def make_step(profiled: PhaseProfiler, passes: Callable[[float], None]) -> None:
-    """Make a training step in Lightning's order, by its names."""
+    """Run a training step with the names and order of Lightning's actions."""
     passes(1)
     with profiled.profile("[_TrainingEpochLoop].train_dataloader_next"):
         passes(2)
@@ -54,7 +54,7 @@ def make_step(profiled: PhaseProfiler, passes: Callable[[float], None]) -> None:
         passes(2048)
 
 
-def test_each_second_is_of_one_phase(clock: Clock) -> None:
+def test_each_second_belongs_to_one_phase(clock: Clock) -> None:
     def passes(seconds: float) -> None:
         clock.now += seconds
 
@@ -78,8 +78,8 @@ def test_each_second_is_of_one_phase(clock: Clock) -> None:
     assert set(profiled.seconds().values()) == {0.0}
 
 
-def test_the_device_is_waited_for_where_a_phase_ends_and_nowhere_else(clock: Clock) -> None:
-    """What was started on an accelerator ends only when it is waited for."""
+def test_profiler_waits_for_the_device_only_at_phase_boundaries(clock: Clock) -> None:
+    """Computations of an accelerator finish only when waited for."""
     started = 0.0
 
     def starts(seconds: float) -> None:
@@ -93,7 +93,7 @@ def test_the_device_is_waited_for_where_a_phase_ends_and_nowhere_else(clock: Clo
 
     profiled = PhaseProfiler()
     make_step(profiled, starts)
-    assert sum(profiled.seconds().values()) == 0.0  # nothing was waited for
+    assert sum(profiled.seconds().values()) == 0.0  # no wait
     wait()
     profiled.synchronize = wait
     profiled.restart()

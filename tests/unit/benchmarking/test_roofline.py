@@ -1,4 +1,4 @@
-"""Floors of steps whose computations and bytes are known."""
+"""Rooflines of steps whose computations and memory traffic are known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from nvae_lightning.benchmarking import Cost, Roof, cost_of, measure_roof
+from nvae_lightning.benchmarking import Cost, Roofline, cost_of, measure_roofline
 from nvae_lightning.benchmarking.roofline import _Counter
 from nvae_lightning.cli.config_root import CONFIG_ROOT
 
@@ -19,7 +19,7 @@ from .conftest import BATCH, Build
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8])
-def test_convolutions_are_counted_forward_and_backward(groups: int) -> None:
+def test_convolutions_count_forward_and_backward(groups: int) -> None:
     x = torch.zeros(2, 8, 10, 10, requires_grad=True)
     weight = torch.zeros(16, 8 // groups, 3, 3, requires_grad=True)
     with _Counter() as counter:
@@ -33,7 +33,7 @@ def test_convolutions_are_counted_forward_and_backward(groups: int) -> None:
     assert counter.bytes == 2 * (x.nbytes + weight.nbytes) + y.nbytes
 
 
-def test_matrix_products_are_counted_and_elementwise_work_is_not() -> None:
+def test_matrix_products_count_and_elementwise_work_does_not() -> None:
     x, weight = torch.zeros(4, 8), torch.zeros(16, 8)
     with _Counter() as counter:
         y = F.silu(F.linear(x, weight) + 1).exp()
@@ -51,13 +51,11 @@ def test_matrix_products_are_counted_and_elementwise_work_is_not() -> None:
         ("celeba_hq", 328.0),
     ],
 )
-def test_a_pass_through_the_published_models_takes_what_was_computed_for_them(
-    dataset: str, gflop: float
-) -> None:
+def test_published_models_need_their_known_flops_per_image(dataset: str, gflop: float) -> None:
     with initialize_config_dir(str(CONFIG_ROOT / "conf"), version_base="1.3"):
         config = compose("benchmark", [f"dataset={dataset}", "model=base"])
     build = partial(instantiate, config.module, _convert_="all")
-    # One importance sample takes one pass bottom-up and one top-down.
+    # One importance sample: one bottom-up and one top-down pass.
     cost = cost_of(build, "evaluate", batch_size=2, precision="32-true")
     assert cost.flops / 2 / 1e9 == pytest.approx(gflop, rel=0.003)
 
@@ -66,7 +64,7 @@ def count(build_module: Build, what: str, precision: str = "32-true", **settings
     return cost_of(build_module, what, batch_size=BATCH, precision=precision, **settings)
 
 
-def test_a_step_takes_three_passes_and_the_penalties(build_module: Build) -> None:
+def test_training_step_costs_three_passes_and_the_penalties(build_module: Build) -> None:
     def without_penalty() -> Any:
         module = build_module()
         module.spectral_penalty = None
@@ -75,16 +73,16 @@ def test_a_step_takes_three_passes_and_the_penalties(build_module: Build) -> Non
     forward = count(build_module, "evaluate").flops
     step = count(without_penalty, "train").flops  # type: ignore[arg-type]
     stem = build_module().model.encoder.stem
-    for_image = 2 * BATCH * 8 * 8 * stem.weight.numel()  # which needs no gradient
-    assert step == 3 * forward - for_image
+    image_gradient = 2 * BATCH * 8 * 8 * stem.weight.numel()  # not needed
+    assert step == 3 * forward - image_gradient
     weights = [
         m.weight.numel() for m in build_module().modules() if isinstance(m, torch.nn.Conv2d)
     ]
-    # One product for the value and one for its gradient; iterations are none on a CPU.
+    # One product for the value and one for its gradient; no power iterations on a CPU.
     assert count(build_module, "train").flops == step + 2 * 2 * sum(weights)
 
 
-def test_importance_samples_take_a_pass_top_down_each(build_module: Build) -> None:
+def test_each_importance_sample_costs_a_top_down_pass(build_module: Build) -> None:
     one, two, five = (
         count(build_module, "evaluate", num_importance_samples=number).flops
         for number in (1, 2, 5)
@@ -94,7 +92,7 @@ def test_importance_samples_take_a_pass_top_down_each(build_module: Build) -> No
     assert count(build_module, "sample").flops < two - one  # without the posteriors
 
 
-def test_bytes_are_those_of_the_number_format(build_module: Build) -> None:
+def test_bytes_depend_on_the_dtype(build_module: Build) -> None:
     full = count(build_module, "evaluate").bytes
     assert count(build_module, "evaluate", "bf16-true").bytes == full // 2
     assert count(build_module, "evaluate", "bf16-mixed").bytes == full // 2
@@ -105,7 +103,7 @@ def test_bytes_are_those_of_the_number_format(build_module: Build) -> None:
     assert steps[2] == steps[1]
 
 
-def test_the_optimiser_s_bytes_are_part_of_a_step(build_module: Build) -> None:
+def test_training_step_includes_the_optimiser_state(build_module: Build) -> None:
     adamax = count(build_module, "train").bytes
 
     def with_sgd() -> Any:
@@ -117,23 +115,23 @@ def test_the_optimiser_s_bytes_are_part_of_a_step(build_module: Build) -> None:
     assert adamax - count(with_sgd, "train").bytes == 4 * weights  # two moments, read and written
 
 
-def test_data_are_read_and_written(build_module: Build) -> None:
+def test_loading_reads_and_writes_each_byte(build_module: Build) -> None:
     assert count(build_module, "data") == Cost(0, 2 * BATCH * 3 * 8 * 8)
 
 
-def test_a_precision_that_is_not_known_is_refused(build_module: Build) -> None:
+def test_unknown_precision_is_refused(build_module: Build) -> None:
     with pytest.raises(ValueError, match=r"trainer.precision: got transformer-engine.*32-true"):
         count(build_module, "train", "transformer-engine")
 
 
-def test_the_floor_is_the_larger_of_two_times() -> None:
-    roof = Roof(flops_per_second=100.0, bytes_per_second=10.0)
-    assert roof.seconds(Cost(flops=1000, bytes=50)) == 10.0
-    assert roof.seconds(Cost(flops=100, bytes=50)) == 5.0
+def test_roofline_is_the_larger_of_compute_and_memory_time() -> None:
+    roofline = Roofline(flops_per_second=100.0, bytes_per_second=10.0)
+    assert roofline.seconds(Cost(flops=1000, bytes=50)) == 10.0
+    assert roofline.seconds(Cost(flops=100, bytes=50)) == 5.0
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_roof_is_measured(precision: str) -> None:
-    roof = measure_roof(torch.device("cpu"), precision, side=64, num_bytes=1 << 20)
-    assert roof.flops_per_second > 1e6
-    assert roof.bytes_per_second > 1e6
+def test_roofline_is_measured(precision: str) -> None:
+    roofline = measure_roofline(torch.device("cpu"), precision, side=64, num_bytes=1 << 20)
+    assert roofline.flops_per_second > 1e6
+    assert roofline.bytes_per_second > 1e6

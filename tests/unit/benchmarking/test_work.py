@@ -1,8 +1,8 @@
-"""What is repeated in rounds, and that it is the real thing."""
+"""Works run the steps of a real training, sampling or loading, in alternating rounds."""
 
 from __future__ import annotations
 
-import statistics
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -15,15 +15,15 @@ from nvae_lightning.benchmarking import (
     Loading,
     Memory,
     RandomImages,
-    Ratio,
     Repetition,
     Result,
-    Roof,
+    Roofline,
     Rounds,
     Times,
     Training,
     Work,
     alternate,
+    compare_speeds,
     work,
 )
 from nvae_lightning.utilities import figures
@@ -31,7 +31,7 @@ from nvae_lightning.utilities import figures
 from .conftest import BATCH, Build
 
 
-def test_the_phases_are_the_whole_step(build_training: Callable[[], Training]) -> None:
+def test_phases_add_up_to_the_step(build_training: Callable[[], Training]) -> None:
     times = build_training().run(num_warmup_steps=1, num_steps=5)
     assert sum(times.phases.values()) == pytest.approx(times.step, rel=0.02)
     for phase in ("data", "forward", "penalties", "backward", "optimizer"):
@@ -39,7 +39,7 @@ def test_the_phases_are_the_whole_step(build_training: Callable[[], Training]) -
     assert times.phases["forward"] > times.phases["data"]
 
 
-def test_rounds_are_of_one_training(build_training: Callable[[], Training]) -> None:
+def test_rounds_continue_one_training(build_training: Callable[[], Training]) -> None:
     training = build_training()
     weight = training.module.get_parameter("model.encoder.stem.weight")
     before = weight.detach().clone()
@@ -52,31 +52,33 @@ def test_rounds_are_of_one_training(build_training: Callable[[], Training]) -> N
     assert not torch.equal(between, weight)
 
 
-def test_phases_of_an_accelerator_are_measured_in_steps_of_their_own(
+def test_accelerator_phases_are_measured_in_separate_steps(
     build_training: Callable[[], Training], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[int] = []
     training = build_training()
-    training.device = torch.device("cuda")  # which Lightning knows nothing of
+    training.device = torch.device("cuda")  # for the stopwatch only; Lightning stays on the CPU
     monkeypatch.setattr(
         work, "synchronize", lambda device: waits.append(training.trainer.global_step)
     )
     times = training.run(num_warmup_steps=2, num_steps=3)
     assert training.trainer.global_step == 2 + 2 * 3
     counts = [waits.count(step) for step in range(2 + 2 * 3 + 1)]
-    assert counts[:5] == [0, 1, 1, 0, 0]  # where clocks are read, and nowhere else
+    assert counts[:5] == [0, 1, 1, 0, 0]  # only where the clock is read
     assert min(counts[5:8]) > 8
     assert sum(times.phases.values()) > 0.0
     assert training.trainer.profiler.synchronize is None  # pyright: ignore
 
 
-def test_weights_gradients_and_moments_are_kept(build_training: Callable[[], Training]) -> None:
+def test_kept_bytes_are_weights_gradients_and_moments(
+    build_training: Callable[[], Training],
+) -> None:
     training = build_training()
     training.run(num_warmup_steps=1, num_steps=1)
     parameters = list(training.module.parameters())
     expected = 3 * sum(p.nbytes for p in parameters) + 4 * len(parameters)  # step counters
     assert training.kept_bytes - training.weight_bytes == expected
-    # Not while others are measured.
+    # Released while other settings are measured.
     assert all(p.grad is None for p in parameters)
     assert training.trainer.optimizers == []
 
@@ -100,14 +102,14 @@ def test_rounds_alternate(build_training: Callable[[], Training]) -> None:
     first, second = alternate(
         [Noted("a"), Noted("b")], num_rounds=2, num_warmup_steps=1, num_steps=2
     )
-    assert order == ["a1", "b1", *["a2", "b2"] * 2, "a1", "b1"]  # the last ones to see the memory
+    assert order == ["a1", "b1", *["a2", "b2"] * 2, "a1", "b1"]  # the last two profile memory
     assert len(first.times) == len(second.times) == 2
     assert first.warmup_seconds > first.first_step_seconds > 0.0
     assert first.memory.tensors > first.memory.kept > 0
     assert first.memory.resident > 1 << 20
 
 
-def test_a_model_is_used_without_gradients_and_in_its_precision(
+def test_repetition_runs_without_gradients_in_the_precision_of_the_trainer(
     build_module: Build,
 ) -> None:
     seen = []
@@ -126,13 +128,13 @@ def test_a_model_is_used_without_gradients_and_in_its_precision(
     assert times.first_step > 0.0
 
 
-def test_loading_begins_again_when_the_images_are_through() -> None:
+def test_loading_starts_again_after_an_epoch() -> None:
     loading = Loading(DataLoader(range(4), batch_size=2))  # pyright: ignore[reportArgumentType]
     times = loading.run(num_warmup_steps=1, num_steps=9)
     assert times.phases["data"] == times.step > 0.0
 
 
-def test_random_images_use_all_levels_and_are_the_same_for_one_seed() -> None:
+def test_random_images_use_all_levels_and_depend_only_on_the_seed() -> None:
     settings = {"num_batches": 3, "batch_size": 8, "image_size": 16, "channels": 3}
     data = RandomImages(**settings, bits=5)
     loader = data.train_dataloader()
@@ -159,35 +161,34 @@ RESULT = Result(
         Memory(tensors=3000, kept=1000, resident=9000),
     ),
     cost=Cost(flops=40, bytes=10),
-    roof=Roof(flops_per_second=100.0, bytes_per_second=100.0),
+    roofline=Roofline(flops_per_second=100.0, bytes_per_second=100.0),
     largest_batch=None,
 )
 
 
-def test_results_are_per_image_and_medians() -> None:
+def test_results_are_medians_per_image() -> None:
     assert RESULT.rates == [10.0, 5.0, 2.5]
     assert RESULT.images_per_second == 5.0
     assert RESULT.ms_per_image == 200.0
     assert RESULT.phases == {"forward": 50.0, "backward": 150.0}
     assert RESULT.bytes_per_image == 200.0
-    assert RESULT.floor == pytest.approx(1e3 * 0.4 / 10)
+    assert RESULT.least_ms_per_image == pytest.approx(1e3 * 0.4 / 10)
     assert RESULT.fraction == pytest.approx(0.2)
     plain = RESULT.as_dict()
     assert plain["phases"]["backward"] == {"ms_per_image": 150.0, "share": 0.75}
-    assert plain["floor"]["gflop_per_image"] == 4e-9
+    assert plain["roofline"]["gflop_per_image"] == 4e-9
 
 
-def test_the_figure_shows_phases_beside_the_floor() -> None:
+def test_figure_shows_phases_and_roofline() -> None:
     phases = [RESULT.phases, {"forward": 20.0, "backward": 60.0}]
-    (axes,) = figures.phases_beside_floor(["a", "b"], phases, [RESULT.floor, 4.0]).axes
+    (axes,) = figures.phases_beside_roofline(["a", "b"], phases, [40.0, 4.0]).axes
     ends = [(bar.get_x(), bar.get_width()) for bars in axes.containers for bar in bars]  # pyright: ignore
     assert ends == [(0.0, 50.0), (0.0, 20.0), (50.0, 150.0), (20.0, 60.0)]
-    assert [line.get_xdata()[0] for line in axes.lines] == [RESULT.floor, 4.0]  # pyright: ignore
+    assert [line.get_xdata()[0] for line in axes.lines] == [40.0, 4.0]  # pyright: ignore
 
 
-def test_a_ratio_is_taken_round_by_round() -> None:
-    ratio = Ratio.of(RESULT, RESULT).as_dict()
-    assert ratio["of_rounds"] == [1.0] * 3
-    ratio = Ratio([2.0, 1.0, 1.5]).as_dict()
-    assert (ratio["min"], ratio["median"], ratio["max"]) == (1.0, 1.5, 2.0)
-    assert statistics.median(ratio["of_rounds"]) == ratio["median"]
+def test_speeds_are_compared_round_by_round() -> None:
+    steps = (0.5, 2.0, 2.0)
+    rounds = dataclasses.replace(RESULT.rounds, times=[Times(9.0, step, {}) for step in steps])
+    ratio = compare_speeds(RESULT, dataclasses.replace(RESULT, rounds=rounds))
+    assert ratio == {"median": 2.0, "min": 1.0, "max": 2.0, "of_rounds": [2.0, 1.0, 2.0]}
