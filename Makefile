@@ -1,11 +1,15 @@
-# A fresh checkout needs only Python (3.10 or newer) and make: each target first installs what it
-# needs into .venv, once per change of pyproject.toml.
+# A fresh checkout needs only Python (3.10 or newer) and make: each target installs its
+# requirements into .venv first, once per change of pyproject.toml.
 
 PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+
+# A file's tests share trainings, so that one worker runs them all, long ones first; one thread per
+# worker, as more only compete and change the order of sums.
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -23,35 +27,34 @@ lint: $(VENV)/.dev ## Check style and formatting (ruff)
 types: $(VENV)/.dev ## Check types (pyright)
 	$(BIN)/pyright --project pyproject.toml
 
-# One thread per worker: more only contend, and sums then have one order.
 test: $(VENV)/.dev ## Run the quick tests; ARGS="-k kl" goes to pytest, WORKERS=4 sets processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.dev ## Run the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m slow $(ARGS)
 
-# Old versions meet newer ones of what they depend on, which deprecate what they use; torch 2.9
-# announces an API that later versions did not replace.
+# Old versions use what newer versions of their own dependencies deprecate; torch 2.9 also warns
+# of an API that was never replaced.
 test-lowest: $(LOWEST)/.dev ## Run the quick tests with the oldest versions that pyproject.toml allows
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not slow" \
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow" \
 		-W ignore::DeprecationWarning -W ignore::FutureWarning \
 		-W "ignore:Please use the new API settings:UserWarning" $(ARGS)
 
 train: $(VENV)/.runtime ## Train; ARGS="dataset=mnist model=tiny" goes to Hydra
 	$(BIN)/python -m nvae_lightning.train $(ARGS)
 
-check: lint types test ## Run all that a change has to pass: lint, types, test
+check: lint types test ## Run everything that a change has to pass: lint, types, test
 
-clean: ## Delete caches and builds; .venv and the runs stay
+clean: ## Delete caches and builds, but neither .venv nor runs
 	rm -rf build dist .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# uv is quick; pip does the same where uv is not available or fails.
+# uv is fast; pip replaces it where uv is unavailable or fails.
 define install
 @echo "Installing $(1) into $(VENV)"
 @{ $(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
 	&& $(BIN)/uv pip install --quiet --python $(BIN)/python --editable '$(1)'; } \
-	|| { echo "uv did not do it; installing with pip" \
+	|| { echo "uv failed; installing with pip" \
 	&& $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '$(1)'; }
 endef
 
@@ -59,7 +62,7 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.created
 	$(call install,.[dev])
 	@touch $(VENV)/.runtime $@
 
-# The resolver would take a newer version of datasets, as it settles on the newest fsspec first.
+# The resolver picks the newest fsspec first, which excludes the oldest datasets.
 $(LOWEST)/.dev: pyproject.toml | $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
@@ -72,11 +75,11 @@ $(VENV)/.runtime: pyproject.toml | $(VENV)/.created
 
 $(VENV)/.created:
 	@command -v $(PYTHON) >/dev/null \
-		|| { echo "$(PYTHON) is not here; name another: make PYTHON=python3.12" >&2; exit 1; }
+		|| { echo "$(PYTHON) not found; choose another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-		|| { echo "$(PYTHON) is older than 3.10; name another: make PYTHON=python3.12" >&2; exit 1; }
+		|| { echo "$(PYTHON) is older than 3.10; choose another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
-		|| { echo "$(PYTHON) cannot make a virtual environment; on Debian or Ubuntu:" \
+		|| { echo "$(PYTHON) cannot create virtual environments; on Debian or Ubuntu:" \
 			"apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@

@@ -1,4 +1,4 @@
-"""Build the workspace at W&B: ``python -m nvae_lightning.dashboard entity=… project=…``."""
+"""Build a W&B workspace: ``python -m nvae_lightning.dashboard entity=… project=…``."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from nvae_lightning.cli.setting_types import check_type
 
 @command("dashboard")
 def main(config: DictConfig) -> None:
-    """Write the workspace as JSON and save it at W&B."""
+    """Write the workspace as JSON and save it to W&B."""
     for name in ("project", "name"):
         check_type(name, config[name], str)
     check_type("save", config.save, bool)
     check_type("entity", config.entity, str | None)
     if config.save and config.entity is None:
         raise ValueError(
-            "entity: got null, but the workspace is saved at W&B under a user or team; set "
-            "entity=NAME, or save=false to write workspace.json alone"
+            "entity: got null, but W&B saves a workspace under a user or team; set entity=NAME, or "
+            "save=false to write only workspace.json"
         )
     try:
         from nvae_lightning.training import wandb_workspace as workspaces
     except ImportError as error:
         raise ValueError(
-            f"the dashboard takes the package wandb-workspaces ({error}); install it: "
+            f"the dashboard requires the package wandb-workspaces ({error}); install it with "
             "pip install 'nvae-lightning[dashboard]'"
         ) from error
     workspace = workspaces.build_workspace(config.entity or "", config.project, config.name)

@@ -268,13 +268,13 @@ def test_the_dashboard_is_written_without_a_network_and_errors_are_one_line(
     result = run_python("-c", DASHBOARD, cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
     package, setting, written, again, unsaved = result.stdout.splitlines()
-    assert package.startswith("error: the dashboard takes the package wandb-workspaces")
+    assert package.startswith("error: the dashboard requires the package wandb-workspaces")
     assert package.endswith("pip install 'nvae-lightning[dashboard]'")
     assert setting.startswith("error: save: got 1, but it must be true or false")
     path = re.fullmatch("written: '(.*/workspace.json)'", written)
     assert path
     assert again.startswith("written: ")
-    assert unsaved.startswith("error: entity=me project=nvae_lightning: W&B has not saved")
+    assert unsaved.startswith("error: entity=me project=nvae_lightning: W&B did not save")
     assert "wandb login" in unsaved
     spec = json.loads(Path(path[1]).read_text())
     assert (spec["entity"], spec["project"]) == ("me", "nvae_lightning")

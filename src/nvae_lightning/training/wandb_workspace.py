@@ -1,4 +1,4 @@
-"""Panels at W&B for all that is logged; takes the package wandb-workspaces."""
+"""A W&B workspace with panels for everything that is logged; requires wandb-workspaces."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import wandb_workspaces.workspaces as ws
 
 from nvae_lightning.utilities.files import write_text
 
-_STEP = "trainer/global_step"  # as Lightning's logger names it
+_STEP = "trainer/global_step"  # the name that Lightning's logger uses
 _TIME = "RelativeTime(Process)"
 
 
 def build_workspace(entity: str, project: str, name: str) -> ws.Workspace:
-    """Build a workspace of a project.
+    """Build the workspace of a project.
 
-    Panels go by logged names, those of groups by a pattern: it fits models of any size.
+    Panels refer to logged names, or for groups to patterns, so that they suit models of any size.
 
     Args:
-        entity: user or team.
-        project: of the runs.
-        name: of the workspace.
+        entity: User or team.
+        project: Project of the runs.
+        name: Name of the workspace.
     """
     sections = {
         "Likelihood": [
@@ -38,7 +38,7 @@ def build_workspace(entity: str, project: str, name: str) -> ws.Workspace:
             _groups("KL, training (nats)", "train/kl_group", is_log=True),
             _groups("KL, validation and test (nats)", "(val|test)/kl_group", is_log=True),
             _pictures("group × step", "train/kl_heatmap"),
-            _pictures("KL over the training", "train/kl_per_group"),
+            _pictures("KL during training", "train/kl_per_group"),
             wr.WeavePanelSummaryTable(table_name="val/groups"),
         ],
         "Balancing": [_groups("balancing factor", "train/kl_balance")],
@@ -50,14 +50,14 @@ def build_workspace(entity: str, project: str, name: str) -> ws.Workspace:
             _lines("β", "train/beta"),
             _lines("λ", "train/penalty_weight"),
             _lines("spectral penalty", "train/spectral"),
-            _lines("penalty on scales of normalisation", "train/bn_scale"),
+            _lines("batch-norm scale penalty", "train/bn_scale"),
             wr.LinePlot(title="learning rate", x=_STEP, metric_regex="^lr-"),
         ],
         "Optimisation": [
             _lines("loss", "train/loss"),
-            _lines("norm of the gradient", "train/grad_norm", is_log=True),
-            _lines("norm of the weights", "train/weight_norm"),
-            _lines("steps skipped", "train/skipped_steps"),
+            _lines("gradient norm", "train/grad_norm", is_log=True),
+            _lines("weight norm", "train/weight_norm"),
+            _lines("skipped steps", "train/skipped_steps"),
             _lines("rollbacks", "train/rollbacks", "train/diverged"),
         ],
         "Pictures": [
@@ -66,11 +66,11 @@ def build_workspace(entity: str, project: str, name: str) -> ws.Workspace:
             _pictures("temperatures", "test/temperatures"),
         ],
         "System and throughput": [
-            _lines("images a second", "train/images_per_second"),
+            _lines("images per second", "train/images_per_second"),
             _lines("peak memory (GiB)", "train/peak_memory_gib"),
             wr.BarPlot(title="sampling (ms per image)", metrics=["test/sampling_ms_per_image"]),
-            # W&B's own measurements, which know of no steps.
-            wr.LinePlot(title="GPU in use (%)", x=_TIME, y=["system/gpu.0.gpu"]),
+            # Measured by W&B itself, by time instead of steps.
+            wr.LinePlot(title="GPU utilisation (%)", x=_TIME, y=["system/gpu.0.gpu"]),
             wr.LinePlot(title="GPU memory (%)", x=_TIME, y=["system/gpu.0.memoryAllocated"]),
         ],
     }
@@ -86,24 +86,24 @@ def build_workspace(entity: str, project: str, name: str) -> ws.Workspace:
 
 
 def write_workspace(workspace: ws.Workspace, path: Path) -> None:
-    """Write what would be saved at W&B as JSON."""
+    """Write the workspace as JSON, as it would be sent to W&B."""
     text = json.dumps(workspace._spec, indent=2, ensure_ascii=False)
     write_text(path, text + "\n")
 
 
 def save_workspace(workspace: ws.Workspace) -> None:
-    """Save at W&B, which prints the address.
+    """Save the workspace to W&B, which prints its address.
 
     Raises:
-        ValueError: If W&B cannot be reached, knows no such project, or does not know the user.
+        ValueError: If W&B is unreachable, or the project or user is unknown.
     """
     try:
         workspace.save()
-    except Exception as error:  # W&B's own are of many kinds
+    except Exception as error:  # W&B raises many types
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
-            f"entity={workspace.entity} project={workspace.project}: W&B has not saved the "
-            f"workspace ({reason}); log in by 'wandb login', sync a run of the project first, or "
+            f"entity={workspace.entity} project={workspace.project}: W&B did not save the "
+            f"workspace ({reason}); log in with 'wandb login', sync a run of the project first, or "
             "set save=false"
         ) from error
 
