@@ -138,7 +138,8 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     for number, path in enumerate(request["files"]):
-        opened = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if number else 0))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND if number else os.O_RDONLY
+        opened = os.open(path, flags)
         os.dup2(opened, number)
         os.close(opened)
     first, *others = request["arguments"]

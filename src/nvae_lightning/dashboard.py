@@ -20,8 +20,8 @@ def main(config: DictConfig) -> None:
     check_type("entity", config.entity, str | None)
     if config.save and config.entity is None:
         raise ValueError(
-            "entity: got null, but W&B saves a workspace under a user or team; set entity=NAME, or "
-            "save=false to write only workspace.json"
+            "entity: got null, but W&B saves a workspace under a user or team; set "
+            "entity=NAME, or save=false to write only workspace.json"
         )
     try:
         from nvae_lightning.training import wandb_workspace as workspaces

@@ -1,4 +1,4 @@
-"""Results beside the paper's: ``python -m nvae_lightning.report runs=FOLDER table=2``."""
+"""Compare runs with the paper: ``python -m nvae_lightning.report runs=FOLDER table=2``."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def load_layout(table: object) -> Layout:
     """Load a table of the paper by its number or name.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If there is no such table.
     """
     name = f"table{table}" if str(table).isdecimal() else str(table)
     names = sorted(path.stem for path in _LAYOUTS.glob("*.yaml"))
     if name not in names:
         raise ValueError(
-            f"table: got {table!r}, which the paper has no numbers for; set one of "
+            f"table: got {table!r}, for which the paper has no numbers; set one of "
             f"{', '.join(known.removeprefix('table') for known in names)}"
         )
     values: Any = OmegaConf.to_container(OmegaConf.load(_LAYOUTS / f"{name}.yaml"))
@@ -40,7 +40,7 @@ def load_layout(table: object) -> Layout:
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """Find the folders of runs in a folder, in the order of their numbers."""
+    """Find the folders of runs in a folder, sorted by their numbers."""
     if (folder / "config.yaml").is_file():
         yield folder
         return
@@ -50,10 +50,10 @@ def find_runs(folder: Path) -> Iterator[Path]:
 
 
 def load_runs(folders: Sequence[str]) -> list[Run]:
-    """Load all runs of folders, named so as to tell them apart.
+    """Load all runs of folders, each with a name that distinguishes it.
 
     Raises:
-        ValueError: If there is none in one of them.
+        ValueError: If a folder has no runs, or a run's files are damaged.
     """
     found: list[Path] = []
     for folder in map(Path, folders):
@@ -64,7 +64,7 @@ def load_runs(folders: Sequence[str]) -> list[Run]:
                 "run or of a sweep"
             )
         found += [path for path in runs if path not in found]
-    # Where there is but one run, its own name is all that tells it.
+    # The parent of each, so that a single run has a name too.
     root = os.path.commonpath([path.parent for path in found])
     return [load_run(path, str(path.relative_to(root))) for path in found]
 
@@ -75,15 +75,22 @@ def load_run(folder: Path, name: str) -> Run:
     metrics = folder / "metrics.csv"
     rows: list[dict[str, float]] = []
     if metrics.is_file():
-        with metrics.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                rows.append({key: float(value) for key, value in row.items() if value})
+        try:
+            with metrics.open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file, strict=True):
+                    rows.append({key: float(value) for key, value in row.items() if value})
+                    rows[-1]["step"]
+        except (ValueError, TypeError, KeyError, csv.Error) as error:
+            raise ValueError(
+                f"runs: row {len(rows) + 1} of '{metrics}' is damaged ({error}); leave this run "
+                "out, or restore the file"
+            ) from error
     return Run(name, settings, rows)
 
 
 @command("report")
 def main(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
-    """Write ``report.md`` and ``report.png``, and print the former."""
+    """Write ``report.md`` and ``report.png``, and print the report."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     runs: Any = config.runs
     if OmegaConf.is_config(runs):

@@ -1,4 +1,4 @@
-"""Reports: what runs have measured beside what the paper has."""
+"""Reports that compare the results of runs with the paper's."""
 
 from nvae_lightning.reporting.layout import Layout, as_layout
 from nvae_lightning.reporting.run import Run

@@ -1,4 +1,4 @@
-"""What runs took, and what they differ in."""
+"""Budgets of runs, and their differences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from nvae_lightning.reporting.layout import Layout
 from nvae_lightning.reporting.run import Quantity, Run, listed, shown
 
-#: Settings that are of no account for what comes of a run.
+#: Settings that do not affect the results of a run.
 _IRRELEVANT = (
     "seed", "dataset.datamodule.seed", "run_dir", "run_id", "ckpt_path", "version", "logger",
     "module", "choices.experiment", "callbacks.checkpoint", "callbacks.progress_bar",
@@ -17,7 +17,7 @@ _IRRELEVANT = (
     "trainer.fast_dev_run", "trainer.use_distributed_sampler", "trainer.timeout_minutes",
     "trainer._target_",
 )  # fmt: skip
-#: Settings that are of account for time and memory only.
+#: Settings that only affect time and memory.
 _COST = (
     "device", "num_devices", "compile", "compute", "dataset.num_workers",
     "dataset.datamodule.num_workers",
@@ -25,7 +25,7 @@ _COST = (
 
 
 def _settings(run: Run) -> Iterator[tuple[str, object]]:
-    """List what was set and what was made, by name."""
+    """Yield the settings and the work done, by name."""
 
     def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
         if isinstance(value, Mapping) and value:
@@ -38,23 +38,23 @@ def _settings(run: Run) -> Iterator[tuple[str, object]]:
 
     yield from leaves(run.settings, "")
     if run.is_finished:
-        yield "steps made", run.num_steps
+        yield "steps trained", run.num_steps
         yield "images tested", run.value(Quantity("test/num_images"))
 
 
 def differences(runs: Sequence[Run], layout: Layout) -> dict[str, list[tuple[object, list[str]]]]:
-    """Find what runs differ in and a table does not compare: each value, with the runs' names."""
+    """Find settings that differ and that the table does not compare: values and names of runs."""
     ignored = [*_IRRELEVANT, *layout.varies, *(() if layout.compares_cost else _COST)]
     settings = [dict(_settings(run)) for run in runs]
     found = {}
     for path in dict.fromkeys(path for each in settings for path in each):
         if any(path == prefix or path.startswith(f"{prefix}.") for prefix in ignored):
             continue
-        made = path in ("steps made", "images tested")
+        is_work = path in ("steps trained", "images tested")
         values: list[tuple[object, list[str]]] = []
         for run, each in zip(runs, settings, strict=True):
-            if made and path not in each:
-                continue  # a run that diverged has made no test
+            if is_work and path not in each:
+                continue  # a run that diverged was not tested
             value = each.get(path)
             same = [names for other, names in values if other == value]
             if same:
@@ -67,14 +67,14 @@ def differences(runs: Sequence[Run], layout: Layout) -> dict[str, list[tuple[obj
 
 
 def describe(path: str, values: list[tuple[object, list[str]]]) -> str:
-    """Say in one line what runs differ in."""
+    """Describe a difference in one line."""
     return f"{path} is " + ", ".join(
         f"{shown(value)} in {listed(names)}" for value, names in values
     )
 
 
 def budget(runs: Sequence[Run], further: Mapping[str, str]) -> Iterator[str]:
-    """Say what runs are of and what they took, line by line."""
+    """Describe the data, model, training and test of runs, line by line."""
 
     def all_of(show: Callable[[Run], object]) -> str:
         return " or ".join(dict.fromkeys(str(show(run)) for run in runs))

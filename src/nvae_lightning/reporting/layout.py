@@ -1,4 +1,4 @@
-"""Tables of the paper as data: rows, columns and what is published, and how runs fit into them."""
+"""Tables of the paper as data: rows, columns and published values, and which runs belong where."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Axis = Literal["rows", "columns"]
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: the runs whose settings are as one of the conditions says."""
+    """A row of a table, for the runs that match one of the conditions."""
 
     label: str
     where: Conditions
@@ -26,12 +26,12 @@ class Column:
     """A column of a table.
 
     Args:
-        label: what it shows.
-        quantity: what is taken of a run.
-        published: what the paper has, by row.
-        where: the runs that it is of.
-        digits: after the point, of what is measured.
-        relative_to: row whose mean is the unit.
+        label: Header.
+        quantity: Quantity to take from a run.
+        published: The paper's values, by row.
+        where: Conditions on the runs.
+        digits: Number of decimals of measured values.
+        relative_to: Row whose mean is the unit.
     """
 
     label: str
@@ -47,19 +47,19 @@ class Layout:
     """A table of the paper: a file of ``tables/``.
 
     Args:
-        title: of the table.
-        source: where the paper's numbers are from.
-        paper_budget: what they took.
-        rows: see there.
-        columns: see there.
-        varies: settings, or groups of them, that the table compares.
-        compared: whether runs of all cells are compared, or only those of a row or of a column.
-        orders: along which axes neighbours are compared.
-        compares_cost: whether time or memory is compared, which depends on the device.
-        scaled: setting of the columns whose values may be others, in the same order.
-        others: axis that gets an entry for each other value of a setting.
-        budget: further settings that the budget names.
-        notes: what a reader should know.
+        title: Title.
+        source: Source of the paper's values.
+        paper_budget: Budget of the paper's runs.
+        rows: Rows.
+        columns: Columns.
+        varies: Settings, or groups of settings, that the table compares.
+        compared: Whether all cells are compared with each other, or only those of a row or column.
+        orders: Axes along which the paper's order is checked.
+        compares_cost: Whether the table compares time or memory, which depend on the device.
+        scaled: Setting of the columns that smaller runs may scale down, in the same order.
+        others: Axis that gets a new entry for each further value of a setting.
+        budget: Further settings to list in the budget.
+        notes: Remarks for the reader.
     """
 
     title: str
@@ -78,7 +78,7 @@ class Layout:
 
 
 def as_layout(values: Mapping[str, Any]) -> Layout:
-    """Make a layout of what its file says."""
+    """Build a layout from the values of its file."""
     rows = [Row(row["label"], _conditions(row["where"])) for row in values["rows"]]
     columns = [_as_column(column) for column in values["columns"]]
     assert all(len(column.published) == len(rows) for column in columns), values["title"]
@@ -99,10 +99,10 @@ def _conditions(where: Mapping[str, object] | Conditions) -> Conditions:
 
 
 def fitted(layout: Layout, runs: Sequence[Run]) -> Layout:
-    """Let a layout have columns, or rows, for runs that were scaled down.
+    """Adapt the columns or rows of a layout to runs that were scaled down.
 
     Raises:
-        ValueError: if the runs have more or fewer values of the scaled setting than the paper.
+        ValueError: If the runs have more or fewer values of the scaled setting than the paper.
     """
     if layout.scaled is not None:
         layout = _rescaled(layout, layout.scaled, runs)
@@ -120,7 +120,7 @@ def _rescaled(layout: Layout, setting: str, runs: Sequence[Run]) -> Layout:
     if len(distinct) != len(published):
         raise ValueError(
             f"runs: {setting} is {listed(distinct)}, but the paper compares {len(published)} "
-            f"values of it, {listed(published)}: make runs with as many, whose order is the same"
+            f"values, {listed(published)}; run as many, in the same order"
         )
     columns = [
         dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Whether runs have the order that the paper found, or whether it is lost in noise."""
+"""Whether runs reproduce the order of the paper's results beyond the noise."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Cell:
-    """What runs of one kind have given, a value per run, and what the paper has."""
+    """Measured values, one per run, and the paper's value."""
 
     values: Sequence[float]
     published: int | float | None
 
     @property
     def mean(self) -> float:
-        """Over the runs; NaN if there is none."""
+        """Mean over the runs; NaN if there are none."""
         return statistics.fmean(self.values) if self.values else math.nan
 
     @property
     def standard_error(self) -> float:
-        """Of the mean; NaN for fewer than two runs."""
+        """Standard error of the mean; NaN for fewer than two runs."""
         count = len(self.values)
         return statistics.stdev(self.values) / math.sqrt(count) if count > 1 else math.nan
 
     def show(self, digits: int) -> str:
-        """Write mean and standard error, and of how many runs."""
+        """Format mean, standard error and number of runs."""
         if not self.values:
             return "–"
         if len(self.values) == 1:
@@ -48,11 +48,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Noise:
-    """Spread of runs that differ in their seed alone, taken to be the same in all cells.
+    """Variance between runs that differ only in their seed, assumed equal in all cells.
 
     Args:
-        variance: pooled over the cells.
-        degrees: degrees of freedom of it.
+        variance: Variance pooled over the cells.
+        degrees: Its degrees of freedom.
     """
 
     variance: float
@@ -72,12 +72,12 @@ class Noise:
         return cls(sum(squares) / degrees, degrees)
 
     def of_difference(self, first: Cell, second: Cell) -> float:
-        """Standard error of the difference of two cells' means."""
+        """Return the standard error of the difference of two cells' means."""
         counts = len(first.values), len(second.values)
         return math.sqrt(self.variance * sum(1 / count for count in counts))
 
     def exceeds(self, difference: float, error: float) -> bool:
-        """Whether a difference is more than noise: Student's t-test at 5 %, two-sided."""
+        """Whether a difference exceeds the noise: Student's t-test at 5 %, two-sided."""
         return abs(difference) > float(stdtrit(self.degrees, 0.5 + _CONFIDENCE / 2)) * error
 
 
@@ -86,22 +86,22 @@ class Order:
     """Two neighbours in the paper's order.
 
     Args:
-        verdict: whether they are found in that order.
-        text: numbers and verdict.
+        verdict: Whether the runs have the same order.
+        text: Numbers and verdict.
     """
 
-    verdict: Literal["found", "reversed", "within noise", "not known"]
+    verdict: Literal["found", "reversed", "within noise", "unknown"]
     text: str
 
 
 def _compare(
     place: str, first: tuple[str, Cell], second: tuple[str, Cell], noise: Noise | None, digits: int
 ) -> Order:
-    """Compare two cells, of which the first is not above the second in the paper."""
+    """Compare two cells of which the first is at most the second in the paper."""
     (low_label, low), (high_label, high) = first, second
     equal = low.published == high.published
     difference = high.mean - low.mean
-    verdict = "not known"
+    verdict = "unknown"
     amount = f"by {abs(difference):.{digits}f}"
     if noise is not None:
         error = noise.of_difference(low, high)
@@ -115,9 +115,9 @@ def _compare(
             verdict = "reversed"
     words = {
         "found": "as in the paper",
-        "reversed": "not equal here" if equal else "the other way round",
-        "within noise": "within the noise, as equal ones are" if equal else "within the noise",
-        "not known": "one seed: the noise is not known",
+        "reversed": "not equal here" if equal else "reversed",
+        "within noise": "within the noise, as expected" if equal else "within the noise",
+        "unknown": "one seed, so that the noise is unknown",
     }
     relation = "equal to" if equal else "below"
     direction = "lower" if difference > 0 else "higher"
@@ -146,7 +146,7 @@ def orders_of(layout: Layout, cells: Cells) -> Iterator[Order]:
             lines.append((row.label, [(c.label, cells[i, j]) for j, c in columns], 0))
     for place, entries, j in lines:
         column = layout.columns[j]
-        # All cells of one kind share their noise, those of other columns too.
+        # Cells of the same quantity share their noise, also across columns.
         alike = [
             cell
             for (_, k), cell in cells.items()
@@ -163,19 +163,19 @@ def _is_alike(first: Column, second: Column) -> bool:
 
 
 def order_section(orders: Iterable[Order]) -> Iterator[str]:
-    """Say which of the paper's order is found; nothing where there is no order."""
+    """Summarise which orders of the paper are reproduced; yield nothing if there are none."""
     orders = list(orders)
     if not orders:
         return
     found = Counter(order.verdict for order in orders)
-    unknown = f", {found['not known']} of one seed" if found["not known"] else ""
+    unknown = f", {found['unknown']} with one seed" if found["unknown"] else ""
     yield "## The paper's order"
     yield ""
     yield (
         f"Pairs of neighbours in the paper's order: {found['found']} as in the paper, "
-        f"{found['reversed']} otherwise, {found['within noise']} within the noise"
-        f"{unknown}, of {len(orders)}. Noise is told by a t-test at 5 %, with the variance "
-        "between seeds pooled over the cells of a kind."
+        f"{found['reversed']} reversed, {found['within noise']} within the noise"
+        f"{unknown}, of {len(orders)}. The noise is estimated by a t-test at 5 % with the "
+        "variance between seeds pooled over the cells of a quantity."
     )
     yield ""
     yield from (f"- {order.text}" for order in orders)

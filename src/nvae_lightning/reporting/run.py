@@ -1,4 +1,4 @@
-"""What came of a run: its settings, its metrics, and quantities that follow from them."""
+"""A run: its settings, its metrics, and quantities derived from them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from nvae_lightning.objective import bits_per_dim
 Over = Literal["last", "end", "median", "late_max"]
 Each = Literal["sum", "count", "zeros"]
 
-_END = 0.05  # of the steps, for a mean at the end of the training
+_END = 0.05  # last fraction of the steps, for a mean at the end of the training
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is taken of a run.
+    """A quantity to take from a run.
 
     Args:
-        metric: name that is logged, with ``*`` for all groups; or ``hours``, of the training's
-            steps, or ``finite``, 1 if the run came to a
-            likelihood and else 0.
-        over: rows: the last, the mean over the end of the training, the median, or the largest of
-            the second half.
-        each: of all groups: the sum, how many there are, or how many are zero.
-        in_bits: give nats per image as bits per dim.
+        metric: Logged name, with ``*`` for all groups; or ``hours``, the duration of the training
+            steps; or ``finite``, 1 if the run reached a finite likelihood and else 0.
+        over: How to combine rows: the last, the mean over the end of the training, the median,
+            or the maximum of the second half.
+        each: How to combine groups: the sum, their number, or the number of zeros.
+        in_bits: Whether to convert nats per image to bits per dim.
     """
 
     metric: str
@@ -42,9 +41,9 @@ class Run:
     """One training.
 
     Args:
-        name: of its folder.
-        settings: all of its settings, by group.
-        rows: what was logged, by step.
+        name: Name of its folder.
+        settings: All settings, by group.
+        rows: Logged values, by step.
     """
 
     name: str
@@ -53,40 +52,40 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether there was a test."""
+        """Whether it was tested."""
         return any("test/nll" in row for row in self.rows)
 
     @property
     def has_diverged(self) -> bool:
-        """Whether the guard gave it up."""
+        """Whether the guard stopped it."""
         return not self.is_finished and any("train/diverged" in row for row in self.rows)
 
     @property
     def has_ended(self) -> bool:
-        """Whether there is nothing to wait for."""
+        """Whether it was tested or has diverged."""
         return self.is_finished or self.has_diverged
 
     @property
     def is_finite(self) -> bool:
-        """Whether it came to a likelihood."""
+        """Whether it reached a finite likelihood."""
         nll = self.value(Quantity("test/nll"))
         return nll is not None and math.isfinite(nll)
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps made."""
+        """Number of optimiser steps."""
         tests = [int(row["step"]) for row in self.rows if "test/nll" in row]
         return tests[-1] if tests else int(max((row["step"] for row in self.rows), default=-1)) + 1
 
     @property
     def images_per_step(self) -> int:
-        """Images of an optimiser step, over all devices."""
+        """Number of images per optimiser step, over all devices."""
         accumulated = self.setting("trainer.accumulate_grad_batches") or 1
         devices = self.setting("num_devices") or 1
         return int(self.setting("dataset.batch_size") * devices * accumulated)
 
     def setting(self, path: str) -> Any:  # noqa: ANN401
-        """Return a setting by its dotted path; None if there is none."""
+        """Return a setting by its dotted path; None if missing."""
         value: Any = self.settings
         for key in path.split("."):
             if not isinstance(value, Mapping) or key not in value:
@@ -95,7 +94,7 @@ class Run:
         return value
 
     def fits(self, conditions: Sequence[Mapping[str, object]]) -> bool:
-        """Whether all settings of one of the conditions are as they say."""
+        """Whether the settings match one of the conditions."""
         return any(
             all(self.setting(path) == value for path, value in condition.items())
             for condition in conditions
@@ -136,7 +135,7 @@ class Run:
         return combine[over](values)
 
     def _hours(self) -> float | None:
-        """Hours that the steps took, from what was logged on the way; validations left out."""
+        """Return the duration of the steps from the logged speeds, without validation."""
         seconds, done = 0.0, 0
         for row in self.rows:
             if "train/images_per_second" in row:
@@ -147,7 +146,7 @@ class Run:
 
 
 def shown(value: object) -> str:
-    """Write a setting or a published number."""
+    """Format a setting or a published number."""
     if value is None:
         return "–"
     if isinstance(value, list):
@@ -156,5 +155,5 @@ def shown(value: object) -> str:
 
 
 def listed(values: Sequence[object]) -> str:
-    """Write several."""
+    """Format several values."""
     return ", ".join(map(shown, values))

@@ -1,4 +1,4 @@
-"""A table of the paper beside what runs have measured, as Markdown and as numbers to draw."""
+"""A table of the paper beside measured values, as Markdown and as numbers to plot."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Members = Mapping[tuple[int, int], Sequence[Run]]
 
 @dataclass(frozen=True)
 class Report:
-    """A table beside what was measured.
+    """A table of the paper beside measured values.
 
     Args:
-        markdown: the report.
-        comparisons: its numbers, to be drawn.
+        markdown: Report.
+        comparisons: Its numbers, to plot.
     """
 
     markdown: str
@@ -33,22 +33,22 @@ class Report:
 def report(
     layout: Layout, runs: Sequence[Run], *, allow_different_budgets: bool = False
 ) -> Report:
-    """Lay out what runs have measured beside what the paper has.
+    """Compare runs with a table of the paper.
 
     Args:
-        layout: the table.
-        runs: of a sweep.
-        allow_different_budgets: whether runs may differ in more than the table compares.
+        layout: Table.
+        runs: Runs of a sweep.
+        allow_different_budgets: Whether runs may differ in more than the table compares.
 
     Raises:
-        ValueError: if no run belongs to the table or has ended, if two are the same, or if they
-            differ in more than the table compares.
+        ValueError: If no run belongs to the table or has finished, if two have the same cell and
+            seed, or if runs differ in more than the table compares.
     """
     ended = [run for run in runs if run.has_ended]
     if not ended:
         raise ValueError(
-            f"runs: none of the {len(runs)} has been trained and tested to its end; go on with "
-            "them, or give others"
+            f"runs: none of the {len(runs)} has finished its training and test; resume them, or "
+            "choose others"
         )
     layout = fitted(layout, ended)
     members = _members(layout, ended)
@@ -66,14 +66,14 @@ def report(
     cells = _cells(layout, members)
     lines = [f"# {layout.title}", ""]
     if different:
-        lines += ["**The runs are of different budgets**, listed below: compare with care.", ""]
+        lines += ["**The runs have different budgets**, listed below: compare with care.", ""]
     lines += [*_table(layout, cells), "", "Measured: mean ± standard error over seeds "]
     lines[-1] += f"(number of runs). Paper: {layout.source}."
     lines += [*layout.notes, "", *order_section(orders_of(layout, cells))]
     lines += ["## Budget", "", f"- The paper's: {layout.paper_budget}."]
     for name, group in groups.items():
         lines += [f"- Here{name}:", *(f"  - {line}" for line in budget(group, layout.budget))]
-    lines += ["", "Absolute numbers can be compared where these budgets are the same.", ""]
+    lines += ["", "Absolute values are comparable only under equal budgets.", ""]
     for name, found in different.items():
         lines += [f"## Differences{name}", ""]
         lines += [*(f"- {describe(*item)}" for item in found.items()), ""]
@@ -91,7 +91,7 @@ def _members(layout: Layout, runs: Sequence[Run]) -> Members:
     if not any(members.values()):
         raise ValueError(
             f"runs: none of the {len(runs)} has the settings of a row and a column of "
-            f"'{layout.title}'; make them by the experiment of that name"
+            f"'{layout.title}'; run the experiment of that name"
         )
     for cell in members.values():
         names: dict[object, str] = {}
@@ -99,15 +99,15 @@ def _members(layout: Layout, runs: Sequence[Run]) -> Members:
             seed = run.setting("seed")
             if seed in names:
                 raise ValueError(
-                    f"runs: '{names[seed]}' and '{run.name}' are of one cell of the table and of "
-                    f"one seed, {seed}; leave one of them out"
+                    f"runs: '{names[seed]}' and '{run.name}' have the same cell of the table and "
+                    f"the same seed, {seed}; leave one of them out"
                 )
             names[seed] = run.name
     return members
 
 
 def _compared(layout: Layout, members: Members) -> dict[str, list[Run]]:
-    """Group the runs that are compared with each other, each group by its name."""
+    """Group the runs that are compared with each other, by name."""
     groups: dict[str, list[Run]] = defaultdict(list)
     for (i, j), cell in members.items():
         name = {
@@ -151,14 +151,14 @@ def _table(layout: Layout, cells: Cells) -> Iterator[str]:
 
 
 def _remarks(runs: Sequence[Run], of_table: Sequence[Run]) -> Iterator[str]:
-    """Name runs that are left out, and those whose budget the guard has changed."""
+    """Name runs that are left out or whose budget the guard changed."""
     remarks = [
-        f"{run.name} is left out: it has not been trained and tested to its end"
+        f"{run.name} is left out: its training or test has not finished"
         for run in runs
         if not run.has_ended
     ]
     remarks += [
-        f"{run.name} is left out: it belongs to no cell of the table"
+        f"{run.name} is left out: it matches no cell of the table"
         for run in runs
         if run.has_ended and run not in of_table
     ]
@@ -166,7 +166,7 @@ def _remarks(runs: Sequence[Run], of_table: Sequence[Run]) -> Iterator[str]:
         if run.has_diverged:
             remarks.append(f"{run.name} diverged at step {run.num_steps}")
         elif not run.is_finite:
-            remarks.append(f"{run.name} ended with an NLL that is not finite, which is left out")
+            remarks.append(f"{run.name} has a non-finite NLL, which is left out")
         rollbacks = run.value(Quantity("train/rollbacks"))
         skipped = run.value(Quantity("train/skipped_steps"))
         if rollbacks:
@@ -175,7 +175,7 @@ def _remarks(runs: Sequence[Run], of_table: Sequence[Run]) -> Iterator[str]:
                 f"{run.name} was rolled back {times}, with λ raised and the learning rate lowered"
             )
         elif skipped:
-            remarks.append(f"{run.name} skipped {skipped:.0f} steps that were not finite")
+            remarks.append(f"{run.name} skipped {skipped:.0f} non-finite steps")
     if remarks:
         yield "## Remarks"
         yield ""
@@ -183,7 +183,7 @@ def _remarks(runs: Sequence[Run], of_table: Sequence[Run]) -> Iterator[str]:
 
 
 def _comparisons(layout: Layout, cells: Cells) -> list[Comparison]:
-    """Panels of the columns that have anything measured."""
+    """Return a panel for each column with measured values."""
     panels = []
     rows = range(len(layout.rows))
     for j, column in enumerate(layout.columns):

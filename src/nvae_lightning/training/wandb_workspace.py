@@ -103,8 +103,8 @@ def save_workspace(workspace: ws.Workspace) -> None:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
             f"entity={workspace.entity} project={workspace.project}: W&B did not save the "
-            f"workspace ({reason}); log in with 'wandb login', sync a run of the project first, or "
-            "set save=false"
+            f"workspace ({reason}); log in with 'wandb login', sync a run of the project "
+            "first, or set save=false"
         ) from error
 
 

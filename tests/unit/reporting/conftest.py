@@ -1,4 +1,4 @@
-"""Runs made up for reports."""
+"""Synthetic runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture
 def make_run() -> MakeRun:
-    """Make a finished run; settings by dotted paths, and metrics of its test."""
+    """Builder of finished runs, given settings by dotted path and metrics of the test."""
 
     def make(
         name: str,

@@ -1,4 +1,4 @@
-"""Folders of runs as the report command reads them, and the numbers that it puts beside them."""
+"""Folders of runs as the report command reads them, and the paper's values."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ PUBLISHED: dict[str, list[list[float | None]]] = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_papers_numbers_are_the_papers(name: str) -> None:
+def test_published_values_are_the_papers(name: str) -> None:
     layout = load_layout(name.removeprefix("table"))
     columns = [column.published for column in layout.columns]
     assert [list(row) for row in zip(*columns, strict=True)] == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_no_two_rows_or_columns_have_one_name(name: str) -> None:
+def test_labels_of_rows_and_columns_are_unique(name: str) -> None:
     layout = load_layout(name)
     for entries in (layout.rows, layout.columns):
         labels = [entry.label for entry in entries]
         assert len(set(labels)) == len(labels)
 
 
-def test_tables_are_known_by_number_and_name() -> None:
+def test_tables_load_by_number_and_name() -> None:
     assert load_layout(3) == load_layout("3") == load_layout("table3")
     with pytest.raises(ValueError, match=r"table: got 6, .* set one of figure5, memory, .*, 1, 2"):
         load_layout(6)
@@ -62,7 +62,7 @@ def _write(folder: Path, seed: int, *, spectral: bool = True, rows: str) -> None
         "callbacks": {"checkpoint": {"dirpath": f"{folder}/checkpoints"}},
     }
     OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
-    # What Hydra and W&B leave there is no run.
+    # Files of Hydra and W&B are no runs.
     for other in (".hydra", "wandb/run/files"):
         (folder / other).mkdir(parents=True)
         (folder / other / "config.yaml").write_text("seed: 3\n")
@@ -78,7 +78,7 @@ def _metrics(bpd: float) -> str:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """Eleven finished runs and one that was killed."""
+    """Eleven finished runs and a killed one."""
     folder = tmp_path / "sweeps" / "first"
     for seed in range(11):
         _write(folder / str(seed), seed, rows=_metrics(6.0 + seed / 10))
@@ -86,7 +86,7 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
-def test_runs_are_read_from_a_sweep_and_named_by_their_number(sweep: Path) -> None:
+def test_runs_of_a_sweep_are_named_by_their_number(sweep: Path) -> None:
     runs = load_runs([str(sweep)])
     assert [run.name for run in runs] == [str(number) for number in range(12)]
     assert [run.is_finished for run in runs] == [True] * 11 + [False]
@@ -99,10 +99,10 @@ def test_runs_are_read_from_a_sweep_and_named_by_their_number(sweep: Path) -> No
     text = report(load_layout(5), runs).markdown
     assert "| NVAE | 6.500 ± 0.100 (11) | 3.16 |" in text
     assert "| without SR | – | 3.18 |" in text
-    assert "- 11 is left out: it has not been trained and tested to its end" in text
+    assert "- 11 is left out: its training or test has not finished" in text
 
 
-def test_single_runs_and_several_folders_do_as_well(sweep: Path, tmp_path: Path) -> None:
+def test_runs_may_be_single_or_in_several_folders(sweep: Path, tmp_path: Path) -> None:
     other = tmp_path / "sweeps" / "second" / "0"
     _write(other, 0, spectral=False, rows=_metrics(7.0))
     assert [run.name for run in load_runs([str(other)])] == ["0"]
@@ -111,9 +111,21 @@ def test_single_runs_and_several_folders_do_as_well(sweep: Path, tmp_path: Path)
     assert len(load_runs([str(tmp_path)])) == 13
 
 
-def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+def test_folder_without_runs_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(
             ValueError, match=r"runs: no run in '.*', a folder with a config\.yaml"
         ):
             load_runs([str(folder)])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    ["lr,test/nll\n0.1,5\n", "step,test/nll\n1,five\n", "step\n1,2\n", 'step\n"1\n', "step\n\0\n"],
+    ids=["no step", "text", "too many columns", "open quotation", "binary"],
+)
+def test_damaged_metrics_are_named_in_one_line(tmp_path: Path, rows: str) -> None:
+    _write(tmp_path / "0", 0, rows=rows)
+    with pytest.raises(ValueError, match=r"runs: row 1 of '.*0/metrics\.csv' is damaged") as found:
+        load_runs([str(tmp_path)])
+    assert "\n" not in str(found.value)

@@ -1,4 +1,4 @@
-"""Reports of made-up runs, number by number."""
+"""Reports of synthetic runs, number by number."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _row(markdown: str, label: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
-def test_seeds_become_mean_and_standard_error_beside_the_paper(make_run: MakeRun) -> None:
+def test_seeds_become_mean_and_standard_error(make_run: MakeRun) -> None:
     made = report(_layout(), _sweep(make_run, [5.0, 5.2, 5.1], [5.5, 5.5, 5.9]))
     error = statistics.stdev([5.0, 5.2, 5.1]) / math.sqrt(3)
     assert _row(made.markdown, "residual") == [f"5.100 ± {error:.3f} (3)", "3.16"]
@@ -61,7 +61,7 @@ def test_seeds_become_mean_and_standard_error_beside_the_paper(make_run: MakeRun
     assert panel.published == [3.16, 3.19]
 
 
-def test_the_budget_is_stated(make_run: MakeRun) -> None:
+def test_report_states_the_budget(make_run: MakeRun) -> None:
     rows = [
         {"step": 49.0, "train/images_per_second": 24.0 / 9.0},
         {"step": 100.0, "test/nll": 5.0, "test/num_images": 20.0},
@@ -90,25 +90,25 @@ def test_the_budget_is_stated(make_run: MakeRun) -> None:
     ("residual", "absolute", "verdict"),
     [
         ([5.0, 5.1], [6.0, 6.1], "lower by 1.000 ± 0.071: **as in the paper**"),
-        ([6.0, 6.1], [5.0, 5.1], "higher by 1.000 ± 0.071: **the other way round**"),
+        ([6.0, 6.1], [5.0, 5.1], "higher by 1.000 ± 0.071: **reversed**"),
         ([5.0, 5.4], [5.1, 5.7], "lower by 0.200 ± 0.361: **within the noise**"),
-        ([5.0], [6.0], "lower by 1.000: **one seed: the noise is not known**"),
+        ([5.0], [6.0], "lower by 1.000: **one seed, so that the noise is unknown**"),
     ],
 )
-def test_the_papers_order_is_looked_for(
+def test_order_is_compared_with_the_paper(
     make_run: MakeRun, residual: list[float], absolute: list[float], verdict: str
 ) -> None:
     text = report(_layout(), _sweep(make_run, residual, absolute)).markdown
     assert "- NLL: residual (3.16) is below absolute (3.19) in the paper; here" in text
     assert verdict in text
-    assert "of 1. Noise is told" in text
+    assert "of 1. The noise is estimated" in text
 
 
 @pytest.mark.parametrize(
     ("absolute", "verdict"),
-    [([5.1, 5.2], "within the noise, as equal ones are"), ([7.0, 7.1], "not equal here")],
+    [([5.1, 5.2], "within the noise, as expected"), ([7.0, 7.1], "not equal here")],
 )
-def test_what_the_paper_has_equal_may_differ_by_noise_only(
+def test_equal_results_of_the_paper_may_differ_only_by_noise(
     make_run: MakeRun, absolute: list[float], verdict: str
 ) -> None:
     columns = [{"label": "NLL", "metric": "test/nll", "published": [1.8, 1.8]}]
@@ -129,15 +129,15 @@ def test_noise_is_pooled_over_cells() -> None:
     assert Noise.of([Cell([1.0], None), Cell([], None)]) is None
 
 
-def test_runs_of_other_budgets_are_refused(make_run: MakeRun) -> None:
+def test_different_budgets_are_refused(make_run: MakeRun) -> None:
     runs = _sweep(make_run, [5.0], [5.5])
     runs.append(make_run("long", {"trainer.max_steps": 200, "seed": 1}, {"step": 200.0}))
     with pytest.raises(ValueError, match=r"100 in 0, 1, 200 in long.*allow_different_budgets"):
         report(_layout(), runs)
     text = report(_layout(), runs, allow_different_budgets=True).markdown
-    assert "**The runs are of different budgets**" in text
+    assert "**The runs have different budgets**" in text
     assert "- trainer.max_steps is 100 in 0, 1, 200 in long\n" in text
-    assert "- steps made is 100 in 0, 1, 200 in long\n" in text
+    assert "- steps trained is 100 in 0, 1, 200 in long\n" in text
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_runs_of_other_budgets_are_refused(make_run: MakeRun) -> None:
         ("optimizer.lr", 0.1),
     ],
 )
-def test_every_other_setting_is_part_of_the_budget(
+def test_every_other_setting_belongs_to_the_budget(
     make_run: MakeRun, setting: str, value: object
 ) -> None:
     runs = _sweep(make_run, [5.0], [5.5])
@@ -161,13 +161,13 @@ def test_every_other_setting_is_part_of_the_budget(
         report(_layout(), runs)
 
 
-def test_the_number_of_images_tested_is_part_of_the_budget(make_run: MakeRun) -> None:
+def test_number_of_tested_images_belongs_to_the_budget(make_run: MakeRun) -> None:
     absolute = make_run("1", {"model.residual_posterior": False}, {"test/num_images": 5.0})
     with pytest.raises(ValueError, match="images tested is 20 in 0, 5 in 1"):
         report(_layout(), [make_run("0"), absolute])
 
 
-def test_the_device_matters_where_cost_is_compared(make_run: MakeRun) -> None:
+def test_device_matters_where_cost_is_compared(make_run: MakeRun) -> None:
     runs = _sweep(make_run, [5.0], [5.5])
     runs[1] = make_run("1", {"model.residual_posterior": False, "device": "a GPU"})
     assert "device: CPU (one), 1 thread or a GPU" in report(_layout(), runs).markdown
@@ -175,7 +175,7 @@ def test_the_device_matters_where_cost_is_compared(make_run: MakeRun) -> None:
         report(_layout(compares_cost=True), runs)
 
 
-def test_columns_compared_by_themselves_may_have_budgets_of_their_own(make_run: MakeRun) -> None:
+def test_columns_compared_separately_may_have_different_budgets(make_run: MakeRun) -> None:
     columns = [
         {"label": name, "metric": "test/nll", "published": [1.0, 2.0],
          "where": {"choices.dataset": name}}
@@ -205,13 +205,13 @@ def test_unfinished_and_foreign_runs_are_named_and_left_out(make_run: MakeRun) -
     runs.append(make_run("killed", {"seed": 7}, rows=[{"step": 3.0, "train/loss": 1.0}]))
     runs.append(make_run("foreign", {"model.residual_posterior": None}))
     made = report(_layout(), runs)
-    assert "- killed is left out: it has not been trained and tested to its end" in made.markdown
-    assert "- foreign is left out: it belongs to no cell of the table" in made.markdown
+    assert "- killed is left out: its training or test has not finished" in made.markdown
+    assert "- foreign is left out: it matches no cell of the table" in made.markdown
     assert _row(made.markdown, "residual") == ["5.000 (1)", "3.16"]
     assert "seeds: 0\n" in made.markdown
 
 
-def test_what_the_guard_did_is_named(make_run: MakeRun) -> None:
+def test_rollbacks_are_reported(make_run: MakeRun) -> None:
     first, second = _sweep(make_run, [5.0], [5.5])
     (test,) = first.rows
     rows = [{"step": 9.0, "train/skipped_steps": 12.0, "train/rollbacks": 1.0}, test]
@@ -220,7 +220,7 @@ def test_what_the_guard_did_is_named(make_run: MakeRun) -> None:
     assert "0 was rolled back once" in text
 
 
-def test_runs_that_diverged_count_where_that_is_the_question(make_run: MakeRun) -> None:
+def test_diverged_runs_count_in_the_fraction_of_finite_runs(make_run: MakeRun) -> None:
     columns = [
         {"label": "finite", "metric": "finite", "published": [None, None]},
         {"label": "NLL", "metric": "test/nll", "published": [None, None]},
@@ -232,16 +232,16 @@ def test_runs_that_diverged_count_where_that_is_the_question(make_run: MakeRun) 
     assert _row(text, "residual") == ["0.50 ± 0.50 (2)", "–", "5.00 (1)", "–"]
     assert _row(text, "absolute") == ["0.50 ± 0.50 (2)", "–", "5.50 (1)", "–"]
     assert "8 diverged at step 4" in text
-    assert "1 ended with an NLL that is not finite, which is left out" in text
+    assert "1 has a non-finite NLL, which is left out" in text
 
 
 def test_two_runs_of_one_cell_and_seed_are_refused(make_run: MakeRun) -> None:
-    with pytest.raises(ValueError, match="'0' and 'again' are of one cell"):
+    with pytest.raises(ValueError, match="'0' and 'again' have the same cell"):
         report(_layout(), [make_run("0"), make_run("again")])
 
 
-def test_runs_that_show_nothing_are_refused(make_run: MakeRun) -> None:
-    with pytest.raises(ValueError, match="none of the 1 has been trained"):
+def test_unfinished_or_unmatched_runs_are_refused(make_run: MakeRun) -> None:
+    with pytest.raises(ValueError, match="none of the 1 has finished"):
         report(_layout(), [make_run("0", rows=[])])
     with pytest.raises(ValueError, match="none of the 1 has the settings"):
         report(_layout(), [make_run("0", {"model.residual_posterior": None})])
@@ -261,7 +261,7 @@ def _by_groups() -> Layout:
     )
 
 
-def test_fewer_groups_stand_for_the_papers_in_their_order(make_run: MakeRun) -> None:
+def test_scaled_down_groups_replace_the_papers_in_order(make_run: MakeRun) -> None:
     runs = [
         make_run(str(n), {"model.hierarchy.num_groups": [n]}, {"test/nll": 9.0 - n})
         for n in (4, 1)
@@ -270,16 +270,16 @@ def test_fewer_groups_stand_for_the_papers_in_their_order(make_run: MakeRun) -> 
     assert "| L = 10 (here 1) | paper | L = 20 (here 4) | paper |" in text
     assert _row(text, "residual") == ["8.00 (1)", "3", "5.00 (1)", "2"]
     assert "residual: L = 20 (here 4) (2) is below L = 10 (here 1) (3) in the paper" in text
-    with pytest.raises(ValueError, match="is 4, but the paper compares 2 values of it, 10, 20"):
+    with pytest.raises(ValueError, match="is 4, but the paper compares 2 values, 10, 20"):
         report(_by_groups(), runs[:1])
 
 
-def test_the_papers_groups_need_not_all_be_there(make_run: MakeRun) -> None:
+def test_some_of_the_papers_groups_may_be_missing(make_run: MakeRun) -> None:
     run = make_run("0", {"model.hierarchy.num_groups": [20]})
     assert _row(report(_by_groups(), [run]).markdown, "residual") == ["–", "3", "5.00 (1)", "2"]
 
 
-def test_other_datasets_get_a_column_of_their_own(make_run: MakeRun) -> None:
+def test_further_dataset_gets_its_own_column(make_run: MakeRun) -> None:
     columns = [
         {"label": "CIFAR-10", "metric": "test/nll", "published": [3.0, 2.0],
          "where": {"choices.dataset": "cifar10"}}
@@ -290,7 +290,7 @@ def test_other_datasets_get_a_column_of_their_own(make_run: MakeRun) -> None:
     assert _row(text, "residual") == ["–", "3", "5.00 (1)", "–"]
 
 
-def test_other_weights_get_a_row_of_their_own(make_run: MakeRun) -> None:
+def test_further_weight_gets_its_own_row(make_run: MakeRun) -> None:
     changes = {
         "rows": [{"label": "λ = 1", "where": {"penalty.weight": 1.0}}],
         "columns": [{"label": "NLL", "metric": "test/nll", "published": [None]}],
@@ -302,7 +302,7 @@ def test_other_weights_get_a_row_of_their_own(make_run: MakeRun) -> None:
     assert _row(text, "0.01") == ["5.00 (1)", "–"]
 
 
-def test_numbers_relative_to_a_row_are_of_its_mean(make_run: MakeRun) -> None:
+def test_relative_values_are_ratios_to_the_rows_mean(make_run: MakeRun) -> None:
     columns = [
         {"label": "memory", "metric": "test/nll", "published": [1.0, 0.6],
          "relative_to": "residual"}

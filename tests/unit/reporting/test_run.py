@@ -1,4 +1,4 @@
-"""What is taken of a run's metrics."""
+"""Quantities taken from a run's metrics."""
 
 import math
 
@@ -37,23 +37,21 @@ ROWS = [
         (Quantity("train/loss"), None),
     ],
 )
-def test_quantities_are_those_of_the_rows(
-    make_run: MakeRun, quantity: Quantity, expected: float | None
-) -> None:
+def test_quantity_of_rows(make_run: MakeRun, quantity: Quantity, expected: float | None) -> None:
     found = make_run("0", rows=ROWS).value(quantity)
     assert found == (None if expected is None else pytest.approx(expected))
 
 
-def test_hours_are_those_of_all_steps(make_run: MakeRun) -> None:
+def test_hours_include_all_steps(make_run: MakeRun) -> None:
     run = make_run("0", rows=ROWS)
     assert run.images_per_step == 4 * 2 * 3
     assert run.num_steps == 100
-    # 10 steps at 10 images a second and 10 at 40, and the other 80 as these.
+    # 10 steps at 10 images per second, 10 at 40, and the other 80 at their mean.
     expected = (10 * 24 / 10 + 10 * 24 / 40) / 20 * 100 / 3600
     assert run.value(Quantity("hours")) == pytest.approx(expected)
 
 
-def test_runs_end_by_a_test_or_by_divergence(make_run: MakeRun) -> None:
+def test_runs_end_with_a_test_or_with_divergence(make_run: MakeRun) -> None:
     rows = [{"step": 4.0, "train/loss": 1.0}]
     killed = make_run("0", rows=rows)
     assert not killed.has_ended
@@ -64,13 +62,13 @@ def test_runs_end_by_a_test_or_by_divergence(make_run: MakeRun) -> None:
     infinite = make_run("2", metrics={"test/nll": math.inf})
     assert infinite.has_ended
     assert infinite.value(Quantity("finite")) == 0.0
-    # A resumed run may end well after all.
+    # A run that was resumed after its divergence.
     saved = make_run("3", rows=[{"step": 6.0, "train/diverged": 1.0}, *ROWS])
     assert saved.is_finished
     assert not saved.has_diverged
 
 
-def test_settings_fit_one_of_the_conditions(make_run: MakeRun) -> None:
+def test_settings_match_one_of_the_conditions(make_run: MakeRun) -> None:
     run = make_run("0")
     assert run.fits([{}])
     assert run.fits([{"seed": 1}, {"seed": 0, "model.hierarchy.num_groups": [3, 9]}])
