@@ -78,8 +78,8 @@ def load_run(folder: Path, name: str) -> Run:
         try:
             with metrics.open(encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(file, strict=True):
-                    rows.append({key: float(value) for key, value in row.items() if value})
-                    rows[-1]["step"]
+                    values = {key: float(value) for key, value in row.items() if value}
+                    rows.append({"step": values["step"], **values})
         except (ValueError, TypeError, KeyError, csv.Error) as error:
             raise ValueError(
                 f"runs: row {len(rows) + 1} of '{metrics}' is damaged ({error}); leave this run "

@@ -1,19 +1,34 @@
-"""Composing configs in the test's process, and running commands in one of their own."""
+"""Composing configs and building their models; running commands in processes of their own."""
 
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from warm_python import run_python
 
 from nvae_lightning.cli.config_root import CONFIG_ROOT
+from nvae_lightning.model import NVAE
 
 Compose = Callable[..., DictConfig]
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+_BUILT: dict[str, NVAE] = {}
+
+
+def build_on_meta(model: Any) -> NVAE:
+    """Build a config's model without memory, once per session: many configs have the same one."""
+    description = OmegaConf.to_yaml(model, resolve=True)
+    if description not in _BUILT:
+        with torch.device("meta"):
+            _BUILT[description] = instantiate(model, _convert_="all")
+    return _BUILT[description]
 
 
 @pytest.fixture
@@ -25,7 +40,7 @@ def compose_config() -> Iterator[Compose]:
 
 @pytest.fixture
 def run_train(tmp_path: Path) -> Run:
-    """Run the training command in an empty folder, quietly and on one thread."""
+    """Run the training command in an empty folder."""
 
     def run(*overrides: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}

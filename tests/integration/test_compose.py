@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.model import NVAE, FlowPair
 
-from .conftest import Compose
+from .conftest import Compose, build_on_meta
 
 
 def _options(group: str) -> list[str]:
@@ -24,8 +24,7 @@ EXPERIMENTS = sorted(path.stem for path in (CONFIG_ROOT / "experiments").glob("*
 
 
 def _build(config: Any) -> NVAE:
-    with torch.device("meta"):
-        return instantiate(config.model, _convert_="all")
+    return build_on_meta(config.model)
 
 
 def test_groups_have_the_documented_options() -> None:

@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 from warm_python import run_python
@@ -22,7 +20,7 @@ from nvae_lightning import reporting
 from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.report import load_run
 
-from .conftest import Compose
+from .conftest import Compose, build_on_meta
 
 NUM_JOBS = {
     "figure4": 5, "figure5": 2, "memory": 6, "sampling_speed": 1, "stabilization": 4,
@@ -76,26 +74,13 @@ def test_every_experiment_is_known() -> None:
     assert set(LAYOUTS) <= set(NUM_JOBS)
 
 
-_BUILT: dict[str, int] = {}
-
-
-def _num_parameters(model: Any) -> int:
-    """Build a model, of which most are those of several experiments, and count its parameters."""
-    description = OmegaConf.to_yaml(model, resolve=True)
-    if description not in _BUILT:
-        with torch.device("meta"):
-            built = instantiate(model, _convert_="all")
-        _BUILT[description] = sum(parameter.numel() for parameter in built.parameters())
-    return _BUILT[description]
-
-
 @pytest.mark.parametrize("name", NUM_JOBS)
 def test_every_job_composes_and_builds(compose_config: Compose, name: str) -> None:
     jobs = [compose_config(*job) for job in _jobs(name)]
     assert len(jobs) == NUM_JOBS[name]
     different = set()
     for config in jobs:
-        assert _num_parameters(config.model) > 1e6
+        assert sum(p.numel() for p in build_on_meta(config.model).parameters()) > 1e6
         groups = ("model", "dataset", "penalty", "compute")
         settings = [OmegaConf.to_yaml(config[group], resolve=True) for group in groups]
         different.add((*settings, config.trainer.precision))
