@@ -1,4 +1,4 @@
-"""What every test starts from: a fixed seed, and models small enough to run in one."""
+"""Fixtures of all tests: a fixed seed, one thread, and tiny models."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from warm_python import run_python
 
 if not torch.cuda.is_available():
-    # Where no GPU runs Triton's kernels its interpreter does. Triton reads this when imported.
+    # Without a GPU, Triton's interpreter runs its kernels; Triton reads this when imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
 from nvae_lightning.model import (
@@ -30,7 +30,7 @@ BuildNVAE = Callable[..., NVAE]
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    # On tensors this small a second thread costs up to a hundred times what it gains.
+    # On tensors this small, a second thread costs up to a hundred times what it gains.
     torch.set_num_threads(1)
 
 
@@ -43,7 +43,7 @@ def _seed() -> None:
 def written_by_this_file(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Folder of what a test file wrote when run as a script: a process of its own, as it forks."""
+    """Folder with the files that a test file wrote as a script, in a process that may fork ranks."""
     place = tmp_path_factory.mktemp("ranks")
     result = run_python(str(request.path), str(place), cwd=place)
     assert result.returncode == 0, result.stderr
@@ -52,7 +52,7 @@ def written_by_this_file(
 
 @pytest.fixture
 def build_nvae() -> BuildNVAE:
-    """Constructor of tiny models; whatever it is given replaces an argument of NVAE's."""
+    """Constructor of tiny models, given arguments of NVAE to replace."""
 
     def build(image: Image | None = None, **overrides: Any) -> NVAE:
         image = Image(channels=3, size=8, bits=8) if image is None else image
@@ -76,7 +76,7 @@ def build_nvae() -> BuildNVAE:
 
 
 def _in_use(model: NVAE) -> NVAE:
-    """Give batch normalisations statistics other than their first ones; evaluation mode."""
+    """Randomise the batch-norm statistics and switch to evaluation mode."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, BatchNorm):
@@ -95,7 +95,7 @@ def colour_nvae(build_nvae: BuildNVAE) -> NVAE:
 
 @pytest.fixture
 def flow_nvae(build_nvae: BuildNVAE) -> NVAE:
-    """As colour_nvae, with a pair of flows per group."""
+    """Like colour_nvae, with a pair of flows per group."""
     return _in_use(build_nvae(num_flows=1))
 
 

@@ -1,4 +1,4 @@
-"""The command that measures speed and memory."""
+"""The benchmark command measures speed and memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMMANDS = {
     ),
 }
 
-# Overrides, and what the one line must contain.
+# Overrides, and words of the error message.
 BAD_SETTINGS = [
     ("what=unknown", "what", "'unknown'", "train, sample, evaluate, data"),
     ("images=mine", "images", "'mine'", "random, dataset"),
@@ -58,7 +58,7 @@ BAD_SETTINGS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of what each of the commands wrote and, in ``said.json``, said."""
+    """Folder with the files of each command and, in ``said.json``, the output."""
     folder = tmp_path_factory.mktemp("benchmark")
     commands = [(*SHORT, *more, f"hydra.run.dir={name}") for name, more in COMMANDS.items()]
     bad = [(*SHORT, *setting.split(" ")) for setting, *_ in BAD_SETTINGS]
@@ -72,7 +72,7 @@ def _result(folder: Path, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_everything_is_measured(folder: Path, name: str) -> None:
+def test_results_are_complete_and_consistent(folder: Path, name: str) -> None:
     found = _result(folder, name)
     assert found["what"] == {"compare": "train"}.get(name, name)
     assert (found["dataset"], found["model"]) == ("mnist_5k", "tiny")
@@ -115,7 +115,7 @@ def test_results_are_printed(folder: Path) -> None:
     assert "times as fast as the first" in said["compare"]["said"]
 
 
-def test_the_second_setting_has_its_overrides_and_the_first_s(folder: Path) -> None:
+def test_second_setting_adds_its_overrides_to_the_first(folder: Path) -> None:
     found = _result(folder, "compare")
     first, second = found["settings"]
     assert second["setting"] == (
@@ -124,7 +124,7 @@ def test_the_second_setting_has_its_overrides_and_the_first_s(folder: Path) -> N
     assert "compare" not in first["setting"]
     assert "model.num_encoder_cells=2" in first["setting"]
     assert (first["precision"], second["precision"]) == ("32-true", "bf16-mixed")
-    # A cell more per group makes the step larger, though its numbers are shorter.
+    # One more cell per group costs more operations, in spite of the shorter dtype.
     assert second["roofline"]["gflop_per_image"] > first["roofline"]["gflop_per_image"]
     own, other = (
         OmegaConf.load(folder / "compare" / f"{name}.yaml")
@@ -133,7 +133,7 @@ def test_the_second_setting_has_its_overrides_and_the_first_s(folder: Path) -> N
     assert (own.model.num_decoder_cells, other.model.num_decoder_cells) == (1, 2)
     assert own.model.num_encoder_cells == other.model.num_encoder_cells == 2
     assert own.kl.size_factor is not None
-    assert other.kl.size_factor is None  # of another choice of a group
+    assert other.kl.size_factor is None  # from another option of the group
     ratio = found["ratio"]
     assert ratio["min"] <= ratio["median"] <= ratio["max"]
     assert ratio["of_rounds"] == pytest.approx(
@@ -147,7 +147,7 @@ def test_the_second_setting_has_its_overrides_and_the_first_s(folder: Path) -> N
     assert _result(folder, "train")["ratio"] is None
 
 
-def test_a_trace_shows_the_operations(folder: Path) -> None:
+def test_trace_lists_the_operations(folder: Path) -> None:
     events = json.loads((folder / "train" / "trace.json").read_text())["traceEvents"]
     assert any("convolution_backward" in event.get("name", "") for event in events)
     assert "convolution" in (folder / "train" / "trace.txt").read_text()
@@ -155,7 +155,7 @@ def test_a_trace_shows_the_operations(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("index", range(len(BAD_SETTINGS)), ids=[s for s, *_ in BAD_SETTINGS])
-def test_bad_settings_end_with_one_line(folder: Path, index: int) -> None:
+def test_bad_settings_give_one_line(folder: Path, index: int) -> None:
     result = json.loads((folder / "said.json").read_text())[len(COMMANDS) + index]
     _, *words = BAD_SETTINGS[index]
     line = result["status"]
@@ -167,7 +167,7 @@ def test_bad_settings_end_with_one_line(folder: Path, index: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_trace_is_not_one_of_compiling(tmp_path: Path) -> None:
+def test_trace_does_not_include_compilation(tmp_path: Path) -> None:
     command = (*SHORT, "trace=true", "compute.kernels=compiled", "hydra.run.dir=train")
     (result,) = run_all(tmp_path, command)
     assert result["status"] == 0, result
@@ -178,7 +178,7 @@ def test_a_trace_is_not_one_of_compiling(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_gathers_its_jobs(tmp_path: Path) -> None:
+def test_sweep_collects_its_jobs_in_one_file(tmp_path: Path) -> None:
     command = (
         *(*SHORT, "what=sample", "hydra.mode=MULTIRUN", "hydra.sweep.dir=sweep"),
         *("model.hierarchy.max_groups_per_scale=null", "model.hierarchy.num_groups=[1,1],[1,3]"),

@@ -1,4 +1,4 @@
-"""How fast batches come from prepared images, against decoding every image whenever it is used."""
+"""Speed of loading prepared images, compared with decoding files in every epoch."""
 
 import json
 import os
@@ -24,7 +24,7 @@ NUM_IMAGES, SIDE, BATCH, ROUNDS = 600, 256, 16, 3
 
 
 def _write(folder: Path, suffix: str, **options: Any) -> None:
-    """Write as many different images in two classes, as detailed as small photographs enlarged."""
+    """Write images in two classes: small photographs, enlarged, or noise."""
     files = sorted(PHOTOGRAPHS.rglob("*.jp*g"))
     random = np.random.default_rng(0)
     for index in range(NUM_IMAGES):
@@ -34,14 +34,14 @@ def _write(folder: Path, suffix: str, **options: Any) -> None:
         else:
             small = Image.fromarray(random.integers(256, size=(32, 32, 3), dtype=np.uint8))
         large = np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
-        pixels = large + random.normal(0, 4, large.shape)  # as of a camera; without, PNGs are tiny
+        pixels = large + random.normal(0, 4, large.shape)  # camera noise, without which PNGs are tiny
         place = folder / f"class{index % 2}" / f"{index:04d}.{suffix}"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place, **options)
 
 
 def _rate(loader: Any) -> float:
-    """Images a second of three epochs."""
+    """Return the images per second over three epochs."""
     start, num_images = time.perf_counter(), 0
     for _ in range(3):
         for batch in loader:
@@ -53,7 +53,7 @@ def _rate(loader: Any) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "options"), [("png", {}), ("jpg", {"quality": 90})])
-def test_prepared_images_come_five_times_as_fast_as_files_are_decoded(
+def test_prepared_images_load_five_times_as_fast_as_files(
     tmp_path: Path, suffix: str, options: dict[str, Any]
 ) -> None:
     _write(tmp_path / "files", suffix, **options)
@@ -90,13 +90,13 @@ def test_prepared_images_come_five_times_as_fast_as_files_are_decoded(
 
 
 def _record(suffix: str, rates: dict[str, list[float]], ratio: float) -> None:
-    """Add the rates to the file that the environment names, if it does."""
+    """Add the rates to the file named by LOADER_SPEED_JSON, if set."""
     if "LOADER_SPEED_JSON" not in os.environ:
         return
     path = Path(os.environ["LOADER_SPEED_JSON"])
     known = json.loads(path.read_text()) if path.exists() else {}
     known |= {
-        "what": f"images a second of {SIDE}x{SIDE} colour images in batches of {BATCH}",
+        "what": f"images per second of {SIDE}x{SIDE} colour images in batches of {BATCH}",
         "machine": f"{num_cores()} cores, {platform.machine()}, torch {torch.__version__}",
         suffix: {
             "rates": {name: [round(rate) for rate in values] for name, values in rates.items()},
