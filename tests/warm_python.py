@@ -146,6 +146,7 @@ def _become(request: dict[str, Any]) -> None:
     sys.orig_argv = [sys.executable, first, *others]
     extra = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:1] = [request["cwd"], *filter(None, extra)]
+    sys.path.append(str(Path(__file__).parent))  # for test files, which import this one
     if first == "-c":
         code, *sys.argv[1:] = others
         sys.argv[0] = "-c"

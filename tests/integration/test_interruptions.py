@@ -35,7 +35,7 @@ TINY = (
 )  # fmt: skip
 
 CODE = """
-import sys
+import sys, torch
 sabotage, *overrides = sys.argv[1:]
 sys.argv = ["train", *overrides]
 from nvae_lightning.cli.command import run

