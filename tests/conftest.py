@@ -43,7 +43,7 @@ def _seed() -> None:
 def written_by_this_file(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Folder with the files that a test file wrote as a script, in a process that may fork ranks."""
+    """Folder with the output of a test file run as a script, in a process that may fork."""
     place = tmp_path_factory.mktemp("ranks")
     result = run_python(str(request.path), str(place), cwd=place)
     assert result.returncode == 0, result.stderr

@@ -182,7 +182,7 @@ if __name__ == "__main__":
             status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
             if isinstance(end.code, str):
                 print(end.code, file=sys.stderr)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)
             status = 1
     _end(status)

@@ -34,9 +34,7 @@ def _write(folder: Path, suffix: str, **options: Any) -> None:
         else:
             small = Image.fromarray(random.integers(256, size=(32, 32, 3), dtype=np.uint8))
         large = np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
-        pixels = large + random.normal(
-            0, 4, large.shape
-        )  # camera noise, without which PNGs are tiny
+        pixels = large + random.normal(0, 4, large.shape)  # noise keeps PNGs large
         place = folder / f"class{index % 2}" / f"{index:04d}.{suffix}"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place, **options)

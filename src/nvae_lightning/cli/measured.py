@@ -146,7 +146,8 @@ def build_work(config: DictConfig, run_dir: Path) -> Work:
         return Training(trainer, module, datamodule)
     model, batch_size = module.model, config.dataset.batch_size
     if config.what == "sample":
-        temperature = OmegaConf.to_object(OmegaConf.create([config.temperature]))[0]
+        given = config.temperature
+        temperature = given if isinstance(given, int | float) else list(given)
 
         def build_sampler() -> Callable[[], torch.Tensor]:
             if config.cuda_graphs:
