@@ -60,8 +60,8 @@ def check_settings(config: DictConfig) -> None:
             raise ValueError(f"{name} must be at least 1, got {config[name]}")
     if config.cuda_graphs and config.what not in ("train", "sample"):
         raise ValueError(
-            f"cuda_graphs: got true, which what={config.what} does not support; set what=train "
-            "or what=sample, or leave it out"
+            f"cuda_graphs: got true, which what={config.what} does not support; set "
+            "what=train or sample, or leave it out"
         )
     trainer = config.trainer
     if trainer.fast_dev_run or trainer.max_steps != -1:
