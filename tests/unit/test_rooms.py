@@ -28,7 +28,7 @@ LIBRARIES = {
     "training": "torch torchvision torchmetrics lightning jaxtyping numpy PIL tqdm rich "
     "safetensors wandb wandb_workspaces",
     "reporting": "scipy",
-    "benchmarking": "torch lightning jaxtyping numpy tqdm",
+    "benchmarking": "torch lightning jaxtyping numpy rich tqdm",
     "cli": "torch lightning hydra omegaconf tqdm yaml",
 }
 ROOMS = tuple(LIBRARIES)

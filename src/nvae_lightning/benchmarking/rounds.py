@@ -46,7 +46,7 @@ def alternate(
         num_warmup_steps: Number of unmeasured steps at the start of each round.
         num_steps: Number of measured steps per round.
     """
-    warmups = []
+    warmups: list[tuple[float, float]] = []
     for work in works:
         started = time.perf_counter()
         first_step = work.run(num_warmup_steps=num_warmup_steps, num_steps=1).first_step
