@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, library, nn
 
 from nvae_lightning.backends import Compute, triton_operations
-from nvae_lightning.backends.compiled_kernels import (
+from nvae_lightning.backends.compiled import (
     CompiledKernels,
     depthwise_taps_gradient,
     swish_gradient_and_sums,
 )
 from nvae_lightning.backends.convolution import Convolution
-from nvae_lightning.backends.fused import normalize
-from nvae_lightning.backends.kernels import TorchKernels, TritonKernels
+from nvae_lightning.backends.kernels import TorchKernels, TritonKernels, normalize
 from nvae_lightning.model.layers import NormActConv
 from nvae_lightning.model.normalization import BatchNorm
 

@@ -1,4 +1,4 @@
-"""How a model is computed: the same numbers, up to rounding, in other time and memory."""
+"""Settings of speed and memory: the same numbers, up to rounding, in less time or memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ import torch
 import torch._functorch.config
 from torch import nn
 
-from nvae_lightning.backends.checkpointing import CheckpointedCell, checkpointed
-from nvae_lightning.backends.compiled_kernels import CompiledKernels
-from nvae_lightning.backends.compiled_likelihood import CompiledMixtureLikelihood
-from nvae_lightning.backends.compiler import inductor
-from nvae_lightning.backends.folding import FoldingSequential
+from nvae_lightning.backends.compiled import (
+    CompiledKernels,
+    CompiledMixtureLikelihood,
+    inductor,
+)
 from nvae_lightning.backends.kernels import AutoKernels, TorchKernels, TritonKernels
-from nvae_lightning.backends.units import FusedBatchNorm, FusedUnit
+from nvae_lightning.backends.units import (
+    CheckpointedCell,
+    FoldingSequential,
+    FusedBatchNorm,
+    FusedUnit,
+    checkpointed,
+)
 from nvae_lightning.model.cells import ResidualCell
 from nvae_lightning.model.decoder import LatentGroup
 from nvae_lightning.model.encoder import Encoder
@@ -27,12 +33,12 @@ from nvae_lightning.model.normalization import BatchNorm
 _KERNELS = {"torch": TorchKernels, "compiled": CompiledKernels, "triton": TritonKernels}
 _RECOMPUTE = ("nothing", "normalization", "activation")
 
-#: Cells are of few kinds, but each kind comes in several widths, resolutions and modes.
-_MOST_KINDS_OF_CELLS = 256
+#: There are few kinds of cells, but each in several widths, resolutions and modes.
+_RECOMPILE_LIMIT = 256
 
 
 def _recomputing(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:  # noqa: ANN401
-    """Compile a graph; the default would keep whatever costs anything to recompute."""
+    """Compile a graph; by default the compiler would keep whatever costs time to recompute."""
     with torch._functorch.config.patch(aggressive_recomputation=True):
         return inductor(graph, inputs)
 
@@ -41,26 +47,27 @@ def _recomputing(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:  # noqa
 class Compute:
     """Settings of speed and memory.
 
-    They are applied by giving the model's layers subclasses of their classes, so that weights,
-    state dict, copies and hooks are those of the plain layers.
+    :meth:`apply` gives the layers of a model subclasses of their classes. Weights, state dict,
+    copies and hooks stay those of the plain layers, and it can be applied again with other
+    settings. Without it, a model runs the plain layers of ``model/``.
 
     Args:
-        compile: Whether the model is compiled, piece by piece at first use: latent groups with
+        compile: Whether to compile the model, piece by piece at first use: latent groups with
             their cells and draws, the encoder's groups, and the cells before and after them.
-            Pieces of one shape share what was compiled, so that it takes a minute or two instead
-            of the many that the whole model would.
-        kernels: Implementation of normalisation and swish: ``torch``'s operations, formulas
+            Pieces of one shape share compiled code, so that compilation takes a minute or two
+            instead of many for the model as a whole.
+        kernels: Implementation of normalisation and swish: operations of ``torch``, formulas
             ``compiled`` by torch, or ``triton`` kernels, which include the depthwise convolution
-            (GPU only). ``auto`` is triton on a GPU that supports it; elsewhere compiled in
-            compiled cells, otherwise torch.
+            (GPU only). ``auto`` chooses triton on a GPU that supports it; elsewhere compiled if
+            ``compile`` is set, otherwise torch.
         recompute: Activation recomputation in the backward pass: ``nothing``, ``normalization``
-            (the paper, Sec. 3.1.3: of BN and swish one feature map is kept) or ``activation`` (of
-            BN, swish and the convolution after them one map is kept).
-        checkpoint_min_size: Width in pixels from which on only a cell's input is kept and the
-            backward pass recomputes the cell; None for no such cells.
+            (the paper, Sec. 3.1.3: one feature map is kept for BN and swish) or ``activation``
+            (one feature map is kept for BN, swish and the convolution after them).
+        checkpoint_min_size: Smallest width in pixels of cells that are recomputed as a whole,
+            from their input; None for no such cells.
 
     Raises:
-        ValueError: If a setting is unknown, or kernels are chosen that would not be used.
+        ValueError: If a setting is unknown, or the kernels would not be used.
     """
 
     compile: bool = False
@@ -80,8 +87,8 @@ class Compute:
             )
         if self.recompute == "nothing" and self.kernels in ("compiled", "triton"):
             raise ValueError(
-                f"compute.kernels: got {self.kernels}, which compute.recompute=nothing has no use "
-                "for; set compute.recompute=normalization or activation, or compute.kernels=auto"
+                f"compute.kernels: got {self.kernels}, which compute.recompute=nothing does not "
+                "use; set compute.recompute=normalization or activation, or compute.kernels=auto"
             )
         if self.checkpoint_min_size is not None and self.checkpoint_min_size < 1:
             raise ValueError(
@@ -90,15 +97,13 @@ class Compute:
             )
 
     def apply(self, model: nn.Module) -> None:
-        """Apply the settings to a model in place.
-
-        What has been compiled stays compiled; copies of a compiled model are not.
-        """
+        """Apply the settings to ``model`` in place; its copies are not compiled."""
         kernels = self._kernels()
         if isinstance(kernels, CompiledKernels) or self.compile:
-            torch._dynamo.config.recompile_limit = _MOST_KINDS_OF_CELLS
+            torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
         for module in model.modules():
             self._implement(module, kernels)
+            module.__dict__.pop("_compiled_call_impl", None)  # undoes an earlier compilation
         if self.compile:
             backend = "inductor" if self.recompute == "nothing" else _recomputing
             for piece in self._pieces(model):
@@ -110,7 +115,7 @@ class Compute:
         return _KERNELS[self.kernels]()
 
     def _implement(self, module: nn.Module, kernels: TorchKernels) -> None:
-        """Choose the implementation of one module; classes of others than ours keep theirs."""
+        """Set the implementation of one module; classes from elsewhere keep theirs."""
         kind, is_fused = type(module), self.recompute != "nothing"
         if kind in (BatchNorm, FusedBatchNorm):
             _become(module, FusedBatchNorm if is_fused else BatchNorm, kernels=kernels)
@@ -135,8 +140,8 @@ class Compute:
             _become(module, compiled if self.compile else plain)
 
     def _pieces(self, module: nn.Module) -> Iterator[nn.Module]:
-        """Find the largest modules that are repeated, each of which is compiled whole."""
-        if self.checkpoint_min_size is not None:  # a cell that is computed twice is not
+        """Find the largest repeated modules, each of which is compiled as a whole."""
+        if self.checkpoint_min_size is not None:  # a recomputed cell cannot be compiled
             yield from (cell.body for cell in module.modules() if isinstance(cell, ResidualCell))
         elif isinstance(module, ResidualCell | LatentGroup):
             yield module

@@ -19,7 +19,7 @@ Depthwise = Callable[[FeatureMap, Tensor], FeatureMap]
 #: Gradient of a depthwise kernel, given that of the output, the input and the convolution.
 KernelGradient = Callable[[FeatureMap, FeatureMap, "Convolution"], Tensor]
 
-#: Tensor cores take numbers of channels in 16 bits that are multiples of this. On an H200 a 3x3
+#: In 16 bits, tensor cores require a multiple of this number of channels. On an H200 a 3x3
 #: convolution of 60 channels takes three times as long as one of 64, its gradients four times.
 _ALIGNMENT = 8
 
@@ -35,10 +35,10 @@ class Geometry(NamedTuple):
 
 @dataclass(frozen=True)
 class Convolution:
-    """Arguments of ``F.conv2d`` but for the input.
+    """Arguments of ``F.conv2d`` without the input.
 
     Args:
-        kernel: Weight as used, that is after weight normalisation.
+        kernel: Effective weight, after weight normalisation.
         bias: Bias per output channel, or None.
         geometry: Stride, padding, dilation and groups.
     """
@@ -49,7 +49,7 @@ class Convolution:
 
     @classmethod
     def of(cls, layer: nn.Module) -> Convolution | None:
-        """Return what a layer computes; None unless it is a plain convolution padded by zeros."""
+        """Return the convolution of a layer; None unless it is a plain one padded with zeros."""
         if type(layer) not in (nn.Conv2d, WeightNormConv2d):
             return None
         assert isinstance(layer, nn.Conv2d)
@@ -84,7 +84,7 @@ class Convolution:
         return groups == 1 and self.kernel.shape[2:] == (1, 1) and padding == (0, 0)
 
     def behind(self, scale: PerChannel, shift: PerChannel) -> Convolution:
-        r"""Fold an affine map into this pointwise convolution, which follows it.
+        r"""Fold a preceding affine map into this pointwise convolution.
 
         .. math:: W (s x + t) + b = (W s) x + (W t + b)
 
@@ -98,7 +98,7 @@ class Convolution:
         return Convolution(self.kernel * scale[:, None, None], bias, self.geometry)
 
     def followed_by(self, scale: PerChannel, shift: PerChannel) -> Convolution:
-        r"""Fold an affine map into this convolution, which precedes it.
+        r"""Fold a following affine map into this convolution.
 
         .. math:: s (W x + b) + t = (s W) x + (s b + t)
 
@@ -149,7 +149,7 @@ class Convolution:
         """
         stride, padding, dilation, groups = self.geometry
         if self.is_depthwise:
-            # oneDNN and cuDNN compute the input's gradient more slowly than this convolution.
+            # Faster than the input gradient of oneDNN and cuDNN.
             reverse = Convolution(self.kernel.flip(2, 3), None, self.geometry)
             grad_x = reverse.apply(gradient, depthwise)
             grad_kernel = (kernel_gradient or depthwise_kernel_gradient)(gradient, x, self)
@@ -171,7 +171,7 @@ class Convolution:
         )  # fmt: skip
 
     def _is_misaligned(self, device: torch.device) -> bool:
-        """Whether appending channels of zeros makes it faster."""
+        """Whether padding its channels with zeros makes it faster."""
         out_channels, in_channels, height, width = self.kernel.shape
         return (
             _has_tensor_cores(device, self.kernel.dtype)
@@ -194,7 +194,7 @@ def _has_tensor_cores(device: torch.device, dtype: torch.dtype) -> bool:
 
 def _pad_channels(x: FeatureMap) -> FeatureMap:
     lacking = -x.shape[1] % _ALIGNMENT
-    return F.pad(x, (0, 0, 0, 0, 0, lacking)) if lacking else x  # padding by nothing copies
+    return F.pad(x, (0, 0, 0, 0, 0, lacking)) if lacking else x  # empty padding would copy
 
 
 def _first_channels(x: FeatureMap, count: int) -> FeatureMap:

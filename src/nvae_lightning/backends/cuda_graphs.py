@@ -1,8 +1,8 @@
 """Sampling and training steps as CUDA graphs.
 
-Python launches the thousands of kernels of a deep model one by one, which takes longer than a GPU
-needs to compute small batches. A graph, captured at the first call, launches them together. It
-reads weights and statistics at the addresses of the capture, so it sees changes made in place.
+Python launches the thousands of kernels of a deep model one by one, which takes longer than the
+GPU's work on small batches. A graph, captured at the first call, launches them together. It reads
+weights and statistics at the addresses of the capture, so it sees in-place changes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.autograd.function import once_differentiable
 from nvae_lightning.model.likelihood import Pixels
 from nvae_lightning.model.nvae import NVAE, Temperature
 
-_NUM_WARMUP_PASSES = 3  # in which torch compiles, tunes and allocates, as a capture cannot
+_NUM_WARMUP_PASSES = 3  # for compiling, tuning and allocating, which a capture does not allow
 
 
 class GraphedSampler:
-    """Sampler that draws a fixed number of images at a fixed temperature by a CUDA graph.
+    """Sampler of a fixed number of images at a fixed temperature, as a CUDA graph.
 
     With the same seed it draws the same images as :meth:`NVAE.sample`. A model that has been moved
     or converted requires a new sampler. All calls run under the autocast of the first.
@@ -71,14 +71,14 @@ class GraphedSampler:
 
 
 class GraphedLoss:
-    """Loss and its gradients by two CUDA graphs, for inputs of the shapes of the first call.
+    """Loss and its gradients as two CUDA graphs, for inputs with the shapes of the first call.
 
     The next call overwrites the gradients, so they do not accumulate over calls. All calls run
     under the autocast of the first. With the same seed it draws what the function draws.
 
     Args:
-        function: Function of tensors that returns the loss and further tensors, through which no
-            gradient flows. Numbers that change from call to call must be among its arguments.
+        function: Function of tensors that returns the loss and further tensors, which carry no
+            gradient. Numbers that change between calls must be among its arguments.
         parameters: Parameters whose gradients are computed, on one CUDA device.
         buffers: Buffers that the function changes; they are restored after the warm-up passes.
 
@@ -100,7 +100,7 @@ class GraphedLoss:
         self._inputs: tuple[Tensor, ...] = ()
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
-        """Return what the function returns, without the graph for inputs of other shapes."""
+        """Evaluate the function; inputs of other shapes bypass the graph."""
         if not self._inputs:
             self._capture(inputs)
         if any(a.shape != b.shape for a, b in zip(self._inputs, inputs, strict=True)):
@@ -111,7 +111,7 @@ class GraphedLoss:
         return loss, *(other.clone() for other in self._others)
 
     def replay_forward(self) -> Tensor:
-        """Compute everything that the function returns; return the loss."""
+        """Compute all outputs of the function; return the loss."""
         self._forward.replay()
         return self._loss.clone()
 
@@ -133,7 +133,7 @@ class GraphedLoss:
                     del loss
             for buffer, value in zip(self.buffers, kept, strict=True):
                 buffer.copy_(value)
-            # Threads that read the next images into pinned memory do not break the capture.
+            # thread_local: threads that pin memory for the next images do not break the capture.
             with torch.cuda.graph(self._forward, capture_error_mode="thread_local"):
                 self._loss, *self._others = self.function(*self._inputs)
             self._grad_loss = torch.ones_like(self._loss)
@@ -155,7 +155,7 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] -- of one output
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] -- one output
         ctx: Any,  # noqa: ANN401
         gradient: Tensor,
     ) -> tuple[Tensor | None, ...]:
@@ -170,8 +170,8 @@ def check_device(device: torch.device) -> None:
     """
     if device.type != "cuda":
         raise ValueError(
-            f"cuda_graphs: got true, but the model is on '{device}'; move it to a CUDA device, "
-            "or leave cuda_graphs out"
+            f"cuda_graphs: got true, but the model is on '{device}'; move it to a CUDA device or "
+            "set cuda_graphs=false"
         )
 
 
@@ -190,10 +190,9 @@ def _capturable(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _warming_up(device: torch.device) -> Iterator[None]:
-    """Run on a side stream, leaving the random number generators as they are."""
+    """Run on a side stream, with random number generators restored."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    # With the same seed, draws are the same with a graph and without.
     with torch.random.fork_rng([device]), torch.cuda.stream(stream):
         yield
     torch.cuda.current_stream().wait_stream(stream)

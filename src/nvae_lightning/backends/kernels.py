@@ -1,52 +1,141 @@
-r"""Families of kernels that normalise, activate and convolve in few passes over feature maps.
+r"""Fused normalisation, swish and convolution, as one differentiable function.
 
 .. math::
 
     \hat x = (x - \mu) / \sigma, \quad u = \gamma \hat x + \beta, \quad
     a = u \, \mathrm{sigmoid}(u) \text{ with swish, else } u
 
-Each family computes the same: PyTorch's operations, loops that its compiler generates from
-formulas, and Triton kernels. Of the feature maps, none keeps more than :math:`x` for the backward
-pass.
+Families of kernels compute the same with PyTorch's operations, with loops that its compiler
+generates (:mod:`~nvae_lightning.backends.compiled`) and with Triton. Of the feature maps only
+:math:`x` is kept for the backward pass, which recomputes the others.
 
-Source: Vahdat & Kautz 2020, Sec. 3.1.3.
+Source: Vahdat & Kautz 2020, Sec. 3.1.3, here extended to the input of the convolution.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nvae_lightning.backends import triton_operations
-from nvae_lightning.backends.convolution import Convolution, Depthwise, KernelGradient
+from nvae_lightning.backends.convolution import Convolution, Depthwise, Geometry, KernelGradient
+from nvae_lightning.backends.triton_operations import Normalization
+from nvae_lightning.model.normalization import BatchNorm, num_ranks
 from nvae_lightning.model.shapes import FeatureMap, PerChannel
 
 #: Turns sums (2, channel) over this rank's batch into means over the batches of all ranks.
 Share = Callable[[Float[Tensor, "2 channel"]], Float[Tensor, "2 channel"]]
 
 _EPS = 1e-5  # in torch's statistics, which it returns as inverse standard deviations
-_TINY = 1e-30  # the variance includes its epsilon already, but torch requires a positive one
+_TINY = 1e-30  # the variance already includes its epsilon, but torch requires a positive one
 
 
-class Affine(NamedTuple):
-    r"""Parameters per channel that turn x into u.
+def normalize(
+    norm: BatchNorm,
+    x: FeatureMap,
+    kernels: TorchKernels,
+    *,
+    swish: bool = False,
+    convolution: Convolution | None = None,
+) -> FeatureMap:
+    """Normalise a training batch, apply swish and convolve, keeping only x for the backward pass.
 
     Args:
-        mean: Mean :math:`\mu`.
-        inverse_std: Inverse standard deviation :math:`1 / \sigma`.
-        weight: Scale :math:`\gamma`.
-        bias: Shift :math:`\beta`.
-    """
+        norm: Normalisation, whose running statistics are updated.
+        x: Feature map.
+        kernels: Implementation.
+        swish: Whether swish follows the normalisation.
+        convolution: Convolution at the end; None for none.
 
-    mean: PerChannel
-    inverse_std: PerChannel
-    weight: PerChannel
-    bias: PerChannel
+    Raises:
+        ValueError: If there is only one value per channel.
+    """
+    running = norm.count_batch(x)
+    kernel = bias = geometry = None
+    if convolution is not None:
+        convolution = convolution.cast(x.device.type)
+        kernel, bias, geometry = convolution.kernel, convolution.bias, convolution.geometry
+    return _NormalizeAndConvolve.apply(
+        x, norm.weight, norm.bias, kernel, bias, *running, (norm.momentum, norm.eps, swish),
+        geometry, kernels,
+    )  # fmt: skip
+
+
+class _NormalizeAndConvolve(torch.autograd.Function):
+    """Normalise with the statistics of all ranks' batches, then apply swish and convolution."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        kernel: Tensor | None,
+        kernel_bias: Tensor | None,
+        running_mean: Tensor,
+        running_var: Tensor,
+        settings: tuple[float, float, bool],
+        geometry: Geometry | None,
+        kernels: TorchKernels,
+    ) -> Tensor:
+        momentum, eps, swish = settings
+        mean, var = kernels.statistics(x)
+        num_values: int | Tensor = x.numel() // x.shape[1]  # per channel
+        if num_ranks() > 1:
+            mean, var, num_values = _over_ranks(mean, var, num_values)
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        unbiased = var * (num_values / (num_values - 1))
+        running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+        tensors = mean, (var + eps).rsqrt(), weight.to(mean.dtype), bias.to(mean.dtype)
+        ctx.save_for_backward(x, *tensors, kernel, kernel_bias)
+        ctx.num_values, ctx.swish, ctx.geometry, ctx.kernels = num_values, swish, geometry, kernels
+        normalization = Normalization(*tensors, swish)
+        if kernel is None:
+            return kernels.normalize(x, normalization)
+        assert geometry is not None
+        return kernels.convolve(x, normalization, Convolution(kernel, kernel_bias, geometry))
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] -- one output
+        ctx: Any,  # noqa: ANN401
+        gradient: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        x, *tensors, kernel, kernel_bias = ctx.saved_tensors
+        normalization = Normalization(*tensors, ctx.swish)
+
+        def share(sums: Tensor) -> Tensor:
+            if num_ranks() > 1:
+                sums = sums.clone()
+                torch.distributed.all_reduce(sums)
+            return sums / ctx.num_values
+
+        if kernel is None:
+            grads = ctx.kernels.normalize_gradients(gradient, x, normalization, share)
+            return *grads, *(None,) * 7
+        convolution = Convolution(kernel, kernel_bias, ctx.geometry)
+        grads = ctx.kernels.convolve_gradients(gradient, x, normalization, convolution, share)
+        return *grads, *(None,) * 5
+
+
+def _over_ranks(mean: Tensor, var: Tensor, num_values: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge mean, variance and count per channel of ranks with batches of different sizes."""
+    own = torch.cat([mean.new_full((1,), num_values), mean, var])
+    gathered = [torch.empty_like(own) for _ in range(num_ranks())]
+    torch.distributed.all_gather(gathered, own)
+    every = torch.stack(gathered)
+    counts, means, variances = every.split([1, len(mean), len(mean)], 1)
+    share = counts / counts.sum()
+    mean = (share * means).sum(0)
+    var = (share * (variances + (means - mean).square())).sum(0)
+    return mean, var, counts.sum()
 
 
 class TorchKernels:
@@ -70,14 +159,14 @@ class TorchKernels:
         # torch.var_mean takes ten times as long on a CPU.
         return mean, (values - _by_channel(mean)).square().mean((0, 2, 3))
 
-    def normalize(self, x: FeatureMap, affine: Affine, swish: bool) -> FeatureMap:
+    def normalize(self, x: FeatureMap, normalization: Normalization) -> FeatureMap:
         """Compute a."""
-        mean, inverse_std, weight, bias = affine
+        mean, inverse_std, weight, bias, swish = normalization
         u = F.batch_norm(x, mean, inverse_std.pow(-2), weight, bias, eps=_TINY)
         return F.silu(u, inplace=True) if swish else u
 
     def normalize_gradients(
-        self, gradient: FeatureMap, x: FeatureMap, affine: Affine, swish: bool, share: Share
+        self, gradient: FeatureMap, x: FeatureMap, normalization: Normalization, share: Share
     ) -> tuple[FeatureMap, PerChannel, PerChannel]:
         r"""Return the gradients of x, weight and bias, through the statistics as well.
 
@@ -89,15 +178,13 @@ class TorchKernels:
         Args:
             gradient: Gradient of a.
             x: Feature map.
-            affine: Parameters of its normalisation.
-            swish: Whether swish follows.
-            share: Turns sums over this rank's batch into means over all ranks'.
+            normalization: Its normalisation.
+            share: Function from sums over this rank's batch to means over all ranks' batches.
         """
+        mean, inverse_std, weight, _, swish = normalization
         if swish:
-            gradient = torch.ops.aten.silu_backward(
-                gradient, self.normalize(x, affine, swish=False)
-            )
-        mean, inverse_std, weight, _ = affine
+            u = self.normalize(x, normalization._replace(swish=False))
+            gradient = torch.ops.aten.silu_backward(gradient, u)
         if x.is_cuda:
             sum_du, sum_du_centred, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
                 gradient, x, mean, inverse_std, weight, True, True, True
@@ -120,23 +207,23 @@ class TorchKernels:
         return grad_x.to(x.dtype), grad_weight, grad_bias
 
     def convolve(
-        self, x: FeatureMap, affine: Affine, swish: bool, convolution: Convolution
+        self, x: FeatureMap, normalization: Normalization, convolution: Convolution
     ) -> FeatureMap:
         """Convolve a."""
-        a = self.normalize(x, affine, swish).to(convolution.kernel.dtype)
+        a = self.normalize(x, normalization).to(convolution.kernel.dtype)
         return convolution.apply(a, self.depthwise)
 
     def convolve_gradients(
-        self, gradient: FeatureMap, x: FeatureMap, affine: Affine, swish: bool,
+        self, gradient: FeatureMap, x: FeatureMap, normalization: Normalization,
         convolution: Convolution, share: Share,
     ) -> tuple[FeatureMap, PerChannel, PerChannel, Tensor, Tensor | None]:  # fmt: skip
         """Return the gradients of x, weight, bias, kernel and the kernel's bias."""
-        a = self.normalize(x, affine, swish).to(convolution.kernel.dtype)
+        a = self.normalize(x, normalization).to(convolution.kernel.dtype)
         grad_a, grad_kernel, grad_kernel_bias = convolution.gradients(
             gradient, a, self.depthwise, self.depthwise_kernel_gradient
         )
         del a
-        grad_inputs = self.normalize_gradients(grad_a.to(x.dtype), x, affine, swish, share)
+        grad_inputs = self.normalize_gradients(grad_a.to(x.dtype), x, normalization, share)
         return *grad_inputs, grad_kernel, grad_kernel_bias
 
 
@@ -146,7 +233,7 @@ class TritonKernels(TorchKernels):
     depthwise = staticmethod(triton_operations.depthwise)
 
     def on(self, device: torch.device) -> TorchKernels:
-        """Return these kernels; ValueError on a device without Triton."""
+        """Return these kernels; ValueError if the device does not support Triton."""
         if not triton_operations.is_available(device):
             raise ValueError(
                 f"compute.kernels: got triton, which requires the package triton and a GPU of "
@@ -159,15 +246,14 @@ class TritonKernels(TorchKernels):
         """Return mean and biased variance of each channel."""
         return triton_operations.statistics(x)
 
-    def normalize(self, x: FeatureMap, affine: Affine, swish: bool) -> FeatureMap:
+    def normalize(self, x: FeatureMap, normalization: Normalization) -> FeatureMap:
         """Compute a."""
-        return triton_operations.normalize(x, triton_operations.Normalization(*affine, swish))
+        return triton_operations.normalize(x, normalization)
 
     def normalize_gradients(
-        self, gradient: FeatureMap, x: FeatureMap, affine: Affine, swish: bool, share: Share
+        self, gradient: FeatureMap, x: FeatureMap, normalization: Normalization, share: Share
     ) -> tuple[FeatureMap, PerChannel, PerChannel]:
-        """Return what :meth:`TorchKernels.normalize_gradients` does."""
-        normalization = triton_operations.Normalization(*affine, swish)
+        """See :meth:`TorchKernels.normalize_gradients`."""
         sums = triton_operations.normalize_sums(gradient, x, normalization)
         grad_x = triton_operations.normalize_gradient(gradient, x, normalization, share(sums))
         grad_bias, grad_weight = sums
@@ -175,10 +261,10 @@ class TritonKernels(TorchKernels):
 
 
 class AutoKernels(TorchKernels):
-    """Triton kernels on GPUs that support them, others elsewhere.
+    """Triton kernels on GPUs that support them, other kernels elsewhere.
 
     Args:
-        elsewhere: Kernels on other devices.
+        elsewhere: Kernels for other devices.
     """
 
     def __init__(self, elsewhere: TorchKernels) -> None:
@@ -190,7 +276,7 @@ class AutoKernels(TorchKernels):
 
 
 def widened(x: Tensor) -> Tensor:
-    """Lift to the dtype that statistics are computed in: float32, or float64 where x is that."""
+    """Cast to the dtype of statistics: float32, or float64 for x in float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -1,7 +1,7 @@
-# Kernels are Triton's language, not Python: it types their arguments, and only adds tuples.
+# Kernels are written in Triton's language, which types arguments itself and only adds tuples.
 # ruff: noqa: ANN001, ANN201, ANN202, D103, RUF005
 # pyright: reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
-r"""Triton kernels of batch normalisation, swish and the depthwise convolution.
+r"""Triton kernels of batch normalisation, swish and depthwise convolution.
 
 .. math::
 
@@ -9,8 +9,8 @@ r"""Triton kernels of batch normalisation, swish and the depthwise convolution.
     a = u \, \mathrm{sigmoid}(u) \text{ with swish, else } u
 
 Feature maps are in channels_last layout. Values are computed and summed in the dtype of the
-statistics and rounded once. The order of sums depends on the shapes only, so that equal inputs
-give equal bits.
+statistics and rounded once. The order of summation depends on shapes only, so that results are
+reproducible to the bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 try:
     import triton
     import triton.language as tl
-except ImportError:  # there is no Triton for macOS and Windows
+except ImportError:  # Triton does not exist for macOS and Windows
     HAS_TRITON = False
 else:
     # The first version whose functions take and return tuples of tiles.
@@ -30,7 +30,7 @@ else:
 
 
 def _jit(function: Callable[..., Any]) -> Any:  # noqa: ANN401
-    """Compile a kernel at its first call, without the type checker's wrapper around it."""
+    """Compile a kernel at its first call, without the type checker's wrapper."""
     return triton.jit(inspect.unwrap(function)) if HAS_TRITON else function
 
 
@@ -40,7 +40,7 @@ def _jit(function: Callable[..., Any]) -> Any:  # noqa: ANN401
 
 @_jit
 def _locate_channels(CHANNELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
-    """Which program of how many of its channels this is, the channels, and whether they exist.
+    """Return index and number of programs of these channels, the channels, and their mask.
 
     Blocks of channels are innermost: programs that run at the same time read whole pixels.
     """
@@ -54,7 +54,7 @@ def _locate_channels(CHANNELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
 def _locate_pixels(
     tile, num_pixels, channel, is_channel, CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr
 ):
-    """Offsets of a tile's values, and whether they exist."""
+    """Return the offsets of a tile's values and their mask."""
     # In 64 bits: a feature map may have more than 2^31 values.
     pixel = tl.cast(tile, tl.int64) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)[:, None]
     return pixel * CHANNELS + channel, (pixel < num_pixels) & is_channel
@@ -65,9 +65,9 @@ def _locate_patches(
     block, num_patches, height, width,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_PATCHES: tl.constexpr,
 ):  # fmt: skip
-    """Image, topmost row and leftmost column of each patch, (patch, 1), and whether it exists.
+    """Return image, top row and left column of each patch, shape (patch, 1), and their mask.
 
-    Neighbours in a row come one after the other, as they share pixels.
+    Neighbours in a row follow each other, because they share pixels.
     """
     patch = block * BLOCK_PATCHES + tl.arange(0, BLOCK_PATCHES)[:, None]
     patches_across = tl.cdiv(width, COLUMNS)
@@ -106,7 +106,7 @@ def _load_row(
     pointer, offset, is_row, column, width, dtype: tl.constexpr,
     COUNT: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Load neighbouring pixels of a row, one tile each; zeros are outside the image."""
+    """Load neighbouring pixels of a row, one tile each, with zeros outside the image."""
     values = ()
     for i in tl.static_range(COUNT):
         inside = is_row & (column + i >= 0) & (column + i < width)
@@ -125,7 +125,7 @@ def _activate(x, mean, scale, bias, SWISH: tl.constexpr):
 
 @_jit
 def _through_swish(gradient, normalized, weight, bias, SWISH: tl.constexpr):
-    """Turn the gradient of a into that of u."""
+    """Compute the gradient of u from that of a."""
     if SWISH:
         u = normalized * weight + bias
         sigmoid = 1.0 / (1.0 + tl.exp(-u))
@@ -143,10 +143,10 @@ def _zeros(shape: tl.constexpr, dtype: tl.constexpr, COUNT: tl.constexpr):
 
 @_jit
 def _convolve_row(row, unfinished, taps, SIZE: tl.constexpr, COLUMNS: tl.constexpr):
-    """Add what one row of input gives to the SIZE rows of output that it reaches.
+    """Add the contribution of one row of input to the SIZE rows of output that it reaches.
 
     Returns:
-        The topmost of them, which is then complete, and the others.
+        The top row, which is then complete, and the others.
     """
     finished = ()
     others = ()
@@ -176,10 +176,10 @@ def statistics_kernel(
     x, shifts, partials, num_pixels,
     CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Sums (part, 2, channel) of what is above a shift and of its square, over some pixels.
+    """Sum x minus a shift, and its square, over a part of the pixels: (part, 2, channel).
 
-    The shift is the mean of the first pixels: of the squares of large numbers nothing would be
-    left once the square of their mean is taken off.
+    The shift is the mean of the first pixels. Without it, the difference between the mean square
+    and the squared mean would cancel for large values.
     """
     dtype: tl.constexpr = partials.dtype.element_ty
     part, num_parts, channel, is_channel = _locate_channels(CHANNELS, BLOCK_CHANNELS)
@@ -207,7 +207,7 @@ def moments_kernel(
     partials, shifts, means, variances, num_parts, num_pixels,
     CHANNELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Mean and biased variance of each channel from what `statistics_kernel` gives."""
+    """Compute mean and biased variance of each channel from the sums of `statistics_kernel`."""
     dtype: tl.constexpr = partials.dtype.element_ty
     channel = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     is_channel = channel < CHANNELS
@@ -243,7 +243,7 @@ def normalize_sums_kernel(
     gradient, x, means, inverse_stds, weights, biases, partials, num_pixels, SWISH: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Sums (part, 2, channel) over a part of the pixels."""
+    """Sum over a part of the pixels: (part, 2, channel)."""
     part, num_parts, channel, is_channel = _locate_channels(CHANNELS, BLOCK_CHANNELS)
     mean, inverse_std, weight, bias = _load_normalization(
         means, inverse_stds, weights, biases, channel, is_channel
@@ -290,9 +290,9 @@ def depthwise_kernel(
     SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK_PATCHES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Convolve patches of ROWS by COLUMNS pixels of output, going down their rows of input.
+    """Convolve patches of ROWS by COLUMNS pixels of output, walking down their rows of input.
 
-    A thread has the same channels of all columns, hence reads a pixel once, not once per tap.
+    A thread computes the same channels of all columns, so it reads a pixel once, not per tap.
     """
     dtype = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     reach: tl.constexpr = SIZE // 2

@@ -1,46 +1,44 @@
-r"""Batch normalisation, swish and the depthwise convolution by Triton kernels.
+r"""Batch normalisation, swish and depthwise convolution with Triton kernels.
 
 .. math::
 
     \hat x = (x - \mu) / \sigma, \quad u = \gamma \hat x + \beta, \quad
     a = u \, \mathrm{sigmoid}(u) \text{ with swish, else } u
 
-Feature maps are returned in channels_last layout, and copied to it if they are in another. To a
-compiler each function is one opaque operation.
+Feature maps are returned in channels_last layout, and copied to it if necessary. To a compiler
+each function is one opaque operation.
 
-Source: Vahdat & Kautz 2020, Sec. 3.1.1 and 3.1.3, for what is computed.
+Source: Vahdat & Kautz 2020, Sec. 3.1.1 and 3.1.3, for the formulas.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, library
 
 from nvae_lightning.backends import triton_kernels as kernels
+from nvae_lightning.model.shapes import FeatureMap, PerChannel
 
-FeatureMap = Float[Tensor, "batch channel height width"]
-PerChannel = Float[Tensor, " channel"]
 DepthwiseKernel = Float[Tensor, "channel 1 kernel_size kernel_size"]
 
 NUM_WARPS = 4
 # Fused multiply-add is Triton's default up to 3.9, which warns that this will change.
 OPTIONS = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
-# A large GPU has some 130 multiprocessors. The registers allow three programs of a reducing kernel
-# on each at the same time; more would wait for these to end.
+# A large GPU has about 130 multiprocessors, whose registers allow three programs of a reducing
+# kernel each at the same time; more would have to wait.
 MAX_REDUCING_PROGRAMS = 384
-# Two on each keep it busy; more, of smaller patches, would read and compute more pixels twice.
+# Two per multiprocessor keep it busy; smaller patches would read and compute more pixels twice.
 MIN_PATCH_PROGRAMS = 256
 
 
 @torch.compiler.assume_constant_result
 def is_available(device: torch.device) -> bool:
-    """Whether the functions here run on a device: a recent GPU, with Triton installed."""
+    """Whether a device supports these functions: a recent GPU, with Triton installed."""
     if not kernels.HAS_TRITON or device.type != "cuda":
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -64,7 +62,7 @@ def _next_power_of_2(value: int) -> int:
 
 
 def _channel_block(channels: int, largest: int) -> int:
-    """Return a power of 2 that divides the channels, or 32 though it may leave some lanes idle."""
+    """Return a power of 2 that divides the channels, or 32, which may leave lanes idle."""
     return max(32, math.gcd(channels, largest))
 
 
@@ -82,9 +80,9 @@ def _pixel_tiles(x: Tensor, bytes_per_thread: int) -> tuple[int, int, dict[str, 
 
 
 def _patch_tiles(x: Tensor) -> tuple[int, int, int, dict[str, int]]:
-    """As _pixel_tiles, with the number of patches first.
+    """Like _pixel_tiles, with the number of patches first.
 
-    A thread has two neighbouring channels, which one load brings, and the columns of a patch.
+    A thread computes two neighbouring channels, fetched by one load, and the columns of a patch.
     """
     batch, channels, height, width = x.shape
     block = _channel_block(channels, 64)
@@ -116,8 +114,7 @@ def _empty(x: Tensor, dtype: torch.dtype) -> Tensor:
 # Functions
 
 
-@dataclass(frozen=True)
-class Normalization:
+class Normalization(NamedTuple):
     r"""Parameters that turn x into a.
 
     Args:
@@ -155,7 +152,7 @@ def statistics(x: FeatureMap) -> tuple[PerChannel, PerChannel]:
 
 
 def normalize(x: FeatureMap, normalization: Normalization) -> FeatureMap:
-    """Normalise, and apply swish if the normalisation says so.
+    """Normalise and, if ``normalization.swish``, apply swish.
 
     Args:
         x: Feature map.
@@ -170,11 +167,11 @@ def normalize(x: FeatureMap, normalization: Normalization) -> FeatureMap:
 def normalize_sums(
     gradient: FeatureMap, x: FeatureMap, normalization: Normalization
 ) -> Float[Tensor, "2 channel"]:
-    r"""Return the sums that the gradients of a normalisation consist of.
+    r"""Return the two sums in the gradients of a normalisation.
 
     .. math:: \sum \partial u, \quad \sum \partial u \, \hat x
 
-    which are the gradients of the bias and of the weight.
+    They are the gradients of bias and weight.
 
     Args:
         gradient: Gradient of a, in any dtype.
@@ -205,8 +202,8 @@ def normalize_gradient(
         gradient: Gradient of a, in any dtype.
         x: Feature map.
         normalization: Its normalisation.
-        means: The sums of `normalize_sums`, over all ranks, divided by the number n of values
-            per channel of all ranks; zeros if the statistics are constants.
+        means: Sums of `normalize_sums` over all ranks, divided by the number n of values per
+            channel of all ranks; zeros if the statistics are constants.
 
     Returns:
         Gradient in the dtype of `x`.
@@ -236,7 +233,7 @@ def depthwise(x: FeatureMap, kernel: DepthwiseKernel) -> FeatureMap:
 
 
 # --------------------------------------------------------------------------------------------
-# Operations, as compilers see them
+# Operations, opaque to compilers
 
 
 def _operation(schema: str) -> Callable[[Callable[..., Any]], Any]:

@@ -162,7 +162,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"recompute": "nothing", "kernels": "triton"},
-        "compute.kernels: got triton, which compute.recompute=nothing has no use for; set "
+        "compute.kernels: got triton, which compute.recompute=nothing does not use; set "
         "compute.recompute=normalization or activation, or compute.kernels=auto",
     ),
 ]

@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 from nvae_lightning.backends import Compute
-from nvae_lightning.backends.checkpointing import CheckpointedCell
-from nvae_lightning.backends.folding import FoldingSequential
-from nvae_lightning.backends.units import FusedBatchNorm, FusedUnit
+from nvae_lightning.backends.units import (
+    CheckpointedCell,
+    FoldingSequential,
+    FusedBatchNorm,
+    FusedUnit,
+)
 from nvae_lightning.model import DepthwiseCell, RegularCell, Resampling
 from nvae_lightning.model.layers import DataDependentConv2d, NormActConv
 from nvae_lightning.model.normalization import BatchNorm

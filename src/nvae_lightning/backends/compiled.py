@@ -1,51 +1,93 @@
-"""Kernels that torch's compiler generates from formulas, each when it is first needed."""
+"""Loops that torch's compiler generates from formulas, each at its first use."""
 
 from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, library
 
-from nvae_lightning.backends.compiler import compiled
 from nvae_lightning.backends.convolution import Convolution, depthwise_kernel_gradient
-from nvae_lightning.backends.kernels import Affine, Share, TorchKernels, widened
+from nvae_lightning.backends.kernels import Share, TorchKernels, widened
+from nvae_lightning.backends.triton_operations import Normalization
+from nvae_lightning.model.likelihood import (
+    DiscretizedLogisticMixture,
+    DiscretizedLogisticMixtureLikelihood,
+    mixture_log_prob,
+)
 from nvae_lightning.model.shapes import FeatureMap, PerChannel
 
 Rows = Float[Tensor, "batch pixel channel"]
 
+#: A normalisation reads five tensors. By default the compiler would write its result to memory and
+#: read it again, as it does beyond four.
+_OPTIONS: dict[str, Any] = {"realize_reads_threshold": 16}
+
+
+def inductor(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:  # noqa: ANN401
+    """Compile a graph; a backend for ``torch.compile``, which takes seconds to import."""
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(graph, inputs, config_patches=_OPTIONS)
+
+
+def _compiled(*, dynamic: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile a function at its first call, without the type checker's wrapper."""
+    return lambda function: torch.compile(
+        inspect.unwrap(function), dynamic=dynamic, backend=inductor
+    )
+
+
+class CompiledMixture(DiscretizedLogisticMixture):
+    """Mixture of logistics with compiled log probabilities."""
+
+    log_prob_of_levels = staticmethod(_compiled(dynamic=False)(mixture_log_prob))
+
+
+class CompiledMixtureLikelihood(DiscretizedLogisticMixtureLikelihood):
+    """Likelihood with compiled log probabilities."""
+
+    distribution = CompiledMixture
+
 
 class CompiledKernels(TorchKernels):
-    """Loops that torch's compiler generates from formulas, each when it is first needed."""
+    """Compiled normalisation, swish and depthwise gradients."""
 
     def statistics(self, x: FeatureMap) -> tuple[PerChannel, PerChannel]:
         """Return mean and biased variance of each channel."""
         return _statistics(_rows(x))
 
-    def normalize(self, x: FeatureMap, affine: Affine, swish: bool) -> FeatureMap:
+    def normalize(self, x: FeatureMap, normalization: Normalization) -> FeatureMap:
         """Compute a."""
-        return _as_map(_normalize(_rows(x), *affine, swish), x)
+        return _as_map(_normalize(_rows(x), *normalization), x)
 
     def normalize_gradients(
-        self, gradient: FeatureMap, x: FeatureMap, affine: Affine, swish: bool, share: Share
+        self, gradient: FeatureMap, x: FeatureMap, normalization: Normalization, share: Share
     ) -> tuple[FeatureMap, PerChannel, PerChannel]:
-        """Return what :meth:`TorchKernels.normalize_gradients` does."""
+        """See :meth:`TorchKernels.normalize_gradients`."""
         rows, gradients = _rows(x), _rows(gradient)
+        mean, inverse_std, weight, bias, swish = normalization
         if swish and x.device.type == "cpu":
-            gradients, sums = swish_gradient_and_sums(gradients, rows, *affine)
+            gradients, sums = swish_gradient_and_sums(
+                gradients, rows, mean, inverse_std, weight, bias
+            )
         else:
             if swish:
-                gradients = _swish_gradient(gradients, rows, *affine)
-            sums = _sums(gradients, rows, affine.mean, affine.inverse_std)
+                gradients = _swish_gradient(gradients, rows, mean, inverse_std, weight, bias)
+            sums = _sums(gradients, rows, mean, inverse_std)
         grad_bias, grad_weight = sums
-        grad_x = _normalize_gradient(gradients, rows, *affine[:3], share(sums))
+        grad_x = _normalize_gradient(gradients, rows, mean, inverse_std, weight, share(sums))
         return _as_map(grad_x, x), grad_weight, grad_bias
 
     @staticmethod
     def depthwise_kernel_gradient(
         gradient: FeatureMap, x: FeatureMap, convolution: Convolution
     ) -> Tensor:
-        """Return the gradient of a depthwise kernel; on a CPU, all its taps in one loop."""
+        """Return the gradient of a depthwise kernel; on a CPU, with all taps in one loop."""
         if x.device.type != "cpu":
             return depthwise_kernel_gradient(gradient, x, convolution)
         taps = depthwise_taps_gradient(gradient, x, convolution.kernel.shape[-1])
@@ -57,7 +99,7 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _rows(x: FeatureMap) -> Rows:
-    """Line up the pixels, so that one compiled loop serves all heights and widths."""
+    """Flatten the pixels, so that one compiled loop serves all heights and widths."""
     return _channels_last(x).permute(0, 2, 3, 1).flatten(1, 2)
 
 
@@ -65,19 +107,19 @@ def _as_map(rows: Rows, like: FeatureMap) -> FeatureMap:
     return rows.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
 
 
-def _sum(values: Tensor) -> Tensor:  # no shapes, whose check a compiler could not trace
-    # Within an image first: loops that go over all images by columns miss the caches.
+def _sum(values: Tensor) -> Tensor:  # untyped shapes: the compiler cannot trace their check
+    # Per image first: loops over the columns of all images would miss the caches.
     return values.sum(1).sum(0)
 
 
-@compiled(dynamic=True)
+@_compiled(dynamic=True)
 def _statistics(x: Rows) -> tuple[PerChannel, PerChannel]:
     values, count = widened(x), x.shape[0] * x.shape[1]
     mean = _sum(values) / count
     return mean, _sum((values - mean).square()) / count
 
 
-@compiled(dynamic=True)
+@_compiled(dynamic=True)
 def _normalize(
     x: Rows, mean: PerChannel, inverse_std: PerChannel, weight: PerChannel, bias: PerChannel,
     swish: bool,
@@ -86,7 +128,7 @@ def _normalize(
     return (F.silu(u) if swish else u).to(x.dtype)
 
 
-@compiled(dynamic=True)
+@_compiled(dynamic=True)
 def _swish_gradient(
     gradient: Rows, x: Rows, mean: PerChannel, inverse_std: PerChannel, weight: PerChannel,
     bias: PerChannel,
@@ -96,7 +138,7 @@ def _swish_gradient(
     return (widened(gradient) * sigmoid * (1.0 + u * (1.0 - sigmoid))).to(x.dtype)
 
 
-@compiled(dynamic=True)
+@_compiled(dynamic=True)
 def _sums(
     gradient: Rows, x: Rows, mean: PerChannel, inverse_std: PerChannel
 ) -> Float[Tensor, "2 channel"]:
@@ -104,7 +146,7 @@ def _sums(
     return torch.stack([_sum(grad), _sum(grad * (widened(x) - mean)) * inverse_std])
 
 
-@compiled(dynamic=True)
+@_compiled(dynamic=True)
 def _normalize_gradient(
     gradient: Rows, x: Rows, mean: PerChannel, inverse_std: PerChannel, weight: PerChannel,
     means: Float[Tensor, "2 channel"],
@@ -126,8 +168,8 @@ def swish_gradient_and_sums(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of u and its sums, as one opaque operation.
 
-    A compiler would compute the exponentials, which cost a CPU more than memory traffic, once for
-    the sums and again for the gradient of x.
+    A compiler would compute the exponentials twice, for the sums and for the gradient of x. On a
+    CPU they cost more than memory traffic.
     """
     grad_u = _swish_gradient(gradient, x, mean, inverse_std, weight, bias)
     return grad_u, _sums(grad_u, x, mean, inverse_std)
@@ -148,9 +190,9 @@ def _(
 def depthwise_taps_gradient(gradient: Tensor, x: Tensor, size: int) -> Tensor:
     """Return the gradient (channel, tap) of a depthwise kernel, as one opaque operation.
 
-    A compiler would fuse the computation of x into the loop and repeat it for every tap.
+    A compiler would fuse the computation of x into the loop and repeat it for each tap.
     """
-    # One loop per shape: there are more shapes than the eight that torch allows by default.
+    # One loop per shape; there are more shapes than torch's default limit of eight.
     with torch._dynamo.config.patch(recompile_limit=256):
         return _taps_gradient(_channels_last(gradient), _channels_last(x), size)
 
@@ -161,13 +203,13 @@ def _(gradient: Tensor, x: Tensor, size: int) -> Tensor:
     return x.new_empty((x.shape[1], size * size), dtype=dtype)
 
 
-@compiled(dynamic=False)
+@_compiled(dynamic=False)
 def _taps_gradient(gradient: FeatureMap, x: FeatureMap, size: int) -> Float[Tensor, "channel tap"]:
     padded = widened(F.pad(x, (size // 2,) * 4))
     rows, columns = gradient.shape[2:]
     return torch.stack(
         [
-            # Within an image first, as in _sum.
+            # Per image first, as in _sum.
             (padded[:, :, i : i + rows, j : j + columns] * widened(gradient)).sum((2, 3)).sum(0)
             for i in range(size)
             for j in range(size)
