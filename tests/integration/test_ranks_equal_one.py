@@ -28,7 +28,7 @@ from nvae_lightning.model import (
     RegularCell,
 )
 from nvae_lightning.model.layers import DataDependentConv2d
-from nvae_lightning.objective import ELBO, KL, Penalty, constant, elbo, size_factor
+from nvae_lightning.objective import KL, Penalty, constant, size_factor
 from nvae_lightning.training.callbacks import Checkpoint, Guard
 from nvae_lightning.training.divergence import DivergedError
 from nvae_lightning.training.module import NVAEModule
@@ -67,11 +67,10 @@ class Module(NVAEModule):
         shapes = self.model.latent_shapes
         return [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
 
-    def _infer(self, x: Tensor) -> tuple[Inference, ELBO]:
+    def _infer(self, x: Tensor) -> Inference:
         numbers = (x[:, 0, 0, 0] * 255).round().int().tolist()
         noise = zip(*(self._noise(number) for number in numbers), strict=True)
-        inference = self.model(x, [torch.stack(group) for group in noise])
-        return inference, elbo(inference, x)
+        return self.model(x, [torch.stack(group) for group in noise])
 
 
 class Recorder(Callback):

@@ -6,7 +6,9 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.profilers import Profiler
@@ -14,8 +16,8 @@ from torch.profiler import profile
 
 from nvae_lightning.utilities.files import whole_file, write_text
 
-#: Phases of a training step, by Lightning's names of its actions (the module's for the penalties).
-#: Any other action belongs to the phase around it: hooks before a step to the optimiser.
+#: Phases of a training step, by the names of Lightning's actions and of the watched method. Any
+#: other action belongs to the phase around it: hooks before a step to the optimiser.
 _PHASES = {
     r".*\.train_dataloader_next|\[LightningDataModule\].*|.*\.batch_to_device": "data",
     r"\[Strategy\].*\.training_step": "forward",
@@ -57,6 +59,17 @@ class PhaseProfiler(Profiler):
         if self._phases[-1] != self._phases[-2]:
             self._count()
         self._phases.pop()
+
+    def watch(self, module: object, method: str) -> None:
+        """Make a method of an object an action, under the method's own name."""
+        function = getattr(module, method)
+
+        @wraps(function)
+        def profiled(*arguments: Any) -> Any:  # noqa: ANN401
+            with self.profile(method):
+                return function(*arguments)
+
+        setattr(module, method, profiled)
 
     def restart(self) -> None:
         """Reset all times."""

@@ -92,6 +92,7 @@ class Training(Work):
         self._stopwatch = _Stopwatch()
         trainer.callbacks.append(self._stopwatch)  # pyright: ignore[reportAttributeAccessIssue]
         trainer.profiler = self._stopwatch.profiler  # pyright: ignore[reportAttributeAccessIssue]
+        self._stopwatch.profiler.watch(module, "penalties")
 
     def run(self, *, num_warmup_steps: int, num_steps: int) -> Times:
         """Run one round: see `Work`."""

@@ -6,11 +6,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
-from lightning.pytorch.loops.prediction_loop import _PredictionLoop
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -56,7 +53,7 @@ class ImageDataModule(LightningDataModule):
         flip: Mirror training images left to right with probability 1/2.
         num_workers: Processes that assemble batches; 0 or None leaves it to a thread. Also
             processes that decode, where None takes one per core.
-        seed: Seed of the order of training images, and of what is drawn for each batch.
+        seed: Seed of the order of training images.
         crop: See `Decoder`.
         interpolation: See `Decoder`.
         background: See `Decoder`.
@@ -130,7 +127,6 @@ class ImageDataModule(LightningDataModule):
         self.counts = counts
         self.verify = verify
         self.download_hint = download_hint
-        self._train_loader: ResumableLoader | None = None
         self._decoded = Summary()
 
     @property
@@ -335,36 +331,6 @@ class ImageDataModule(LightningDataModule):
         """Return the test split in its order."""
         return self.test_dataloader()
 
-    def on_before_batch_transfer(
-        self, batch: UInt8[Tensor, "batch channel height width"], dataloader_idx: int
-    ) -> UInt8[Tensor, "batch channel height width"]:
-        """Seed all that will be drawn for a batch: flips, binarisation and latents.
-
-        Its random numbers follow from the seed, its place in the training and the rank alone, so
-        that a resumed training draws those that it would have drawn.
-        """
-        trainer = self.trainer
-        if trainer is not None and self._train_loader is not None and trainer.training:
-            place = 0, *self._train_loader.state_dict().values()
-        elif trainer is not None:
-            place = 1, trainer.global_step, self._evaluation_loop.batch_progress.current.ready
-        else:
-            return batch
-        entropy = np.random.SeedSequence([self.seed, *place, trainer.global_rank])
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
-        return batch
-
-    @property
-    def _evaluation_loop(self) -> _EvaluationLoop | _PredictionLoop:
-        trainer = self.trainer
-        assert trainer is not None
-        if trainer.predicting:
-            return trainer.predict_loop
-        if trainer.testing:
-            return trainer.test_loop
-        in_training = trainer.state.fn == "fit"
-        return trainer.fit_loop.epoch_loop.val_loop if in_training else trainer.validate_loop
-
     def on_after_batch_transfer(
         self, batch: UInt8[Tensor, "batch channel height width"], dataloader_idx: int
     ) -> Float[Tensor, "batch channel height width"]:
@@ -394,5 +360,4 @@ class ImageDataModule(LightningDataModule):
         if isinstance(loader, ResumableLoader) and self.trainer is not None:
             limit = self.trainer.limit_train_batches
             loader.limit = limit if isinstance(limit, int) else int(limit * len(loader))
-            self._train_loader = loader
         return loader

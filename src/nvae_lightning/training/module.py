@@ -1,4 +1,4 @@
-"""Training of an NVAE by Lightning."""
+"""Training of an NVAE with Lightning."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from jaxtyping import Float
 from lightning.pytorch import Trainer
-from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.profiler import record_function
 
 from nvae_lightning.backends import cuda_graphs as graphs
 from nvae_lightning.inference.batches import Images
-from nvae_lightning.inference.evaluation import EvaluationModule, by_group
+from nvae_lightning.inference.evaluation import EvaluationModule
+from nvae_lightning.inference.metrics import Statistics, by_group, metrics
 from nvae_lightning.model import NVAE
 from nvae_lightning.model.normalization import mean_over_ranks
 from nvae_lightning.objective import (
@@ -27,12 +29,11 @@ from nvae_lightning.objective import (
     KL,
     Penalty,
     SpectralPenalty,
-    active_channels,
     annealed_penalty_weight,
     balance_kl,
     balancing_factors,
     bn_scale_penalty,
-    channel_rates,
+    elbo,
     warmup_cosine,
 )
 from nvae_lightning.serialization.architecture import ARCHITECTURE, restore
@@ -40,6 +41,7 @@ from nvae_lightning.serialization.torch_files import read_torch_file
 from nvae_lightning.serialization.weights import build, check_sizes, weights_of
 from nvae_lightning.training.hyperparameters import (
     HYPERPARAMETERS,
+    check_optimizer,
     describe_training,
     restore_training,
 )
@@ -47,16 +49,16 @@ from nvae_lightning.training.hyperparameters import (
 Module = TypeVar("Module", bound="NVAEModule")
 Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 
-#: The paper's settings, those that most of its datasets share.
+#: The paper's settings that most of its datasets share.
 BALANCED = KL()
 PENALISED = Penalty()
 ADAMAX = partial(torch.optim.Adamax, lr=1e-2, eps=1e-3, weight_decay=3e-4, foreach=True)
 
 
-class _Loss(NamedTuple):
-    """The loss of a batch and, for those who watch, what it is made of."""
+class Loss(NamedTuple):
+    """Loss of a batch and its terms; gradients flow through ``loss`` only."""
 
-    loss: Tensor
+    loss: Float[Tensor, ""]
     distortion: Float[Tensor, " batch"]
     rate: Float[Tensor, "group batch"]
     channel_rates: Float[Tensor, "group channel"]
@@ -64,16 +66,16 @@ class _Loss(NamedTuple):
 
 
 def is_logging_step(trainer: Trainer, step: int) -> bool:
-    """Whether loggers take what is logged at the ``step``-th optimiser step, counted from 1."""
+    """Whether loggers record the ``step``-th optimiser step, counted from 1."""
     interval: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
     return interval > 0 and step > 0 and step % interval == 0
 
 
 def check_cuda_graphs(trainer: Trainer) -> None:
-    """Check that the steps of a training can be CUDA graphs.
+    """Check that a trainer's steps can be captured as CUDA graphs.
 
     Raises:
-        ValueError: if they are on no CUDA device, on several, or of several batches.
+        ValueError: If they run on no CUDA device, on several, or over several batches.
     """
     graphs.check_device(trainer.strategy.root_device)
     for name, number in (
@@ -82,9 +84,8 @@ def check_cuda_graphs(trainer: Trainer) -> None:
     ):
         if number > 1:
             raise ValueError(
-                f"cuda_graphs: got true with trainer.{name}={number}, but a step in graphs is "
-                f"that of one device and one batch; set trainer.{name}=1, or leave cuda_graphs "
-                "out"
+                f"cuda_graphs: got true with trainer.{name}={number}, but graphs capture steps of "
+                f"one device and one batch; set trainer.{name}=1, or leave cuda_graphs out"
             )
 
 
@@ -97,28 +98,28 @@ class NVAEModule(EvaluationModule):
 
     Source: Vahdat & Kautz 2020, Sec. 3.2 and A, whose settings are the defaults.
 
-    Batches are images in [0, 1], alone or before their labels in a tuple or list.
+    Batches are images in [0, 1], alone or before their labels in a tuple or list. Random numbers
+    follow from the seed of ``seed_everything``; see :class:`SeededModule`.
 
     Args:
-        model: what is trained.
-        kl: how the KL of the groups enters the loss.
-        penalty: penalties on the weights.
-        optimizer: constructor of the optimiser, given the parameters.
-        final_learning_rate: learning rate at the end of the training.
-        warmup_epochs: epochs over which the learning rate rises; in trainings so short that this
-            would be more than a tenth of their steps, a tenth.
-        num_importance_samples: samples per image of the log-likelihood in tests and predictions.
-        cuda_graphs: whether the loss and its gradients are computed by CUDA graphs, at less cost
-            to the host: on one CUDA device, a batch per step.
+        model: Model to train.
+        kl: KL term of the loss.
+        penalty: Penalties on the weights.
+        optimizer: Constructor of the optimiser, called with the parameters.
+        final_learning_rate: Learning rate at the end of the training.
+        warmup_epochs: Epochs over which the learning rate rises; at most a tenth of all steps.
+        num_importance_samples: Samples per image of the log-likelihood in tests and predictions.
+        cuda_graphs: Whether CUDA graphs compute the loss and its gradients, at less cost to the
+            host: on one CUDA device, without accumulation of gradients.
 
     Attributes:
-        penalty_factor: by which λ is multiplied, saved with a checkpoint.
-        learning_rate_factor: by which the learning rate is multiplied, saved with a checkpoint.
-        last_terms: of the last training batch.
-        loss_is_finite: whether the loss was, in all batches of the optimiser step.
+        penalty_factor: Factor on λ after rollbacks, saved with a checkpoint.
+        learning_rate_factor: Factor on the learning rate after rollbacks, saved with a checkpoint.
+        last_terms: Terms of the last training batch.
+        loss_is_finite: Whether the loss of every batch of the optimiser step was finite.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: If a number is out of range.
     """
 
     size_factor: Tensor | None
@@ -136,15 +137,13 @@ class NVAEModule(EvaluationModule):
         cuda_graphs: bool = False,
     ) -> None:
         super().__init__(model, num_importance_samples=num_importance_samples)
-        for name, value, minimum in (
-            ("final_learning_rate", final_learning_rate, 0),
-            ("warmup_epochs", warmup_epochs, 0),
+        for name, value in (
+            ("final_learning_rate", final_learning_rate),
+            ("warmup_epochs", warmup_epochs),
         ):
-            if not minimum <= value < math.inf:
-                raise ValueError(
-                    f"module.{name} must be at least {minimum} and finite, got {value}"
-                )
-        _check_optimizer(optimizer)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"module.{name} must be at least 0 and finite, got {value}")
+        check_optimizer(optimizer)
         self.kl = kl
         self.penalty = penalty
         self.optimizer = optimizer
@@ -161,20 +160,109 @@ class NVAEModule(EvaluationModule):
         self.cuda_graphs = cuda_graphs
         self._graphed: graphs.GraphedLoss | None = None
 
+    def loss(
+        self, x: Images, beta: float | Tensor = 1.0, penalty_weight: float | Tensor = 0.0
+    ) -> Loss:
+        """Compute the loss of a batch, in nats per image; it requires no trainer.
+
+        Args:
+            x: Images in [0, 1].
+            beta: Weight β of the KL term; below 1 the groups are balanced.
+            penalty_weight: Weight λ of the penalties.
+        """
+        inference = self._infer(x)
+        terms = elbo(inference, x)
+        loss = (terms.distortion + balance_kl(terms.rate, self.size_factor, beta)).mean()
+        penalties = self.penalties()
+        for value in penalties.values():
+            loss = loss + penalty_weight * value
+        values = [value.detach() for value in penalties.values()]
+        return Loss(
+            loss,
+            terms.distortion.detach(),
+            terms.rate.detach(),
+            Statistics.of(inference, terms).channel_rates,
+            torch.stack(values) if values else loss.new_empty(0),
+        )
+
+    def penalties(self) -> dict[str, Tensor]:
+        """Compute the penalties on the weights, without their weight λ."""
+        values = {}
+        with record_function("penalties"):
+            if self.spectral_penalty is not None:
+                values["spectral"] = self.spectral_penalty()
+            if self.penalty.bn_scale:
+                values["bn_scale"] = bn_scale_penalty(self.model)
+        return values
+
+    def training_step(self, batch: object, batch_idx: int) -> Tensor:
+        """Return the loss of a batch, in nats per image."""
+        x = self._input(batch, "train")
+        beta = self.kl.beta(self.global_step, self.total_steps)
+        weight = self.penalty_factor * annealed_penalty_weight(
+            beta, initial=self.penalty.initial_weight, final=self.penalty.weight
+        )
+        if self._graphed is None:
+            found = self.loss(x, beta, weight)
+        else:
+            numbers = (torch.full((), value, device=x.device) for value in (beta, weight))
+            found = Loss(*self._graphed(x, *numbers))
+        self.last_terms = ELBO(found.distortion, found.rate)
+        is_finite = torch.isfinite(found.loss.detach())
+        is_first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        self.loss_is_finite = is_finite if is_first else self.loss_is_finite & is_finite
+        if self._is_logging_step:
+            self._log_step(found, beta, weight)
+        return found.loss
+
+    def _log_step(self, found: Loss, beta: float, weight: float) -> None:
+        batch = Statistics(found.distortion.mean(), found.rate.mean(1), found.channel_rates)
+        # The batches of all ranks have one size.
+        means = Statistics(*map(mean_over_ranks, batch))
+        balance = torch.ones(len(found.rate))
+        if self.size_factor is not None and beta < 1.0:
+            balance = balancing_factors(found.rate, self.size_factor)
+        names = [name for name in ("spectral", "bn_scale") if getattr(self.penalty, name)]
+        logged = {
+            "loss": mean_over_ranks(found.loss.detach()),
+            **metrics(means, self.model.image.num_dims),
+            **by_group("kl_balance", balance),
+            **dict(zip(names, found.penalties, strict=True)),
+            "beta": beta,
+            "penalty_weight": weight,
+        }
+        size = len(found.distortion)
+        for name, value in logged.items():
+            self.log(f"train/{name}", value, prog_bar=name == "bpd", batch_size=size)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norms of the weights and of the gradient that the optimiser is about to use."""
+        if self._is_logging_step:
+            weights = [p.detach() for p in self.model.parameters()]
+            self.log("train/weight_norm", get_total_norm(weights))
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            if gradients:  # else the step is skipped
+                self.log("train/grad_norm", get_total_norm(gradients))
+
+    @property
+    def _is_logging_step(self) -> bool:
+        # Values synchronise with the device, so they are read only where a logger records them.
+        return is_logging_step(self.trainer, self.global_step + 1)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Build the optimiser, and the learning rate from the length of the training."""
+        """Build the optimiser, and the learning rate's schedule over the whole training."""
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf"):
             raise ValueError(
-                "trainer.max_steps and trainer.max_epochs leave the training without an end, "
-                "which its schedules need: set one of them"
+                "trainer.max_steps and trainer.max_epochs set no end of the training, which its "
+                "schedules require; set one of them"
             )
         self.total_steps = int(total_steps)
         optimizer = self.optimizer(self.model.parameters())
         peak = optimizer.param_groups[0]["lr"]
         self.trainer.fit_loop.setup_data()  # or the number of batches may not be known yet
+        # Infinite for data without a length.
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        # Of data without a length an epoch has infinitely many.
         warmup_steps = round(min(self.warmup_epochs * steps_per_epoch, self.total_steps // 10))
 
         def factor(step: int) -> float:
@@ -185,7 +273,7 @@ class NVAEModule(EvaluationModule):
                 warmup_steps=warmup_steps,
                 total_steps=self.total_steps,
             )
-            # Which may be another one after a resume with another learning rate.
+            # A resume restores the initial rate of the checkpoint, which may be another than peak.
             return self.learning_rate_factor * rate / optimizer.param_groups[0]["initial_lr"]
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -193,6 +281,42 @@ class NVAEModule(EvaluationModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def setup(self, stage: str) -> None:
+        """Check that CUDA graphs are possible, if they are asked for."""
+        super().setup(stage)
+        if stage == "fit" and self.cuda_graphs:
+            check_cuda_graphs(self.trainer)
+
+    def on_train_start(self) -> None:
+        """Prepare the CUDA graphs, which are captured with the first batch."""
+        if not self.cuda_graphs:
+            return
+        self._graphed = graphs.GraphedLoss(
+            self.loss, list(self.model.parameters()), list(self.buffers())
+        )
+        if self.spectral_penalty is not None and not self.spectral_penalty.converged:
+            with torch.no_grad():
+                self.spectral_penalty()  # its first call differs from the later ones
+
+    def on_train_end(self) -> None:
+        """Free the memory of CUDA graphs: the weights may be moved now."""
+        self._graphed = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the architecture, the hyperparameters, and the factors that rollbacks change."""
+        checkpoint[ARCHITECTURE] = self.model.architecture
+        checkpoint[HYPERPARAMETERS] = describe_training(self)
+        checkpoint["factors"] = {
+            "penalty": self.penalty_factor,
+            "learning_rate": self.learning_rate_factor,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the factors that rollbacks change."""
+        factors = checkpoint.get("factors", {})
+        self.penalty_factor = factors.get("penalty", 1.0)
+        self.learning_rate_factor = factors.get("learning_rate", 1.0)
 
     @_restricted_classmethod
     def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -204,27 +328,26 @@ class NVAEModule(EvaluationModule):
         weights_only: bool = True,
         **given: Any,
     ) -> Module:
-        """Build the module that a checkpoint was saved of, with its weights.
+        """Rebuild the module of a checkpoint, with its weights.
 
-        Model, objective and optimiser are those of the checkpoint, which is read as data: nothing
-        in it is run. Checkpoints of earlier versions do not know their objective and optimiser,
-        which are then the defaults.
+        Model, objective and optimiser are the checkpoint's, which is read as data: nothing in it
+        is run. Early checkpoints lack objective and optimiser, which are then the defaults.
 
         Args:
-            checkpoint_path: checkpoint of a training.
-            map_location: device of the module; the CPU if None.
-            strict: whether the weights must be exactly the module's.
-            weights_only: always true: nothing else is read.
-            **given: arguments of the constructor, or of :class:`NVAE`'s, to take instead of the
-                checkpoint's, as those that are not of this package.
+            checkpoint_path: Checkpoint of a training.
+            map_location: Device of the module; the CPU if None.
+            strict: Whether the weights must match the module exactly.
+            weights_only: Always true: code is never read from a checkpoint.
+            **given: Arguments of the constructor or of :class:`NVAE` that replace the
+                checkpoint's, such as constructors from outside this package.
 
         Raises:
-            ValueError: if there is no such checkpoint, or it is damaged or not of an NVAE.
+            ValueError: If the checkpoint is missing, damaged, or not of an NVAE.
         """
         if not weights_only:
             raise ValueError(
-                "weights_only: got False, but checkpoints hold tensors and plain values, of which "
-                "nothing else is read; leave it out"
+                "weights_only: got False, but only tensors and plain values are read from "
+                "checkpoints; leave it out"
             )
         content = read_torch_file(checkpoint_path)
         try:
@@ -237,12 +360,13 @@ class NVAEModule(EvaluationModule):
     def _of_content(
         cls: type[Module], content: object, strict: bool, given: dict[str, Any]
     ) -> Module:
+        foreign = "it is not the checkpoint of an NVAE's training; give one that is"
         if not isinstance(content, dict) or not {ARCHITECTURE, "state_dict"} <= content.keys():
-            raise ValueError("it is no checkpoint of an NVAE's training; give one that is")
+            raise ValueError(foreign)
         if "model" not in given:
             description, weights = content[ARCHITECTURE], content["state_dict"]
             if not isinstance(description, dict) or not isinstance(weights, dict):
-                raise ValueError("it is no checkpoint of an NVAE's training; give one that is")
+                raise ValueError(foreign)
             own = {name: given.pop(name) for name in list(given) if name in description}
             if strict:
                 given["model"] = build(NVAE, description, weights_of("model.", weights), own)
@@ -257,150 +381,13 @@ class NVAEModule(EvaluationModule):
             found = module.load_state_dict(content["state_dict"], strict=False)
         except RuntimeError as error:
             reason = shorten(str(error), 300, placeholder=" ...")
-            raise ValueError(f"its weights are of another model ({reason})") from error
+            raise ValueError(f"its weights belong to another model ({reason})") from error
         keys = {*found.missing_keys, *found.unexpected_keys}
-        # Singular vectors follow from the weights.
+        # Singular vectors are recomputed from the weights.
         wrong = sorted(key for key in keys if not key.startswith("spectral_penalty."))
         if strict and wrong:
             raise ValueError(
-                f"{len(wrong)} of its weights are missing or of no use, as {wrong[0]}: give the "
-                "model that was trained, or strict=False"
+                f"{len(wrong)} of its weights are missing or unexpected, for example {wrong[0]}; "
+                "give the trained model, or strict=False"
             )
         return module
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the model and its training are, and what a rollback has changed."""
-        checkpoint[ARCHITECTURE] = self.model.architecture
-        checkpoint[HYPERPARAMETERS] = describe_training(self)
-        checkpoint["factors"] = {
-            "penalty": self.penalty_factor,
-            "learning_rate": self.learning_rate_factor,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what :meth:`on_save_checkpoint` added."""
-        factors = checkpoint.get("factors", {})
-        self.penalty_factor = factors.get("penalty", 1.0)
-        self.learning_rate_factor = factors.get("learning_rate", 1.0)
-
-    def setup(self, stage: str) -> None:
-        """Check that there can be CUDA graphs, if they are asked for."""
-        super().setup(stage)
-        if stage == "fit" and self.cuda_graphs:
-            check_cuda_graphs(self.trainer)
-
-    def on_train_start(self) -> None:
-        """Prepare for CUDA graphs, which are captured with the first batch."""
-        if not self.cuda_graphs:
-            return
-        self._graphed = graphs.GraphedLoss(
-            self._loss, list(self.model.parameters()), list(self.buffers())
-        )
-        if self.spectral_penalty is not None and not self.spectral_penalty.converged:
-            with torch.no_grad():
-                self.spectral_penalty()  # whose first call is not like the others
-
-    def on_train_end(self) -> None:
-        """Free what CUDA graphs keep, as the weights may be moved now."""
-        self._graphed = None
-
-    def training_step(self, batch: object, batch_idx: int) -> Tensor:
-        """Loss of one batch, nats per image."""
-        x = self._input(batch, "train")
-        beta = self.kl.beta(self.global_step, self.total_steps)
-        weight = self.penalty_factor * annealed_penalty_weight(
-            beta, initial=self.penalty.initial_weight, final=self.penalty.weight
-        )
-        if self._graphed is None:
-            found = self._loss(x, beta, weight)
-        else:
-            numbers = (torch.full((), value, device=x.device) for value in (beta, weight))
-            found = _Loss(*self._graphed(x, *numbers))
-        terms = self.last_terms = ELBO(found.distortion, found.rate)
-        is_finite = torch.isfinite(found.loss.detach())
-        is_first = batch_idx % self.trainer.accumulate_grad_batches == 0
-        self.loss_is_finite = is_finite if is_first else self.loss_is_finite & is_finite
-        if self._is_logging_step:
-            balance = torch.ones(len(terms.rate))
-            if self.size_factor is not None and beta < 1.0:
-                balance = balancing_factors(terms.rate, self.size_factor)
-            actives = [
-                active_channels(mean_over_ranks(rates)).float() for rates in found.channel_rates
-            ]
-            means = self._means("train", terms)
-            means["train/loss"] = found.loss.detach()
-            # All ranks' batches are of one size.
-            values = mean_over_ranks(torch.stack(list(means.values()))).unbind()
-            metrics = {
-                **dict(zip(means, values, strict=True)),
-                **by_group("train/active_channels", torch.stack(actives)),
-                **by_group("train/kl_balance", balance),
-                **dict(zip(self._penalties, found.penalties, strict=True)),
-                "train/beta": beta,
-                "train/penalty_weight": weight,
-            }
-            self.log("train/bpd", metrics.pop("train/bpd"), prog_bar=True, batch_size=len(x))
-            self.log_dict(metrics, batch_size=len(x))
-        return found.loss
-
-    def _loss(self, x: Images, beta: float | Tensor, weight: float | Tensor) -> _Loss:
-        """Compute the loss, given β and λ; only it carries gradients."""
-        inference, terms = self._infer(x)
-        loss = (terms.distortion + balance_kl(terms.rate, self.size_factor, beta)).mean()
-        profiler: Profiler = self.trainer.profiler  # pyright: ignore[reportAttributeAccessIssue]
-        with profiler.profile("penalties"):
-            penalties = [penalty() for penalty in self._penalties.values()]
-        for value in penalties:
-            loss = loss + weight * value
-        rates = [channel_rates(latent) for latent in inference.latents]
-        return _Loss(
-            loss,
-            terms.distortion.detach(),
-            terms.rate.detach(),
-            torch.stack(rates).detach(),
-            torch.stack(penalties).detach() if penalties else loss.new_empty(0),
-        )
-
-    @property
-    def _penalties(self) -> dict[str, Callable[[], Tensor]]:
-        penalties: dict[str, Callable[[], Tensor]] = {}
-        if self.spectral_penalty is not None:
-            penalties["train/spectral"] = self.spectral_penalty
-        if self.penalty.bn_scale:
-            penalties["train/bn_scale"] = partial(bn_scale_penalty, self.model)
-        return penalties
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norms of the weights and of the gradient that the optimiser is about to use."""
-        if self._is_logging_step:
-            weights = [p.detach() for p in self.model.parameters()]
-            self.log("train/weight_norm", torch.nn.utils.get_total_norm(weights))
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            if gradients:  # the step is not skipped
-                self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
-
-    @property
-    def _is_logging_step(self) -> bool:
-        # Numbers cost a wait for the device, so they are made only where a logger takes them.
-        return is_logging_step(self.trainer, self.global_step + 1)
-
-
-def _check_optimizer(constructor: Optimizer) -> None:
-    """Build it once, as the training would do too late.
-
-    Raises:
-        ValueError: if a number is out of range.
-    """
-    settings: dict[str, object] = getattr(constructor, "keywords", {})
-    try:
-        defaults = constructor([torch.nn.Parameter(torch.zeros(1))]).defaults
-    except (ValueError, TypeError, RuntimeError) as error:
-        given = ", ".join(f"optimizer.{name}={value}" for name, value in settings.items())
-        raise ValueError(f"{given}: {error}") from error
-    for name, value in defaults.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            if not 0.0 <= value < math.inf or (name == "lr" and value == 0.0):
-                raise ValueError(
-                    f"optimizer.{name} must be "
-                    f"{'positive' if name == 'lr' else 'at least 0'} and finite, got {value}"
-                )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch import Tensor
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.readers.base import Splits
 from nvae_lightning.data.readers.torchvision_files import ArraySource
+from nvae_lightning.inference.batches import SeededModule
 from nvae_lightning.serialization.checkpoints import last_checkpoint
 from nvae_lightning.training.callbacks import Checkpoint, Preemption, Resumption, Throughput
 from nvae_lightning.training.checkpoints import AtomicCheckpointIO
@@ -45,7 +46,7 @@ class Noise(ImageDataModule):
         return Splits("noise", {"train": ArraySource(images), "test": ArraySource(images[:6])})
 
 
-class Line(LightningModule):
+class Line(SeededModule):
     """One layer that sees noise, so that random numbers count."""
 
     def __init__(self) -> None:
