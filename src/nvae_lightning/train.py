@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import secrets
@@ -17,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
-from nvae_lightning.cli.building import build_module, build_trainer, save_config
+from nvae_lightning.cli.building import build_module, build_trainer, check_metrics, save_config
 from nvae_lightning.cli.command import command, run
 from nvae_lightning.cli.command_line import as_single_run
 from nvae_lightning.cli.machine import hide_warnings, keep_freed_memory
@@ -25,7 +24,7 @@ from nvae_lightning.cli.resume import check_resume
 from nvae_lightning.cli.setting_types import build_datamodule, check_seed, check_type, check_types
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.inference import loading
-from nvae_lightning.serialization.checkpoints import last_checkpoint, read_checkpoint
+from nvae_lightning.serialization.checkpoints import BEST, last_checkpoint, read_checkpoint
 from nvae_lightning.training.callbacks import start_wandb
 from nvae_lightning.training.slurm import requeued_at_sigusr1
 from nvae_lightning.utilities.environment import device_name, version
@@ -99,11 +98,13 @@ def find_checkpoint(path: str | None, folder: Path) -> Path | None:
     found = last_checkpoint(folder) if path == "last" or requeued else None
     if found is not None or path is None:
         return found
-    if path == "last":
+    if path == "last" or (path == "best" and not (folder / BEST).exists()):
         raise ValueError(
-            f"ckpt_path=last: no whole checkpoint in '{folder}'; "
+            f"ckpt_path={path}: no intact checkpoint in '{folder}'; "
             "name the folder of the run to resume as hydra.run.dir=FOLDER"
         )
+    if path == "best":
+        path = str(folder / BEST)
     if Path(path).expanduser().is_dir():
         try:
             found = loading.find_checkpoint(path)
@@ -140,8 +141,8 @@ def run_id(run_dir: Path, *, resumed: bool) -> str:
 
 @command("train", resumes=True)
 @requeued_at_sigusr1()
-def main(config: DictConfig) -> float:
-    """Run one training as configured and return its test bits per dim, for sweeps."""
+def main(config: DictConfig) -> float | None:
+    """Run one training as configured; return its `optimized_metric` for sweeps, if measured."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     config.run_dir = str(run_dir)
     # Hydra has already put its own files there, which the CSV logger would warn about.
@@ -166,6 +167,7 @@ def main(config: DictConfig) -> float:
     config.device = device_name(trainer.strategy.root_device, trainer.world_size)
     config.num_devices = trainer.world_size
     check_batches(datamodule, trainer)
+    check_metrics(config, datamodule, trainer)
     start_wandb(trainer.loggers)
     is_new = checkpoint is None or config.ckpt_path not in (None, "last")
     if is_new and not config.trainer.fast_dev_run:
@@ -197,17 +199,16 @@ def main(config: DictConfig) -> float:
                 f"ckpt_path={config.ckpt_path}: the checkpoint is of another model; "
                 "repeat the settings in the config.yaml beside its folder"
             ) from error
-        if not is_overridden("test_dataloader", datamodule, LightningDataModule):
+        result = trainer.callback_metrics.get(config.optimized_metric)
+        if is_overridden("test_dataloader", datamodule, LightningDataModule):
+            if_ended(f"the training is saved, its test has no results; test with {resume}")
+            trainer.test(module, datamodule, verbose=False)
+        else:
             name = type(datamodule).__name__
             rank_zero_warn(f"{name} has no test_dataloader: the model is not tested")
-            return math.nan
-        if_ended(f"the training is saved, its test has no results; test with {resume}")
-        metrics = trainer.test(module, datamodule, verbose=False)
     if trainer.is_global_zero:
         check_not_deleted(run_dir)
-    # Of the first loader, if there are several.
-    bpd = [v for name, v in metrics[0].items() if name.startswith("test/bpd")] if metrics else []
-    return bpd[0] if bpd else math.nan
+    return None if result is None else float(result)
 
 
 if __name__ == "__main__":

@@ -287,7 +287,7 @@ def test_bad_input_gets_one_line_each(folder: Path) -> None:
         (("evaluate", "ckpt_path=evil.ckpt"), "nothing of it was run"),
         (("evaluate", "ckpt_path=foreign.ckpt"), "not of an NVAE"),
         (("evaluate", "ckpt_path=note.txt"), "is text"),
-        (("evaluate", "ckpt_path=empty"), "no whole checkpoint"),
+        (("evaluate", "ckpt_path=empty"), "no intact checkpoint"),
         (("evaluate", RUN, "num_importance_samples=0"), "num_importance_samples must be at least"),
         (("evaluate", RUN, "num_importance_samples=many"), "num_importance_samples: got 'many'"),
         (("evaluate", RUN, "memory_budget=1"), "memory_budget must be at least"),

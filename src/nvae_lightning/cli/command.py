@@ -67,6 +67,13 @@ def command(name: str, *, resumes: bool = False) -> Callable[[Callable[[Any], An
     return decorate
 
 
+def is_search() -> bool:
+    """Whether this job is a trial of a sweeper that compares results."""
+    job = HydraConfig.get()
+    is_basic = str(job.sweeper._target_).endswith("BasicSweeper")
+    return job.mode is RunMode.MULTIRUN and not is_basic
+
+
 def _run_trial(function: Callable[[Any], Any], config: Any) -> object:  # noqa: ANN401
     """Run one job of a sweep, which other jobs do not depend on."""
     job = HydraConfig.get()
@@ -74,8 +81,7 @@ def _run_trial(function: Callable[[Any], Any], config: Any) -> object:  # noqa: 
     try:
         run_folder.hold(Path(job.runtime.output_dir))
         result = function(config)
-        is_searched = not str(job.sweeper._target_).endswith("BasicSweeper")
-        if is_searched and isinstance(result, float) and not math.isfinite(result):
+        if is_search() and isinstance(result, float) and not math.isfinite(result):
             raise ValueError(f"the result is {result}, which a search cannot compare")
     except Exception as error:
         with (sweep / FAILURES).open("a", encoding="utf-8") as file:

@@ -114,7 +114,7 @@ def with_saved_overrides(overrides: Sequence[str], *, is_sweep: bool) -> list[st
 
 def _resumed_run(given: Mapping[str, object], *, is_sweep: bool) -> Path | None:
     path, folder = given.get("ckpt_path"), given.get("hydra.run.dir")
-    if path == "last" and not is_sweep:  # else that of each job
+    if path in ("last", "best") and not is_sweep:  # else that of each job
         try:  # ${oc.env:...} of the user's own
             folder = OmegaConf.create({"folder": folder}).folder
         except OmegaConfBaseException:
@@ -265,7 +265,7 @@ def check_resume(config: Any, checkpoint: Path, run_dir: Path) -> None:  # noqa:
         ValueError: If it would be another experiment, or end before it begins.
     """
     # Checkpoints of this run's own are its, wherever they are written to.
-    run = run_dir if config.ckpt_path in (None, "last") else run_of(checkpoint)
+    run = run_dir if config.ckpt_path in (None, "last", "best") else run_of(checkpoint)
     job = HydraConfig.get()
     keys = [override.key_or_group for override in parse(job.overrides.task)]
     chosen = job.runtime.choices.get("dataset") if "dataset" in keys else None

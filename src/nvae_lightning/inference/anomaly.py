@@ -1,4 +1,4 @@
-"""How likely images are, and scores by which a hierarchical model tells foreign ones."""
+"""Anomaly scores of a hierarchical model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import binary_auroc
 from nvae_lightning.inference.batches import ImageModule, Images
 from nvae_lightning.model import NVAE, importance_weighted_bound
 
-_MOST_KS = 8  # that are chosen if none are given
+_MOST_KS = 8  # chosen by default
 
 
 class AnomalyScores(ImageModule):
@@ -22,19 +22,19 @@ class AnomalyScores(ImageModule):
         LLR^{>k} = L - L^{>k}
 
     where the bound :math:`L^{>k}` draws the k finest groups from their priors instead of the
-    posterior: so much of the likelihood is owed to them. Foreign images have high ratios, as the
-    coarse groups do not know them, even where simple textures make them likely.
+    posterior: the ratio is their share of the likelihood. Foreign images have high ratios, because
+    the coarse groups do not fit them, even where simple textures make them likely.
 
     Source: Havtorn et al. 2021.
 
     Args:
-        model: a trained one.
-        ks: numbers k of finest groups; if None all, or eight of them.
-        num_importance_samples: samples per image and bound.
-        memory_budget: see :meth:`NVAE.log_weights`.
+        model: Trained model.
+        ks: Numbers k of finest groups; by default all, at most eight of them.
+        num_importance_samples: Samples per image and bound.
+        memory_budget: See :meth:`NVAE.log_weights`.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: If a number is out of range.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class AnomalyScores(ImageModule):
 
     @property
     def names(self) -> list[str]:
-        """Names of the scores, in their order."""
+        """Return the names of the scores, in their order."""
         return ["log_likelihood", *(f"llr_{k}" for k in self.ks)]
 
     def predict_step(
         self, batch: object, batch_idx: int, dataloader_idx: int = 0
     ) -> Float[Tensor, "batch score"]:
-        """Score a batch."""
+        """Return the scores of a batch."""
         x = self._input(batch, "predict", dataloader_idx)
         whole = self._bound(x, self.model.hierarchy.num_groups)
         ratios = [whole - self._bound(x, self.model.hierarchy.num_groups - k) for k in self.ks]
@@ -92,17 +92,17 @@ class AnomalyScores(ImageModule):
 def auroc(
     foreign: Float[Tensor, "count score"], known: Float[Tensor, "count_known score"]
 ) -> list[float]:
-    """Area under the ROC curve of telling foreign images from known ones, by each score.
+    """Return the area under the ROC curve for detecting foreign images, of each score.
 
-    Foreign ones are those of lower log-likelihood, the first score, or of higher ratios. 1 is
-    perfect and 0.5 chance.
+    A lower log-likelihood, the first score, or a higher ratio counts as foreign. 1 is perfect
+    and 0.5 is chance.
     """
     scores = torch.cat([foreign, known]).double()
     scores[:, 0] = -scores[:, 0]
     is_foreign = torch.arange(len(scores)) < len(foreign)
     areas = []
     for score in scores.unbind(1):
-        # Ranks instead of nats, which torchmetrics would take for logits and saturate.
+        # Ranks instead of nats: torchmetrics would take nats for logits, which saturate.
         _, ranks = score.unique(return_inverse=True)
         areas.append(float(binary_auroc(ranks.double() / len(ranks), is_foreign.int())))
     return areas

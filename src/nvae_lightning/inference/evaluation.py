@@ -24,13 +24,22 @@ class _Split:
     sums: list[Tensor] = field(default_factory=list)  # of each of Statistics' fields
     nlls: list[Tensor] = field(default_factory=list)
 
+    @classmethod
+    def union(cls, splits: list[_Split]) -> _Split:
+        """Combine the images of several data loaders."""
+        return cls(
+            sum(split.num_images for split in splits),
+            [torch.stack(values).sum(0) for values in zip(*(s.sums for s in splits), strict=True)],
+            [nlls for split in splits for nlls in split.nlls],
+        )
+
 
 class EvaluationModule(ImageModule):
     """Measurement of the ELBO and, in a test, of the importance-weighted log-likelihood.
 
     All metrics are those of the whole split, on any number of devices. With several data loaders
-    in a stage the loader's number is appended to each name, as Lightning does:
-    ``val/elbo/dataloader_idx_1``.
+    in a stage those of each loader are logged, too, with its number appended to their names as
+    Lightning does: ``val/elbo/dataloader_idx_1``.
 
     Args:
         model: Model to evaluate.
@@ -108,8 +117,10 @@ class EvaluationModule(ImageModule):
         split.num_images += len(x)
 
     def _log_splits(self, stage: str) -> None:
-        for index, split in self._splits.items():
-            suffix = f"/dataloader_idx_{index}" if len(self._splits) > 1 else ""
+        splits = {"": _Split.union(list(self._splits.values()))}
+        if len(self._splits) > 1:
+            splits |= {f"/dataloader_idx_{n}": split for n, split in self._splits.items()}
+        for suffix, split in splits.items():
             # Ranks may have different numbers of images.
             count = mean_over_ranks(split.sums[0].new_tensor(split.num_images))
             means = Statistics(*(mean_over_ranks(value) / count for value in split.sums))

@@ -1,4 +1,4 @@
-"""Trained models, from wherever they are."""
+"""Loading of trained models from files, folders and the hub."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _PREFIX = "model."
 
 
 def find_checkpoint(source: str | Path) -> Path | None:
-    """Return the file to read: the one given, or the newest whole one of a run's folder.
+    """Return the checkpoint to read: the given file, or the latest intact one of a run's folder.
 
-    None for a folder of :meth:`NVAE.save_pretrained` and for a name of the hub.
+    None for a folder of :meth:`NVAE.save_pretrained` and for a name on the hub.
 
     Raises:
-        ValueError: if there is nothing of that name, or no checkpoint in the folder.
+        ValueError: If nothing of that name exists, or the folder holds no checkpoint.
     """
     path = Path(source).expanduser().absolute()
     if path.is_file():
@@ -34,7 +34,7 @@ def find_checkpoint(source: str | Path) -> Path | None:
         found = last_checkpoint(path / "checkpoints") or last_checkpoint(path)
         if found is None:
             raise ValueError(
-                f"'{path}' holds no whole checkpoint and no {CONFIG}: give the folder of a run, "
+                f"'{path}' holds no intact checkpoint and no {CONFIG}: give the folder of a run, "
                 "its checkpoint, or the folder of save_pretrained"
             )
         return found
@@ -44,19 +44,18 @@ def find_checkpoint(source: str | Path) -> Path | None:
 
 
 def load_model(source: str | Path, *, allow_nonfinite: bool = False, **given: Any) -> NVAE:
-    """Load a model, in evaluation mode.
+    """Load a model in evaluation mode.
 
     Args:
-        source: checkpoint of a training, folder of its run, folder of
+        source: Checkpoint of a training, folder of its run, folder of
             :meth:`NVAE.save_pretrained`, ``owner/name`` on the Hugging Face hub, or checkpoint
             of the published code.
-        allow_nonfinite: whether weights may be NaN or infinite.
-        **given: arguments of :class:`NVAE` to take instead of those that are described, as
-            constructors that are not of this package; none with the published code's.
+        allow_nonfinite: Whether weights may be NaN or infinite.
+        **given: Arguments of :class:`NVAE` that replace the described ones, such as constructors
+            from outside this package; not available for checkpoints of the published code.
 
     Raises:
-        ValueError: if there is no such model, or it is damaged, foreign or asks for code to be
-            run.
+        ValueError: If the model is missing, damaged or foreign, or would run code.
     """
     model = _load(source, given, allow_nonfinite)
     Compute().apply(model)

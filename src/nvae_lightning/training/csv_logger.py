@@ -1,4 +1,4 @@
-"""One metrics.csv over all interruptions of a run."""
+"""metrics.csv, one file over all interruptions of a run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from nvae_lightning.utilities.files import check_not_deleted, whole_file
 
 
 class ResumableCSVLogger(CSVLogger):
-    """Lightning's CSVLogger, which deletes the metrics of the run that is gone on with.
+    """CSVLogger that continues the metrics of a resumed run; Lightning's deletes them.
 
-    This one keeps the rows before `first_step` and drops the others, which the run will log again.
-    The step is known only when a checkpoint has been read: :meth:`resume` is called then.
+    It keeps the rows before the step that the run resumes from and drops the others, which will be
+    logged again. :meth:`resume` is called when the checkpoint has been read.
 
     Args:
-        save_dir: the run's folder.
+        save_dir: Folder of the run.
     """
 
     def __init__(self, save_dir: str) -> None:
@@ -33,8 +33,8 @@ class ResumableCSVLogger(CSVLogger):
 
         Args:
             first_step: Step that the run resumes from, counted from 0.
-            last_row: Metrics of the step before, if any were logged at it: they are written after
-                the checkpoint, so that a kill may come between.
+            last_row: Metrics of the step before, if it was a logging step: they are written after
+                the checkpoint, so the run may have been killed in between.
             is_validated: Whether the checkpoint was made after the validation that may follow the
                 step before. If not, the run validates again, and its earlier rows are dropped.
         """
@@ -45,7 +45,7 @@ class ResumableCSVLogger(CSVLogger):
         self._earlier = [row for row in rows if int(row["step"]) < first_step]
         if not is_validated:
             after = [i for i, row in enumerate(self._earlier) if row["step"] == step]
-            if name:  # what was logged before the step was made stays
+            if name:  # rows logged before the step stay
                 after = [i for i in after if self._earlier[i].get(name)]
             self._earlier = self._earlier[: min(after, default=len(self._earlier))]
         if name and not any(row["step"] == step and row.get(name) for row in self._earlier):
@@ -60,19 +60,19 @@ class ResumableCSVLogger(CSVLogger):
 
     @property
     def experiment(self) -> ExperimentWriter:
-        """The writer; made without the deletion of metrics that its class begins with."""
+        """The writer, created without deleting any metrics."""
         if self._experiment is None:
             self._experiment = _Writer(self.log_dir)
         return self._experiment  # pyright: ignore[reportReturnType] -- of fabric's class there
 
     def finalize(self, status: str) -> None:
-        """Save what is left, unless the training failed as its folder is gone."""
+        """Save the remaining rows, unless the training failed because its folder is gone."""
         if status != "failed" or Path(self.log_dir).is_dir():
             super().finalize(status)
 
 
 class _Writer(ExperimentWriter):
-    """Rewrites the file, which a new column takes, in one step."""
+    """Writer that rewrites the file atomically when a new column appears."""
 
     def save(self) -> None:
         """Append the rows that are not in the file yet.
@@ -85,7 +85,7 @@ class _Writer(ExperimentWriter):
         super().save()
 
     def _check_log_dir_exists(self) -> None:
-        """Nothing is deleted: the folder is the run's, which others write to."""
+        """Do nothing: the folder belongs to the run, whose files must not be deleted."""
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         path = Path(self.metrics_file_path)
@@ -93,7 +93,7 @@ class _Writer(ExperimentWriter):
 
 
 def _whole_rows(path: Path) -> list[dict[str, str]]:
-    """Read all rows but a last one that was cut off."""
+    """Read all rows except a truncated last one."""
     text = path.read_text(encoding="utf-8")
     lines = text[: text.rfind("\n") + 1].splitlines()
     return [row for row in csv.DictReader(lines) if (row.get("step") or "").isdecimal()]

@@ -304,16 +304,18 @@ class NVAEModule(EvaluationModule):
         self._graphed = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the architecture, the hyperparameters, and the factors that rollbacks change."""
+        """Add architecture, hyperparameters, seed, and the factors that rollbacks change."""
         checkpoint[ARCHITECTURE] = self.model.architecture
         checkpoint[HYPERPARAMETERS] = describe_training(self)
+        checkpoint["seed"] = self._seed
         checkpoint["factors"] = {
             "penalty": self.penalty_factor,
             "learning_rate": self.learning_rate_factor,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the factors that rollbacks change."""
+        """Restore the seed and the factors that rollbacks change."""
+        self._seed = checkpoint.get("seed", self._seed)
         factors = checkpoint.get("factors", {})
         self.penalty_factor = factors.get("penalty", 1.0)
         self.learning_rate_factor = factors.get("learning_rate", 1.0)

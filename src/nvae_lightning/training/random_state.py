@@ -1,4 +1,4 @@
-"""States of the random number generators, as tensors and plain values."""
+"""States of the random number generators as tensors and plain values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def capture(device: torch.device) -> dict[str, Any]:
 
 
 def restore(states: dict[str, Any], device: torch.device, rank: int) -> None:
-    """Restore what :func:`capture` gave on the first rank; other ranks draw other numbers."""
+    """Restore the first rank's states from :func:`capture`; other ranks draw other numbers."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]

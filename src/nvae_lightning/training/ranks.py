@@ -1,4 +1,4 @@
-"""The trainer of every command, and the ranks that it runs on."""
+"""The trainer of every command, and its ranks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from nvae_lightning.training.callbacks import Heartbeat
 
 
 def strategy_of_a_command(strategy: object) -> object:
-    """Return the strategy to use, and warn if it is another than the one that is set.
+    """Return the strategy to use; warn if it differs from the one that is set.
 
-    A process forked or spawned within the command would not hand back what it has trained.
+    A process forked or spawned by the command would not return the trained weights.
 
     >>> strategy_of_a_command("ddp_find_unused_parameters_true")
     'ddp_find_unused_parameters_true'
@@ -32,14 +32,14 @@ def strategy_of_a_command(strategy: object) -> object:
         return strategy
     used = f"ddp{found[1] or ''}"
     rank_zero_warn(
-        f"trainer.strategy: got {strategy}, but {used} is used instead: ranks are started by the "
-        "command itself"
+        f"trainer.strategy: got {strategy}, but {used} is used instead: the command launches the "
+        "ranks itself"
     )
     return used
 
 
 def devices_of_a_command(devices: object, environment: Mapping[str, str] = os.environ) -> object:
-    """Return the devices to use; ``auto`` means one for each process that torchrun has started.
+    """Return the devices to use; ``auto`` means one for each process of torchrun.
 
     >>> devices_of_a_command("auto", {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2"})
     2
@@ -50,7 +50,7 @@ def devices_of_a_command(devices: object, environment: Mapping[str, str] = os.en
 
 
 def make_trainer(*, timeout_minutes: int | float, **settings: Any) -> Trainer:
-    """Make Lightning's trainer, which ends if one of several ranks stops answering.
+    """Build Lightning's trainer; it ends if one of several ranks stops answering.
 
     Args:
         timeout_minutes: Time after which a rank that does not answer ends the others.
@@ -71,19 +71,19 @@ def make_trainer(*, timeout_minutes: int | float, **settings: Any) -> Trainer:
     if started is not None and int(started) != num_ranks:
         raise ValueError(
             f"trainer.devices: got {trainer.num_devices} on trainer.num_nodes={trainer.num_nodes}"
-            f", but torchrun has started {started} processes in all; set trainer.devices=auto and "
-            "the number of machines as trainer.num_nodes"
+            f", but torchrun has started {started} processes; set trainer.devices=auto and "
+            "trainer.num_nodes to the number of machines"
         )
     if trainer.world_size > 1:
         trainer.callbacks.insert(0, Heartbeat(timeout_minutes))  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(strategy := trainer.strategy, DDPStrategy) and strategy._timeout:
-            # A collective must not give up before the heartbeat has named the rank.
+            # Collectives must not time out before the heartbeat has named the rank.
             strategy._timeout = max(strategy._timeout, timedelta(minutes=2 * timeout_minutes))
     return trainer
 
 
 def _signature() -> inspect.Signature:
-    """Return the trainer's signature with the time-out, by which settings are checked."""
+    """Return the trainer's signature with the time-out; settings are checked against it."""
     own = inspect.signature(make_trainer, eval_str=True).parameters["timeout_minutes"]
     lightnings = inspect.signature(Trainer, eval_str=True)
     return lightnings.replace(parameters=[*lightnings.parameters.values(), own])

@@ -1,4 +1,4 @@
-"""What a run was made by: the version of this package, and the device."""
+"""Version and device that a run records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 
 
 def version() -> str:
-    """Return the package's version, in a checkout with its commit and whether that was changed.
+    """Return the package's version; in a checkout also the commit, and ``dirty`` if changed.
 
     For example ``0.1.0``, ``0.1.0+621a953`` and ``0.1.0+621a953.dirty``.
     """
@@ -26,7 +26,7 @@ def version() -> str:
             capture_output=True, text=True, check=True,
         )  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
-        return number  # no git, or a checkout of somebody else's
+        return number  # no git, or the checkout of another user
     return f"{number}+{commit.stdout.strip()}"
 
 
@@ -43,7 +43,7 @@ def device_name(device: torch.device, count: int) -> str:
 
 
 def _processor() -> str:
-    """Name the processor; Python knows it on some systems only."""
+    """Return the name of the processor, which Python knows on some systems only."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Figures of what was measured."""
+"""Figures of measurements."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from torchvision.utils import make_grid
 
 from nvae_lightning.utilities.files import whole_file
 
-_MOST_COLUMNS = 1000  # of a heat map: about its pixels
+_MOST_COLUMNS = 1000  # of a heat map: about its width in pixels
 _MOST_IN_LEGEND = 10  # lines whose colours can be distinguished
-_LEAST_RATE = 1e-2  # nats: what lies below is of one colour, and no information
+_LEAST_RATE = 1e-2  # nats: lower rates share one colour
 
 
 def write(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whatever Matplotlib's backend is.
+    """Write a figure as PNG, with any backend of Matplotlib.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: If the file is not writable.
     """
     with whole_file(path) as partial:
         FigureCanvasAgg(figure).print_png(partial)
@@ -37,12 +37,12 @@ def write(figure: Figure, path: Path) -> None:
 def rate_per_group(
     rates: Sequence[float], active: Sequence[float], scale_of_group: Sequence[int]
 ) -> Figure:
-    """Draw the rate of every group as a bar, coloured by its scale, with its active channels.
+    """Draw the rate of every group as a bar, coloured by scale, with its active channels.
 
     Args:
-        rates: nats per image, coarsest group first.
-        active: number of active channels.
-        scale_of_group: index of the group's scale.
+        rates: Rates in nats per image, coarsest group first.
+        active: Number of active channels of each group.
+        scale_of_group: Index of each group's scale.
     """
     figure = Figure(figsize=(max(6.0, 2.0 + 0.35 * len(rates)), 4.5), layout="constrained")
     axes = figure.subplots()
@@ -66,19 +66,19 @@ def rate_per_group(
 
 
 def lines_per_group(steps: Sequence[int], rates: Sequence[Sequence[float]]) -> Figure:
-    """Draw the rate of every group over the training, as the paper's Fig. 5b does.
+    """Draw the rate of every group over the training, as in the paper's Fig. 5b.
 
-    Up to ten groups are named in a legend, more by a colour bar.
+    Up to ten groups are named in a legend, more in a colour bar.
 
     Args:
-        steps: of the training, rising.
-        rates: nats per image at each of them, coarsest group first.
+        steps: Training steps in ascending order.
+        rates: Rates at each step in nats per image, coarsest group first.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     num_groups = len(rates[0])
     has_legend = num_groups <= _MOST_IN_LEGEND
-    # Beside the lines of a legend, the lightest yellow would hardly be seen on white.
+    # The lightest yellow is hardly visible as a line on white.
     scale = Normalize(0, num_groups if has_legend else num_groups - 1)
     colours = mpl.colormaps["viridis"]
     marker = "o" if len(steps) == 1 else ""
@@ -86,7 +86,7 @@ def lines_per_group(steps: Sequence[int], rates: Sequence[Sequence[float]]) -> F
         colour = colours(scale(group))
         axes.plot(steps, values, color=colour, linewidth=1.2, marker=marker, label=f"{group}")
     axes.set(xlabel="training step", ylabel="KL per group (nats)")
-    # KL starts hundreds of times higher than it ends, and flows' estimates may be negative.
+    # KL starts hundreds of times higher than it ends, and estimates with flows may be negative.
     axes.set_yscale("symlog", linthresh=1.0)
     axes.grid(alpha=0.3)
     label = "group, coarsest (0) to finest"
@@ -110,19 +110,19 @@ def heat_maps_per_group(
 ) -> Figure:
     """Draw rate, balancing factor and active channels of every group over the training.
 
-    A column reaches from the step before to its own; of very many only some are drawn. White lines
-    part the scales, what is not a number is grey.
+    A column extends from the previous step to its own; very many are thinned out. White lines
+    separate the scales; NaN is grey.
 
     Args:
-        steps: of the training, rising.
-        rates: nats per image at each of them, coarsest group first.
-        balance: balancing factors.
-        active: numbers of active channels.
-        scale_of_group: index of the group's scale.
-        latent_channels: channels of a group.
+        steps: Training steps in ascending order.
+        rates: Rates at each step in nats per image, coarsest group first.
+        balance: Balancing factors.
+        active: Numbers of active channels.
+        scale_of_group: Index of each group's scale.
+        latent_channels: Number of channels of a group.
     """
     stride = -(-len(steps) // _MOST_COLUMNS)
-    chosen = range(len(steps))[::-stride][::-1]  # the last one among them
+    chosen = range(len(steps))[::-stride][::-1]  # including the last
     ends = [steps[index] for index in chosen]
     edges = [max(0, 2 * ends[0] - ends[1]) if len(ends) > 1 else ends[0] - 1, *ends]
     maps = [torch.tensor([rows[index] for index in chosen]) for rows in (rates, balance, active)]
@@ -131,7 +131,7 @@ def heat_maps_per_group(
         Normalize(0.0, _largest(maps[1], 1.0)),
         Normalize(0, latent_channels),
     ]
-    # Flows' estimates of a collapsed group may be negative, which has no logarithm.
+    # Estimates with flows may be negative for a collapsed group, which has no logarithm.
     maps[0] = maps[0].clamp_min(_LEAST_RATE)
     labels = ("KL (nats per image)", "balancing factor", f"active channels, of {latent_channels}")
     num_groups = len(scale_of_group)
@@ -155,7 +155,7 @@ def heat_maps_per_group(
 
 
 def _largest(values: Tensor, least: float) -> float:
-    """Return the largest finite value, and no less than the least."""
+    """Return the largest finite value, at least `least`."""
     return float(torch.cat([values[values.isfinite()], torch.tensor([least])]).max())
 
 
@@ -166,13 +166,13 @@ def most_and_least_likely(
     binarized: bool = False,
     num_each: int = 20,
 ) -> Figure:
-    """Draw the most and the least likely images, from the most to the least.
+    """Draw the most and the least likely images in descending order.
 
     Args:
-        images: given indices, returns images (count, channel, height, width) in [0, 1].
-        log_likelihood: nats of each.
-        binarized: whether the images' pixels were made binary, which the titles then say.
-        num_each: how many of both, at most half of all.
+        images: Function of indices that returns images (count, channel, height, width) in [0, 1].
+        log_likelihood: Log-likelihood of each image in nats.
+        binarized: Whether the model saw the images binarised, which the titles then mention.
+        num_each: Number of images of both kinds, at most half of all.
     """
     order = log_likelihood.argsort(descending=True)
     num_each = min(num_each, max(1, len(order) // 2))
@@ -193,12 +193,12 @@ def most_and_least_likely(
 def histograms(
     scores: Mapping[str, tuple[Tensor, Tensor]], areas: Sequence[float], labels: tuple[str, str]
 ) -> Figure:
-    """Draw how often two sets of images have each score.
+    """Draw the histograms of each score for two sets of images.
 
     Args:
-        scores: of both sets, by name.
-        areas: under the ROC curve, of each score.
-        labels: of the sets.
+        scores: Scores of both sets, by name.
+        areas: Area under the ROC curve of each score.
+        labels: Labels of the sets.
     """
     num_columns = min(3, len(scores))
     num_rows = -(-len(scores) // num_columns)
@@ -219,11 +219,11 @@ def histograms(
 
 
 def rows_of_images(rows: Tensor, labels: Sequence[str]) -> Figure:
-    """Draw rows of images, each with a label at its left.
+    """Draw rows of images, each with a label to its left.
 
     Args:
-        rows: images (row, column, channel, height, width) in [0, 1].
-        labels: one per row.
+        rows: Images (row, column, channel, height, width) in [0, 1].
+        labels: Label of each row.
     """
     num_rows, num_columns = rows.shape[:2]
     figure = Figure(figsize=(1.0 * num_columns + 0.8, 1.0 * num_rows), layout="constrained")
@@ -241,14 +241,14 @@ def rows_of_images(rows: Tensor, labels: Sequence[str]) -> Figure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One quantity of several rows of a table, measured and published.
+    """One column of a table, measured and published; NaN stands for missing values.
 
     Args:
-        title: what it is.
-        labels: of the rows.
-        measured: means; NaN where there is none.
-        errors: standard errors of them; NaN where there is none.
-        published: NaN where there is none.
+        title: Title of the column.
+        labels: Labels of the rows.
+        measured: Measured means.
+        errors: Standard errors of the means.
+        published: Published values.
     """
 
     title: str
@@ -259,10 +259,9 @@ class Comparison:
 
 
 def measured_beside_published(comparisons: Sequence[Comparison]) -> Figure:
-    """Draw a pair of panels per quantity: what is measured and, beside it, what is published.
+    """Draw a pair of panels per column: the measured values beside the published ones.
 
-    Each has a scale of its own, as budgets differ; it is the order of the rows that can be
-    compared.
+    Their axes differ, because training budgets do; only the order of the rows is comparable.
     """
     num_columns = min(2, len(comparisons))
     num_rows = -(-len(comparisons) // num_columns)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to, which then takes its place.
+    """Yield a path beside `path` to write to; the file then replaces `path`.
 
-    After an error, such as that of a full disk, `path` is what it was before.
+    After an error, such as a full disk, `path` is unchanged.
 
     Raises:
-        OSError: If it cannot be written. It names `path`, which errors of writing do not.
+        OSError: If the file is not writable; its `filename` is `path`.
     """
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
@@ -29,10 +29,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def check_not_deleted(folder: Path) -> None:
-    """Check that a folder that a run has made is still there; it is not made a second time.
+    """Check that the folder of a run still exists; it must not be created a second time.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If it was deleted.
     """
     if folder.is_dir():
         return
@@ -45,10 +45,10 @@ def check_not_deleted(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file.
+    """Write a text file atomically.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: If it is not writable.
     """
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Signals that end a command: with one line, and with the status 128 + signal."""
+"""Signals that end a command, with a one-line message and exit status 128 + signal."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 )
 
-_GRACE_SECONDS = 60  # for what is open to be closed, and other processes to be ended
+_GRACE_SECONDS = 60  # for closing files and ending other processes
 
 
 class Interrupted(BaseException):
-    """A signal ended the command. No `except Exception` catches it, nor one for Ctrl-C.
+    """End of the command by a signal; neither `Exception` nor `KeyboardInterrupt`.
 
     Args:
         signum: Number of the signal.
@@ -31,37 +31,37 @@ class Interrupted(BaseException):
         self.is_saved = is_saved
 
     def __str__(self) -> str:
-        """Name the signal."""
+        """Return the name of the signal."""
         return signal.Signals(self.signum).name
 
 
 class _State:
-    """What the handler needs to know of the command."""
+    """State of the command that the signal handler depends on."""
 
-    is_caught = False  # by whoever prints the line; else the handler does
+    is_caught = False  # whether `raised` reports the signal, instead of the handler
     is_told = False
     received = 0
     consequence = "nothing was finished; give the same command again"
 
 
 def if_ended(consequence: str) -> None:
-    """Say what a signal that ends the command from now on leaves unfinished, and what to do."""
+    """Set the message for a signal from now on: what is unfinished, and the remedy."""
     _State.consequence = consequence
 
 
 def consequence() -> str:
-    """Return what an end from now on leaves unfinished, and what to do."""
+    """Return the message of :func:`if_ended`."""
     return _State.consequence
 
 
 def is_first_rank() -> bool:
-    """Whether this is the process that writes, by what launchers set in the environment."""
+    """Whether this process has rank 0, according to the launchers' environment variables."""
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
     return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def tell(signum: int) -> None:
-    """Print the line, once, on the first rank."""
+    """Print the message, once, on the first rank."""
     if not _State.is_told and is_first_rank():
         name = signal.Signals(signum).name
         print(f"ended by {name}: {_State.consequence}", file=sys.stderr, flush=True)
@@ -69,14 +69,14 @@ def tell(signum: int) -> None:
 
 
 def leave(signum: int) -> None:
-    """Print the line and end the process, whatever it is doing."""
+    """Print the message and exit immediately."""
     tell(signum)
     sys.stdout.flush()
     os._exit(128 + signum)
 
 
 def take_over() -> None:
-    """Let signals end this process with one line; child processes have the system's handlers."""
+    """Install the signal handlers in this process; child processes keep the system's."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number in SIGNALS:
@@ -87,7 +87,7 @@ def take_over() -> None:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Raise signals as :class:`Interrupted`, for the caller to say so by :func:`tell`."""
+    """Raise signals as :class:`Interrupted`, which the caller reports with :func:`tell`."""
     take_over()
     _State.is_caught = True
     try:
@@ -101,12 +101,12 @@ def _end(signum: int, frame: FrameType | None) -> None:
         leave(signum)
     if not _State.received:
         _State.received = signum
-        # If the exception is lost, or what is being closed hangs.
+        # In case the exception is lost, or closing hangs.
         watchdog = threading.Timer(_GRACE_SECONDS, leave, (signum,))
         watchdog.daemon = True
         watchdog.start()
         raise Interrupted(signum)
-    if signum == signal.SIGINT:  # once more: now
+    if signum == signal.SIGINT:  # a second Ctrl-C exits immediately
         leave(_State.received)
 
 

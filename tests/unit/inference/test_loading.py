@@ -357,14 +357,14 @@ def test_what_is_missing_is_named(
 
 
 def test_folders_without_a_model_are_named(tmp_path: Path) -> None:
-    assert "holds no whole checkpoint and no config.json" in refusal(tmp_path)
+    assert "holds no intact checkpoint and no config.json" in refusal(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").symlink_to("gone.ckpt")
     (tmp_path / "notes.txt").write_text("text")
-    assert "holds no whole checkpoint and no config.json" in refusal(tmp_path)
+    assert "holds no intact checkpoint and no config.json" in refusal(tmp_path)
     (tmp_path / "checkpoints" / "step.ckpt").write_bytes(b"PK damaged")
     with pytest.warns(UserWarning, match="is damaged"):
-        assert "holds no whole checkpoint" in refusal(tmp_path)
+        assert "holds no intact checkpoint" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "content"])

@@ -221,8 +221,8 @@ def test_each_of_several_loaders_is_measured(build_nvae: BuildNVAE, tmp_path: Pa
     module, plain = NVAEModule(build_nvae()), trainer(tmp_path)
     plain.test(module, [labelled(), loader(images()[:4])], verbose=False)
     assert {"test/elbo/dataloader_idx_0", "test/nll/dataloader_idx_1"} <= {*plain.callback_metrics}
-    for index, count in enumerate((8, 4)):
-        assert plain.callback_metrics[f"test/num_images/dataloader_idx_{index}"] == count
+    for suffix, count in (("", 12), ("/dataloader_idx_0", 8), ("/dataloader_idx_1", 4)):
+        assert plain.callback_metrics[f"test/num_images{suffix}"] == count
 
 
 # --- images that are not what the model takes --------------------------------------------------

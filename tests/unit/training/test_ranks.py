@@ -26,8 +26,8 @@ def test_strategies_that_fork_are_replaced_by_ddp_with_a_warning(method: str, re
         assert strategy_of_a_command(given) == f"ddp{rest}"
     (warning,) = caught
     assert str(warning.message) == (
-        f"trainer.strategy: got {given}, but ddp{rest} is used instead: ranks are started by the "
-        "command itself"
+        f"trainer.strategy: got {given}, but ddp{rest} is used instead: the command launches the "
+        "ranks itself"
     )
 
 

@@ -16,15 +16,15 @@ from nvae_lightning.utilities.files import check_not_deleted
 
 
 class Checkpoint(ModelCheckpoint):
-    """Save every so many steps and at the end; keep a few, the latest of them as last.ckpt, too.
+    """Save at an interval and at the end; keep a few, with ``last.ckpt`` as a link to the latest.
 
-    Checkpoints of a folder are ordered by their steps. Those of another run, and those after the
-    one that this run resumes from, are set aside in a folder beside them.
+    The checkpoints of a folder are ordered by their steps. Those of another run, and those after
+    the one that this run resumes from, are moved to a folder beside them.
 
     Args:
         dirpath: Folder of the checkpoints.
         every_n_train_steps: Optimiser steps between two checkpoints.
-        keep: Number of checkpoints to keep: more than one, or a damaged one could not be replaced.
+        keep: Number of checkpoints to keep; with more than one, a damaged one can be replaced.
 
     Raises:
         ValueError: If a number is out of range.
@@ -47,15 +47,14 @@ class Checkpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.keep = keep
-        self._num_kept_steps = -1
 
     @property
     def state_key(self) -> str:
-        """Another interval is no other callback."""
+        """Key of the state in a checkpoint: the same at any interval."""
         return type(self).__name__
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take away what an interrupted write has left."""
+        """Remove what interrupted writes have left."""
         super().setup(trainer, pl_module, stage)
         if trainer.is_global_zero:
             for path in Path(str(self.dirpath)).glob(".*.partial"):
@@ -63,7 +62,9 @@ class Checkpoint(ModelCheckpoint):
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set aside what is not of this run's past: its steps would be taken for the latest."""
+        """Move checkpoints away that would count as later than this run's."""
+        if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            return
         folder, resumed = Path(str(self.dirpath)), trainer.ckpt_path
         folder.mkdir(parents=True, exist_ok=True)
         present, last_step = sorted(folder.glob("*.ckpt")), -1
@@ -84,9 +85,10 @@ class Checkpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Save, but not within a step, and not yet in an epoch's or the training's last one.
+        """Save at the interval, except where a better moment follows.
 
-        Nor while steps are skipped, so that what to go back to is not pruned.
+        That is within an accumulated step, in an epoch's or the training's last step, and while
+        steps are skipped, when a checkpoint to roll back to must not be pruned.
         """
         loop = trainer.fit_loop.epoch_loop
         is_within = loop.batch_progress.is_last_batch or loop._should_accumulate()
@@ -105,15 +107,21 @@ class Checkpoint(ModelCheckpoint):
         self.save_now(trainer)
 
     def save_now(self, trainer: Trainer, *, again: bool = False) -> None:
-        """Save unless this step's checkpoint is there; or again, at another place in the loops."""
-        if again or self._last_global_step_saved != trainer.global_step:
+        """Save, unless this step is saved.
+
+        Args:
+            trainer: The trainer.
+            again: Whether to save again, at another place in the loops of the same step.
+        """
+        is_due = again or self._last_global_step_saved != trainer.global_step
+        if is_due and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             name = self.format_checkpoint_name(self._monitor_candidates(trainer))
             self._save_checkpoint(trainer, name)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if trainer.is_global_zero:
             check_not_deleted(Path(filepath).parent)
-        # What has been logged until now must not be lost with the process.
+        # What has been logged so far must not be lost if the process is killed.
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):
                 logger.save()
@@ -141,9 +149,9 @@ class Checkpoint(ModelCheckpoint):
 
 
 def is_last_step(trainer: Trainer) -> bool:
-    """Whether the step just made is the last of a training that ends after a number of steps.
+    """Whether the step just made is the last of ``trainer.max_steps``.
 
-    It is saved after any validation: Lightning makes none after a resume that has no step left.
+    It is saved after its validation: Lightning makes none when no step is left after a resume.
     """
     return trainer.global_step == trainer.max_steps
 

@@ -1,4 +1,4 @@
-"""Averaged weights, with which a model is validated, tested and pictured."""
+"""Averaged weights for validation, test and pictures."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 
 class EMA(EMAWeightAveraging):
-    """Lightning's exponential moving average of the weights; buffers are the latest.
+    """Exponential moving average of the weights, by Lightning; buffers are the latest.
 
-    The average is in place during the whole of a validation, so that pictures are made with it,
-    too; it must stand behind the callbacks that draw them. After the training the model keeps it.
+    The model has the averaged weights during all of a validation, so that pictures show them, too:
+    list this callback after those that draw. After the training it keeps them.
 
     Args:
-        decay: share of the old average that is kept at every step, 0 to 1.
+        decay: Weight of the old average in every step, 0 to 1.
 
     Raises:
-        ValueError: if it is out of range.
+        ValueError: If it is out of range.
     """
 
     def __init__(self, decay: int | float = 0.999) -> None:
@@ -27,25 +27,25 @@ class EMA(EMAWeightAveraging):
         super().__init__(decay=decay, use_buffers=False)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: see :meth:`on_validation_start`."""
+        """Do nothing: see :meth:`on_validation_start`."""
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: see :meth:`on_validation_end`."""
+        """Do nothing: see :meth:`on_validation_end`."""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the average in place."""
+        """Swap the averaged weights in."""
         if self._average_model is not None:
             self._swap_models(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the latest weights back."""
+        """Swap the latest weights back in."""
         if self._average_model is not None:
             self._swap_models(pl_module)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the average; what has been initialised stays so in it."""
+        """Add the average; what the latest model has initialised counts as initialised in it."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         latest = checkpoint.get("current_model_state", {})
         extra = {name: value for name, value in latest.items() if name.endswith("_extra_state")}

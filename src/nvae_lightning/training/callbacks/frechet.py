@@ -1,4 +1,4 @@
-"""Fréchet distance between a model's samples and the training images."""
+"""Fréchet distance between the samples of a model and its training images."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,18 +24,18 @@ from tqdm import tqdm
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.storage import checksum
 from nvae_lightning.inference.evaluation import EvaluationModule
-from nvae_lightning.model import NVAE
+from nvae_lightning.utilities.files import whole_file
 from nvae_lightning.utilities.images import as_bytes
 
 _WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 _WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _REMEDY = (
-    f"set fid.weights to torch-fidelity's {_WEIGHTS}, which it offers with its releases and which "
-    "is never downloaded here, or give another network as fid.feature_extractor"
+    f"set fid.weights to {_WEIGHTS} from torch-fidelity's releases, which is never downloaded "
+    "here, or give another network as fid.feature_extractor"
 )
 _REAL = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")
 _NUM_FINGERPRINTED = 256  # images
-_LAYOUT = 1  # of a cached file; another number makes all of them unknown
+_LAYOUT = 1  # of a cached file; a new number invalidates all earlier ones
 
 
 class FrechetDistance(Callback):
@@ -46,34 +44,33 @@ class FrechetDistance(Callback):
     .. math::
         d^2 = \|\mu - \mu'\|^2 + \mathrm{tr}(\Sigma + \Sigma' - 2 (\Sigma \Sigma')^{1/2})
 
-    of means and covariances of the features of both. With the Inception network that the FID is
-    defined by it is logged as ``test/fid``. With any other network its values cannot be compared
-    with a published FID, so that it is ``test/frechet_distance_<class of the network>``.
+    with the means and covariances of the features of both. With the Inception network that
+    defines the FID it is logged as ``test/fid``. Values of any other network are not comparable
+    with a published FID and are logged as ``test/frechet_distance_<class of the network>``.
 
-    Samples are the means of p(x | z), as pictures show them and the published evaluation takes
-    them. They and the training images, as the model sees them but not flipped, are rounded to 8
-    bits. The training images' statistics are kept in ``cache`` under a fingerprint of images and
-    network; of another network it takes the class, parameters, buffers and ``repr``, and cannot
-    know what is in none of these.
+    Samples are the means of p(x | z), as in pictures and in the published evaluation. They and the
+    training images, in the model's bit depth but not flipped, are rounded to 8 bits. The
+    statistics of the training images are cached under a fingerprint of images and network. That of
+    a network other than Inception covers its class, parameters, buffers and ``repr`` only.
 
     Source: Heusel et al. 2017, Eq. 6.
 
     Args:
-        weights: file of the Inception network's weights, torch-fidelity's (the extra ``fid``).
-        feature_extractor: instead of it, maps uint8 images (batch, 3, height, width) to features
-            (batch, feature).
-        num_samples: of all devices together.
-        batch_size: images at one time on each device.
-        temperature: factor on the standard deviation of every prior; one number, or one per
+        weights: File with torch-fidelity's weights of the Inception network (extra ``fid``).
+        feature_extractor: Other network to use instead; it maps uint8 images (batch, 3, height,
+            width) to features (batch, feature).
+        num_samples: Number of samples on all devices together.
+        batch_size: Number of images per batch on each device.
+        temperature: Factor on the standard deviation of every prior; one number, or one per
             scale, coarsest first.
-        cache: folder of the training images' statistics.
-        seed: of the samples.
+        cache: Folder of the statistics of training images.
+        seed: Seed of the samples.
 
     Attributes:
-        name: under which the distance is logged.
+        name: Name of the logged distance.
 
     Raises:
-        ValueError: if a number is out of range, there is not exactly one network, or its weights
+        ValueError: If a number is out of range, there is not exactly one network, or its weights
             or torch-fidelity are missing.
     """
 
@@ -97,7 +94,7 @@ class FrechetDistance(Callback):
                 raise ValueError(
                     f"fid.{setting} must be a whole number, at least {minimum}, got {value!r}"
                 )
-        # Absolute from the start: a command may change its working folder later.
+        # Absolute from the start: a command may change its working directory later.
         self.weights = None if weights is None else Path(weights).expanduser().absolute()
         self.feature_extractor = feature_extractor
         self._check_network()
@@ -110,17 +107,18 @@ class FrechetDistance(Callback):
 
     @property
     def name(self) -> str:
-        """Name of the logged distance."""
+        """Return the name of the logged distance."""
         if self.feature_extractor is None:
             return "test/fid"
         return f"test/frechet_distance_{type(self.feature_extractor).__name__}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find all that could fail before a training or a test begins.
+        """Check everything that could fail before a training or a test begins.
 
         Raises:
-            ValueError: if there is no data module of images, fewer samples than devices, not one
-                temperature per scale, or if the network's weights or features are unfit.
+            ValueError: If the data module is not one of images, there are fewer samples than
+                devices, the number of temperatures is not that of the scales, or the network's
+                weights or features are unsuitable.
         """
         if stage not in ("fit", "test"):
             return
@@ -130,7 +128,8 @@ class FrechetDistance(Callback):
                 f"fid.num_samples: got {self.num_samples}, but each of {trainer.world_size} "
                 f"devices draws at least one; set fid.num_samples={trainer.world_size} or more"
             )
-        num_scales = len(_model_of(pl_module).hierarchy.scales)
+        assert isinstance(pl_module, EvaluationModule)
+        num_scales = len(pl_module.model.hierarchy.scales)
         if isinstance(self.temperature, list) and len(self.temperature) != num_scales:
             raise ValueError(
                 f"fid.temperature must be one number, or one for each of {num_scales} scales, "
@@ -139,7 +138,7 @@ class FrechetDistance(Callback):
         device: torch.device = trainer.strategy.root_device
         if device.type == "mps":  # which has no float64
             device = torch.device("cpu")
-        # Weights are drawn before those of the file are read.
+        # The network draws weights before it reads those of the file.
         with torch.random.fork_rng([]), torch.no_grad():
             metric = self._build(data.image_size, device)
         if stage == "test":
@@ -149,7 +148,7 @@ class FrechetDistance(Callback):
         """Log the distance.
 
         Raises:
-            ValueError: if samples are not finite.
+            ValueError: If samples are not finite.
         """
         metric = self._metric
         assert metric is not None
@@ -158,11 +157,11 @@ class FrechetDistance(Callback):
         with torch.random.fork_rng(devices), torch.no_grad():
             self._add_training_images(metric, trainer)
             self._add_samples(metric, trainer, pl_module)
-            distance = metric.compute()  # of all ranks, on all of them
+            distance = metric.compute()  # over all ranks
         pl_module.log(self.name, distance.float().to(pl_module.device), sync_dist=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._metric = None
         if self.feature_extractor is not None:
             self.feature_extractor.cpu()
@@ -182,7 +181,7 @@ class FrechetDistance(Callback):
             return
         if self.weights is None:
             raise ValueError(
-                f"fid.weights: got None, but the FID takes an Inception network; {_REMEDY}"
+                f"fid.weights: got None, but the FID requires an Inception network; {_REMEDY}"
             )
         if not self.weights.is_file():
             raise ValueError(f"fid.weights: '{self.weights}' is not a file; {_REMEDY}")
@@ -206,13 +205,13 @@ class FrechetDistance(Callback):
             return FrechetInceptionDistance(_Features(network, features.shape[1])).to(device)
         assert self.weights is not None
         try:
-            # torch-fidelity would run code that a file asks for.
+            # torch-fidelity would unpickle, and so run, any code in the file.
             torch.load(self.weights, map_location="cpu", weights_only=True)
-            # Without antialiasing, as the network of the first FID scaled its images.
+            # Without antialiasing, like the network of the original FID.
             metric = FrechetInceptionDistance(
                 2048, feature_extractor_weights_path=str(self.weights), antialias=False
             )
-        except Exception as error:  # of many kinds, each with many lines
+        except Exception as error:  # many kinds, each of many lines
             raise ValueError(
                 f"fid.weights: '{self.weights}' does not hold the weights of torch-fidelity's "
                 f"Inception network ({type(error).__name__}); {_REMEDY}"
@@ -220,15 +219,15 @@ class FrechetDistance(Callback):
         return metric.to(device)
 
     def _add_training_images(self, metric: FrechetInceptionDistance, trainer: Trainer) -> None:
-        """Take their statistics from the cache, or compute and keep them."""
+        """Read their statistics from the cache, or compute and cache them."""
         data = _images_of(trainer)
         num_images = len(data.train_set)
         path, known = Path(), None
-        if trainer.is_global_zero:  # whose cache it is: nodes may have one each
+        if trainer.is_global_zero:  # nodes may have different caches
             path = self.cache / f"{self._fingerprint(data)}.safetensors"
             known = _read(path, metric, num_images)
         if trainer.strategy.broadcast(known is not None):
-            # Only the first rank holds them, as the ranks' statistics are added up.
+            # On the first rank only: the statistics of all ranks are summed.
             for name, value in (known or {}).items():
                 setattr(metric, name, value.to(metric.device))
             return
@@ -237,7 +236,7 @@ class FrechetDistance(Callback):
         for start in tqdm(starts, "Training images", **_bar_options(trainer)):
             indices = range(start, min(start + self.batch_size, num_images))
             batch = data.train_set.__getitems__(indices).to(metric.device)
-            # Binary pixels are drawn: always the same, whatever the number of ranks.
+            # Binary pixels are drawn: the same on any number of ranks.
             torch.manual_seed(start)
             metric.update(_as_colour(data.to_input(batch, train=False)), real=True)
         with metric.sync_context():
@@ -249,7 +248,8 @@ class FrechetDistance(Callback):
         self, metric: FrechetInceptionDistance, trainer: Trainer, pl_module: LightningModule
     ) -> None:
         """Draw this rank's share."""
-        model = _model_of(pl_module)
+        assert isinstance(pl_module, EvaluationModule)
+        model = pl_module.model
         share = len(range(trainer.global_rank, self.num_samples, trainer.world_size))
         entropy = np.random.SeedSequence([self.seed, trainer.global_rank])
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
@@ -260,12 +260,12 @@ class FrechetDistance(Callback):
             if not pixels.isfinite().all():
                 raise ValueError(
                     f"fid: samples at fid.temperature={self.temperature} are not finite; lower "
-                    "it, or take a checkpoint of before the training diverged"
+                    "it, or use a checkpoint from before the training diverged"
                 )
             metric.update(_as_colour(pixels), real=False)
 
     def _fingerprint(self, data: ImageDataModule) -> str:
-        """Name what the training images' statistics depend on."""
+        """Return a hash of everything that the training images' statistics depend on."""
         num_images = len(data.train_set)
         settings = {
             "layout": _LAYOUT,
@@ -292,13 +292,13 @@ class FrechetDistance(Callback):
         if found != _WEIGHTS_SHA256:
             rank_zero_warn(
                 f"fid.weights: '{self.weights}' is not the published {_WEIGHTS} (its SHA-256 is "
-                f"{found}): test/fid can be compared with published ones only if its weights are"
+                f"{found}): test/fid is comparable with published values only if its weights are"
             )
         return ["inception-v3-compat", found]
 
 
 class _Features(nn.Module):
-    """A network and its number of features, which torchmetrics would else find out or believe."""
+    """A network with its number of features, which torchmetrics would otherwise infer."""
 
     def __init__(self, network: nn.Module, num_features: int) -> None:
         super().__init__()
@@ -306,7 +306,7 @@ class _Features(nn.Module):
         self.num_features = num_features
 
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d"]:
-        # In float64, as the result gets the format of the features.
+        # In float64: the result has the dtype of the features.
         return self.network(images).double()
 
 
@@ -333,26 +333,21 @@ def _images_of(trainer: Trainer) -> ImageDataModule:
     return data
 
 
-def _model_of(pl_module: LightningModule) -> NVAE:
-    assert isinstance(pl_module, EvaluationModule)
-    return pl_module.model
-
-
 def _as_colour(
     pixels: Float[Tensor, "batch channel height width"],
 ) -> UInt8[Tensor, "batch 3 height width"]:
-    """Round to 8 bits; grey becomes a colour."""
+    """Round to 8 bits; repeat grey for three channels."""
     return as_bytes(pixels).expand(-1, 3, -1, -1).contiguous()
 
 
 def _bar_options(trainer: Trainer) -> dict[str, Any]:
-    disable = None if trainer.is_global_zero else True  # None: where nobody looks
+    disable = None if trainer.is_global_zero else True  # None: unless on a terminal
     return {"unit": "batch", "leave": False, "disable": disable, "delay": 1.0}
 
 
 def _hash_of_tensors(network: nn.Module) -> str:
     digest = hashlib.sha256()
-    # The buffers that its state dict leaves out, too.
+    # Including the buffers that the state dict leaves out.
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -362,7 +357,7 @@ def _hash_of_tensors(network: nn.Module) -> str:
 def _read(
     path: Path, metric: FrechetInceptionDistance, num_images: int
 ) -> dict[str, Tensor] | None:
-    """Return the training images' statistics, if there are any and they are whole."""
+    """Return the cached statistics of the training images, if they exist and are intact."""
     try:
         known = safetensors.torch.load(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -370,37 +365,28 @@ def _read(
     except (OSError, SafetensorError) as error:
         reason = str(error)
     else:
-        expected = {name: (value.shape, value.dtype) for name, value in _states(metric).items()}
-        if {name: (value.shape, value.dtype) for name, value in known.items()} != expected:
+        found = {name: (value.shape, value.dtype) for name, value in known.items()}
+        states = {name: getattr(metric, name) for name in _REAL}
+        if found != {name: (value.shape, value.dtype) for name, value in states.items()}:
             reason = "it holds something else"
         elif known["real_features_num_samples"] != num_images:
-            reason = f"it is not of {num_images} images"
+            reason = f"it does not describe {num_images} images"
         elif not all(value.isfinite().all() for value in known.values()):
-            reason = "it holds infinite numbers"
+            reason = "it holds infinite values"
         else:
             return known
-    rank_zero_warn(f"fid.cache: '{path}' cannot be used ({reason}) and is made anew")
+    rank_zero_warn(f"fid.cache: '{path}' is not usable ({reason}) and is computed again")
     return None
 
 
-def _states(metric: FrechetInceptionDistance) -> dict[str, Tensor]:
-    return {name: getattr(metric, name) for name in _REAL}
-
-
 def _write(path: Path, statistics: dict[str, Tensor]) -> None:
-    """Write a file, whole or not at all; a test of hours does not end for want of one."""
+    """Write the cache; a test of hours must not fail because of it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Of a name of its own: other runs may be writing the same.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem[:8]}-") as folder:
-            partial = Path(folder) / path.name
-            with partial.open("wb") as file:
-                file.write(safetensors.torch.save(statistics))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_bytes(safetensors.torch.save(statistics))
     except OSError as error:
         rank_zero_warn(
-            f"fid.cache: '{path.parent}' cannot be written to ({error}): the next test will look "
-            "at all training images again; set fid.cache to a folder of yours"
+            f"fid.cache: '{path.parent}' is not writable ({error}): the next test will process "
+            "all training images again; set fid.cache to a writable folder"
         )

@@ -1,4 +1,4 @@
-"""Training that goes on past numbers that are not finite, or says why it cannot."""
+"""Protection of a training against values that are not finite."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from nvae_lightning.serialization.checkpoints import read_checkpoint, step_of
+from nvae_lightning.training.callbacks.checkpoint import Checkpoint
 from nvae_lightning.training.divergence import DivergedError, describe_nonfinite
 from nvae_lightning.training.module import NVAEModule, is_logging_step
 
@@ -20,26 +21,26 @@ _FINE, _TOO_LARGE, _NOT_FINITE = range(3)
 
 
 class Guard(Callback):
-    """Skip steps whose loss or gradient is not finite; after too many in a row, go back.
+    """Skip steps whose loss or gradient is not finite; roll back after too many in a row.
 
     A skipped step leaves weights, optimiser and running statistics as they were, on all ranks,
-    whichever rank saw the number. After `patience` such steps in a row the weights and the
-    optimiser go back to the last checkpoint from before them, with λ raised and the learning rate
-    lowered; schedules and data go on. After `max_rollbacks` of these the training ends.
+    whichever rank saw the value. After `patience` skipped steps in a row, weights and optimiser
+    roll back to the last checkpoint before them, with λ raised and the learning rate lowered;
+    schedules and data continue. After `max_rollbacks` rollbacks the training ends.
 
-    With fp16, a gradient that overflows is the gradient scaler's business as long as there is
-    room below its scale.
+    With fp16 the gradient scaler handles gradients that overflow, as long as it can lower its
+    scale.
 
     Args:
-        max_grad_norm: skip steps with a larger gradient, too; None for no such limit. After
-            `patience` of these in a row one is made with the gradient cut down to the limit.
-        patience: steps skipped in a row before more is done.
-        max_rollbacks: how often to go back before giving up.
-        penalty_factor: by which λ is multiplied at each.
-        learning_rate_factor: by which the learning rate is multiplied at each.
+        max_grad_norm: Gradient norm above which steps are skipped, too; None disables the limit.
+            After `patience` of these in a row, one is made with the gradient clipped to the limit.
+        patience: Number of skipped steps in a row before a rollback.
+        max_rollbacks: Number of rollbacks before the training is given up.
+        penalty_factor: Factor on λ at each rollback.
+        learning_rate_factor: Factor on the learning rate at each rollback.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: If a number is out of range.
     """
 
     def __init__(
@@ -50,30 +51,19 @@ class Guard(Callback):
         penalty_factor: int | float = 2.0,
         learning_rate_factor: int | float = 0.5,
     ) -> None:
-        for name, value, rule, holds in (
-            (
-                "max_grad_norm", max_grad_norm, "positive or null",
-                max_grad_norm is None or max_grad_norm > 0,
-            ),
-            (
-                "patience", patience, "a whole number, at least 1",
-                type(patience) is int and patience >= 1,
-            ),
-            (
-                "max_rollbacks", max_rollbacks, "a whole number, at least 0",
-                type(max_rollbacks) is int and max_rollbacks >= 0,
-            ),
-            ("penalty_factor", penalty_factor, "at least 1", penalty_factor >= 1),
-            (
-                "learning_rate_factor", learning_rate_factor, "above 0 and at most 1",
-                0 < learning_rate_factor <= 1,
-            ),
-        ):  # fmt: skip
+        is_norm = max_grad_norm is None or max_grad_norm > 0
+        is_patience = type(patience) is int and patience >= 1
+        is_count = type(max_rollbacks) is int and max_rollbacks >= 0
+        is_rate = 0 < learning_rate_factor <= 1
+        for name, value, holds, rule in (
+            ("max_grad_norm", max_grad_norm, is_norm, "positive or null"),
+            ("patience", patience, is_patience, "a whole number, at least 1"),
+            ("max_rollbacks", max_rollbacks, is_count, "a whole number, at least 0"),
+            ("penalty_factor", penalty_factor, penalty_factor >= 1, "at least 1"),
+            ("learning_rate_factor", learning_rate_factor, is_rate, "above 0 and at most 1"),
+        ):
             if not holds:
-                raise ValueError(
-                    f"callbacks.guard.{name}: got {value!r}, but it must be {rule}; "
-                    f"set callbacks.guard.{name} accordingly"
-                )
+                raise ValueError(f"callbacks.guard.{name} must be {rule}, got {value!r}")
         self.max_grad_norm = max_grad_norm
         self.patience = patience
         self.max_rollbacks = max_rollbacks
@@ -88,11 +78,11 @@ class Guard(Callback):
 
     @property
     def is_skipping(self) -> bool:
-        """Whether the last step was not made."""
+        """Whether the last step was skipped."""
         return any(self._in_a_row.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts, as plain numbers."""
+        """Return the counts."""
         return {
             "num_skipped": self.num_skipped,
             "num_rollbacks": self.num_rollbacks,
@@ -100,13 +90,13 @@ class Guard(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the counts."""
         self.num_skipped = state_dict["num_skipped"]
         self.num_rollbacks = state_dict["num_rollbacks"]
         self._in_a_row = state_dict["in_a_row"].copy()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the running statistics, which a forward pass changes before anything is known."""
+        """Copy the running statistics: a forward pass changes them before its loss is known."""
         self._statistics = [b for n, b in pl_module.named_buffers() if ".running_" in n]
         self._kept = [b.clone() for b in self._statistics]
 
@@ -114,7 +104,7 @@ class Guard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Decide, with all ranks, whether this step is made."""
+        """Decide together with all ranks whether to make this step."""
         assert isinstance(pl_module, NVAEModule)
         parameters = [p for p in pl_module.parameters() if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -156,16 +146,16 @@ class Guard(Callback):
         rank_zero_warn(f"step {trainer.global_step} skipped: {seen or 'seen on another rank'}")
         _copy(self._statistics, self._kept)
         for parameter in module.parameters():
-            parameter.grad = None  # to an optimiser, a parameter that takes no part
+            parameter.grad = None  # which optimisers pass over
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Go back if too many steps in a row were skipped.
+        """Roll back if too many steps in a row were skipped.
 
         Raises:
-            DivergedError: if that has been done too often, or there is nothing to go back to.
+            DivergedError: If there were too many rollbacks, or there is no checkpoint to use.
         """
         assert isinstance(pl_module, NVAEModule)
         if self._in_a_row[_NOT_FINITE] < self.patience:
@@ -189,25 +179,27 @@ class Guard(Callback):
         self.num_rollbacks += 1
         self._in_a_row = dict.fromkeys(self._in_a_row, 0)
         rank_zero_warn(
-            f"step {trainer.global_step}: back to '{path}' after {self.patience} skipped steps; "
+            f"step {trainer.global_step}: rolled back to '{path}' after {self.patience} skipped "
+            "steps; "
             f"λ is now {pl_module.penalty_factor:g} times and the learning rate "
             f"{pl_module.learning_rate_factor:g} times what is set"
         )
 
     def _diverged(self, trainer: Trainer, when: str) -> DivergedError:
-        """Say it in the metrics, too: from other unfinished runs it could not be told there."""
+        """Log the divergence, which distinguishes this run from other unfinished ones."""
         for logger in trainer.loggers:
             logger.log_metrics({"train/diverged": 1.0}, step=trainer.global_step - 1)
             logger.save()
         return DivergedError(self._report(trainer, when))
 
     def _last_good(self, trainer: Trainer) -> str | None:
-        """Return the latest whole checkpoint that was not made while steps were skipped."""
-        checkpoints = trainer.checkpoint_callback
-        folder = getattr(checkpoints, "dirpath", None)
-        if not trainer.is_global_zero or folder is None:
+        """Return the latest intact checkpoint that was not made while steps were skipped."""
+        if not trainer.is_global_zero:
             return None
-        for path in sorted(Path(folder).glob("step*.ckpt"), key=step_of, reverse=True):
+        saving = (one for one in trainer.checkpoint_callbacks if isinstance(one, Checkpoint))
+        folders = [Path(str(one.dirpath)) for one in saving]
+        paths = [path for folder in folders for path in folder.glob("step*.ckpt")]
+        for path in sorted(paths, key=step_of, reverse=True):
             try:
                 checkpoint = read_checkpoint(path)
             except ValueError as error:
@@ -225,14 +217,13 @@ class Guard(Callback):
             torch.distributed.all_gather_object(seen, self._seen)
         first = next(filter(None, seen), "a gradient that is not finite")
         return (
-            f"the training does not stay finite: {self.patience} steps in a row were skipped up "
-            f"to step {trainer.global_step}, {when}; seen: {first}. What helps: a higher "
-            "penalty.weight, a lower optimizer.lr, trainer.precision=bf16-mixed or 32-true, "
-            "callbacks.guard.max_grad_norm"
+            f"the training has diverged: {self.patience} steps in a row were skipped up to step "
+            f"{trainer.global_step}, {when}; seen: {first}. Try a higher penalty.weight, a lower "
+            "optimizer.lr, trainer.precision=bf16-mixed or 32-true, callbacks.guard.max_grad_norm"
         )
 
 
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy many small tensors at once, or none."""
+    """Copy many small tensors with one kernel."""
     if targets:
         torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]

@@ -1,4 +1,4 @@
-"""Ranks that notice when another one no longer runs."""
+"""Detection of ranks that no longer run."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _DONE = b"done"
 
 
 class Heartbeat(Callback):
-    """End all ranks with one line if a process stops: by a signal, or with its machine.
+    """End all ranks with a one-line error if one stops: through a signal, or with its machine.
 
-    Every rank increments a counter of its own in the store of the process group, and watches the
-    others'. Time is counted in intervals in which this rank ran itself, so that a job that is
+    Every rank increments its own counter in the store of the process group and watches the other
+    counters. Time is counted in intervals in which this rank was running, so that a job that is
     suspended as a whole (Ctrl-Z) can be continued.
 
     Args:
-        timeout_minutes: Time without an answer after which a rank is given up.
+        timeout_minutes: Time after which a rank whose counter stands still is given up.
     """
 
     def __init__(self, timeout_minutes: int | float) -> None:
@@ -42,7 +42,7 @@ class Heartbeat(Callback):
         self._ended.set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin to beat and to watch."""
+        """Start the two threads."""
         if not self._ended.is_set() or not torch.distributed.is_initialized():
             return
         self._rank, self._num_ranks = trainer.global_rank, trainer.world_size
@@ -50,7 +50,7 @@ class Heartbeat(Callback):
         self._silent = [0] * self._num_ranks  # intervals without an answer
         self._seen: Sequence[bytes] = [b""] * self._num_ranks
         self._ended, self._is_done = threading.Event(), False
-        # Two threads, as a store whose process is stopped lets a request wait forever.
+        # Two threads: requests to a store whose process is stopped block forever.
         self._beating, watching = (
             threading.Thread(target=loop, args=(self._ended,), daemon=True)
             for loop in (self._beat, self._watch)
@@ -61,7 +61,7 @@ class Heartbeat(Callback):
     def _beat(self, ended: threading.Event) -> None:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         try:
-            # A connection of its own, as requests of one connection wait for each other.
+            # A separate connection: requests on one connection wait for each other.
             own = TCPStore(address, port, timeout=timedelta(days=1), wait_for_workers=False)
             store = PrefixStore("nvae_lightning", own)
             names = [f"rank{rank}" for rank in range(self._num_ranks)]
@@ -73,13 +73,13 @@ class Heartbeat(Callback):
             if self._is_done:
                 store.set(names[self._rank], _DONE.decode())
         except RuntimeError:
-            return  # the process that keeps the store has ended; it no longer answers
+            return  # the process that holds the store has ended
 
     def _watch(self, ended: threading.Event) -> None:
         before = self._seen
         while not ended.wait(self.interval):
             now = self._seen
-            if now[0]:  # else some rank has not begun
+            if now[0]:  # else some rank has not started
                 for rank, (old, new) in enumerate(zip(before, now, strict=True)):
                     answers = new != old or new == _DONE
                     self._silent[rank] = 0 if answers else self._silent[rank] + 1
@@ -88,7 +88,7 @@ class Heartbeat(Callback):
                 self._leave(missing)
 
     def _leave(self, missing: list[int]) -> None:
-        """End this process, and those on this machine that cannot end themselves."""
+        """Exit, and kill those processes on this machine that cannot exit themselves."""
         position = [r for r in range(self._num_ranks) if r not in missing].index(self._rank)
         time.sleep(position * self.interval)  # the first one ends the others
         names = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
@@ -110,7 +110,7 @@ class Heartbeat(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """End without another line if another rank has ended because one did not answer."""
+        """Exit silently if another rank has exited because of a silent one."""
         if self._ended.is_set():
             return
         is_ours = not isinstance(exception, RuntimeError)  # which collectives raise
@@ -119,7 +119,7 @@ class Heartbeat(Callback):
         self._ended.set()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell the others that this rank has done its work."""
+        """Tell the other ranks that this one has finished."""
         if not self._ended.is_set():
             self._is_done = True
             self._ended.set()
@@ -127,13 +127,13 @@ class Heartbeat(Callback):
 
 
 def missing_ranks(silent: Sequence[int], limit: int, own: int) -> list[int]:
-    """Return the ranks that have been silent too long.
+    """Return the ranks that have been silent for too long.
 
     Args:
         silent: Number of intervals without an answer, by rank.
-        limit: Number of intervals that is too long.
-        own: Rank of this process. If it does not hear itself, rank 0 does not, which keeps the
-            store.
+        limit: Number of intervals that counts as too long.
+        own: Rank of this process. If it does not hear itself, rank 0, which holds the store, is
+            silent.
 
     >>> missing_ranks([0, 9, 0], 5, own=0), missing_ranks([9, 9, 9], 5, own=1)
     ([1], [0])

@@ -16,20 +16,19 @@ from nvae_lightning.training.callbacks.pictures import log_picture
 from nvae_lightning.training.module import NVAEModule, is_logging_step
 from nvae_lightning.utilities import figures
 
-# Of the history: what is kept, and under which name it is logged.
+# Keys of the history, and the logged names.
 _LOGGED = {"rates": "kl_group", "balance": "kl_balance", "active": "active_channels"}
 
 
 class KLPerGroup(Callback):
     """Draw ``kl_per_group.png`` and ``kl_heatmap.png`` after every validation and the training.
 
-    They go to the loggers, too, as ``train/kl_per_group`` and ``train/kl_heatmap``. The history
-    that is drawn survives a resume. W&B also gets the table ``val/groups`` of what the groups have
-    come to.
+    Loggers receive them as ``train/kl_per_group`` and ``train/kl_heatmap``. The history survives a
+    resume. W&B also receives ``val/groups``, a table of the latest values.
 
     Attributes:
-        steps: at which something was logged.
-        history: by name, the values of all groups at each of them.
+        steps: Logging steps so far.
+        history: Values of all groups at each of these steps, by name.
     """
 
     def __init__(self) -> None:
@@ -38,14 +37,14 @@ class KLPerGroup(Callback):
         self._num_drawn = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """History so far, as tensors: there are as many numbers as steps times groups."""
+        """Return the history as tensors: it has as many values as steps times groups."""
         return {
             "steps": torch.tensor(self.steps),
             **{name: torch.tensor(values) for name, values in self.history.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave; earlier versions gave the rates alone."""
+        """Restore the history; early checkpoints hold the rates only."""
         self.steps = torch.as_tensor(state_dict["steps"]).tolist()
         unknown = torch.full_like(torch.as_tensor(state_dict["rates"]), math.nan)
         for name in _LOGGED:
@@ -55,7 +54,7 @@ class KLPerGroup(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Take what has been logged at this step, if anything has."""
+        """Append the values of a logging step."""
         step = trainer.global_step
         if not is_logging_step(trainer, step) or step in self.steps[-1:]:
             return
@@ -103,7 +102,7 @@ class KLPerGroup(Callback):
             "group": list(range(len(scales))),
             "scale": scales,
             "KL (nats)": _by_group(trainer, "val/kl_group/"),
-            "balancing factor": self.history["balance"][-1],  # of the training: it is of no other
+            "balancing factor": self.history["balance"][-1],  # known in training only
             "active channels": _by_group(trainer, "val/active_channels/"),
         }
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
@@ -113,10 +112,8 @@ class KLPerGroup(Callback):
 
 
 def _by_group(trainer: Trainer, prefix: str) -> list[float]:
-    """Return what has last been logged of every group, coarsest first; of the first loader."""
+    """Return the last logged value of every group, coarsest first."""
     metrics = trainer.callback_metrics
-    names = sorted(name for name in metrics if name.startswith(prefix))
-    if any(name.endswith("/dataloader_idx_0") for name in names):
-        names = [name for name in names if name.endswith("/dataloader_idx_0")]
+    names = sorted(name for name in metrics if name.removeprefix(prefix).isdecimal())
     values = [metrics[name] for name in names]
-    return torch.stack(values).tolist()  # one wait for the device, not one per group
+    return torch.stack(values).tolist()  # one synchronisation instead of one per group

@@ -1,4 +1,4 @@
-"""How much memory a training takes."""
+"""Peak memory of a training."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.utils._pytree import tree_leaves
 from nvae_lightning.training.module import is_logging_step
 from nvae_lightning.utilities.live_bytes import LiveBytes
 
-_COUNTED_STEP = 2  # the optimiser makes its state in the first
+_COUNTED_STEP = 2  # the first creates the optimiser's state
 
 
 class PeakMemory(Callback):
-    """Log ``train/peak_memory_gib``: the most that tensors take at one time, per device.
+    """Log ``train/peak_memory_gib``: the peak size of all tensors on a device.
 
-    On a GPU it is the allocator's count since the training started. Elsewhere it is that of one
-    early step, counted tensor by tensor, with weights and the state of the optimiser: what a
-    process has of the system depends on what went before, such as another job of the sweep.
+    On a GPU the allocator counts it from the start of the training. Elsewhere the tensors of one
+    early step are counted, with weights and optimiser state: the memory of a process depends on
+    what ran in it before, such as another job of a sweep.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class PeakMemory(Callback):
         self._peak_bytes = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what there was before."""
+        """Reset the count."""
         self._peak_bytes = 0
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
@@ -36,7 +36,7 @@ class PeakMemory(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Count, in one step and not on a GPU."""
+        """Start counting, in one step and only without a GPU."""
         is_due = self._peak_bytes == 0 and trainer.global_step + 1 >= _COUNTED_STEP
         if is_due and pl_module.device.type != "cuda":
             self._counter = LiveBytes()
@@ -58,7 +58,7 @@ class PeakMemory(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Count no more."""
+        """Stop counting."""
         self._stop()
 
     def _stop(self) -> None:
@@ -68,7 +68,7 @@ class PeakMemory(Callback):
 
 
 def _kept_bytes(trainer: Trainer, module: LightningModule) -> int:
-    """Bytes of what outlives a step."""
+    """Return the bytes of all tensors that outlive a step."""
     states = [optimizer.state_dict()["state"] for optimizer in trainer.optimizers]
     kept = chain(module.parameters(), module.buffers(), tree_leaves(states))
     return sum(value.nbytes for value in kept if isinstance(value, Tensor))

@@ -1,4 +1,4 @@
-"""Samples and reconstructions as PNG files and at the loggers."""
+"""Pictures of samples and reconstructions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nvae_lightning.utilities.images import grid
 
 
 def log_picture(trainer: Trainer, name: str, picture: Image.Image) -> None:
-    """Give a picture to the loggers that take any."""
+    """Pass a picture to the loggers that support pictures."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [picture], step=trainer.global_step)
@@ -31,18 +31,18 @@ def log_picture(trainer: Trainer, name: str, picture: Image.Image) -> None:
 class Pictures(Callback):
     """Write ``samples.png`` and ``reconstructions.png`` after every validation and the test.
 
-    They go to the loggers, too, as ``val/samples`` … and ``test/samples`` …
+    Loggers receive them as ``val/samples``, ``test/samples`` and so on.
 
-    Samples are the means of p(x | z). Reconstructions stand to the right of their image. The
-    same noise is used each time, so that pictures of one run can be compared.
+    Samples are the means of p(x | z). Reconstructions are to the right of their originals. The
+    noise is the same each time, so that the pictures of a run are comparable.
 
     Args:
-        num_images: images per picture.
-        temperature: of the priors that samples are drawn from.
-        seed: of the noise.
+        num_images: Number of images per picture.
+        temperature: Factor on the standard deviation of the priors.
+        seed: Seed of the noise.
 
     Raises:
-        ValueError: if there are fewer than two images or the temperature is negative.
+        ValueError: If there are fewer than two images or the temperature is negative.
     """
 
     def __init__(self, num_images: int = 64, temperature: float = 1.0, seed: int = 0) -> None:
@@ -63,7 +63,7 @@ class Pictures(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
         batch_idx: int, dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Keep a few images."""
+        """Collect a few images."""
         self._keep(batch, batch_idx, trainer.num_val_batches[dataloader_idx])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,22 +75,22 @@ class Pictures(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
         batch_idx: int, dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Keep a few images."""
+        """Collect a few images."""
         self._keep(batch, batch_idx, trainer.num_test_batches[dataloader_idx])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the finished model's."""
+        """Draw the finished model's pictures."""
         self._draw(trainer, pl_module, "test")
 
     def _keep(self, batch: object, batch_idx: int, num_batches: int | float) -> None:
-        """Take images from all over the split, which may be sorted by class."""
+        """Collect images from all over the split, which may be sorted by class."""
         images = images_of(batch)
         if batch_idx == 0:
             self._images, self._chunk = [], len(images)
         num_wanted = self.num_images // 2
-        if math.isinf(num_batches):  # a split of unknown length: take the first images
+        if math.isinf(num_batches):  # a split of unknown length: collect the first images
             count = num_wanted - len(self._images)
-        else:  # as many as bring those of the batches so far to their share
+        else:  # distribute them evenly over the batches
             share = num_wanted / num_batches
             count = int((batch_idx + 1) * share) - int(batch_idx * share)
         if count := min(count, len(images)):
@@ -107,7 +107,7 @@ class Pictures(Callback):
         # The pictures must not shift the random numbers of the training.
         with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(self.seed)
-            # In chunks of a batch, which is what is known to fit into memory.
+            # In chunks of a batch, a size that is known to fit into memory.
             samples = torch.cat(
                 [
                     model.sample(min(self._chunk, self.num_images - start), self.temperature).mean

@@ -1,4 +1,4 @@
-"""Ending at a signal with everything saved."""
+"""Checkpoint and exit at a signal."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ _SECONDS_TO_END = 20  # for the other ranks
 
 
 class EndRanks(Callback):
-    """Pass a signal that ends this process on to the ranks that it has started.
+    """Pass a signal that ends this process on to the ranks that it has launched.
 
-    Lightning's own handlers are left out: at SIGTERM they end an evaluation with status 0, and at
+    Lightning's own handlers are disabled: at SIGTERM they end an evaluation with status 0, and at
     SIGUSR1 under SLURM they save and requeue within a step.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep Lightning from registering its handlers."""
-        trainer._signal_connector.register_signal_handlers = _register_nothing
+        """Keep Lightning from installing its handlers."""
+        trainer._signal_connector.register_signal_handlers = lambda: None
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Wait for the other ranks to end, too; by force if need be."""
+        """Wait for the other ranks to end; kill them if they do not."""
         launcher = trainer.strategy.launcher
         if not isinstance(exception, Interrupted):
             return
         if not isinstance(launcher, _SubprocessScriptLauncher):
             return
-        # Lightning's observer would take their status for a failure, and kill this process.
+        # Lightning's observer would take their exit status for a failure and kill this process.
         ranks, launcher.procs[:] = list(launcher.procs), []
         for rank in ranks:
             rank.send_signal(exception.signum)
@@ -52,20 +52,16 @@ class EndRanks(Callback):
                 rank.kill()
 
 
-def _register_nothing() -> None:
-    pass
-
-
 class Preemption(EndRanks):
-    """Save a checkpoint and end at SIGTERM, SIGUSR1 or Ctrl-C, after the step at hand.
+    """Save a checkpoint and exit at SIGTERM, SIGUSR1 or Ctrl-C, after the current step.
 
-    All ranks end after the same step, whichever got the signal. Under SLURM the job is put in the
-    queue again after SIGUSR1 (``sbatch --signal=USR1@120``). A second Ctrl-C ends at once; and so
-    does a process that does not come to the end of a step, because another rank has died.
+    All ranks exit after the same step, whichever received the signal. Under SLURM the job is
+    requeued after SIGUSR1 (``sbatch --signal=USR1@120``). A second Ctrl-C exits immediately; so
+    does a process whose step does not end, because another rank has died.
 
     Args:
-        check_every_n_steps: with several ranks, steps after which they ask each other.
-        grace_seconds: time for a step to end.
+        check_every_n_steps: Steps between two exchanges of signals among several ranks.
+        grace_seconds: Time limit for the current step.
     """
 
     def __init__(self, check_every_n_steps: int = 10, grace_seconds: int | float = 30) -> None:
@@ -83,7 +79,7 @@ class Preemption(EndRanks):
         self._is_validating = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals, also from Lightning, which would end within a step."""
+        """Install the signal handlers."""
         self._received = 0
         self._launcher = trainer.strategy.launcher
         if threading.current_thread() is threading.main_thread():
@@ -93,7 +89,7 @@ class Preemption(EndRanks):
         if self._received and signum == signal.SIGINT:
             raise Interrupted(signum)
         if not self._received and isinstance(self._launcher, _SubprocessScriptLauncher):
-            self._launcher.kill(signum)  # Lightning's other processes on this machine
+            self._launcher.kill(signum)  # the other ranks on this machine
         self._received = self._received or signum
         if self._watchdog is None and not self._is_validating:
             self._watchdog = threading.Timer(self.grace_seconds, leave, (signum,))
@@ -104,14 +100,14 @@ class Preemption(EndRanks):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Save and end if any rank has received a signal; in an epoch's last step, only save.
+        """Save and exit if any rank has received a signal; in an epoch's last step, only save.
 
         Raises:
-            Interrupted: If so.
+            Interrupted: If a rank has received a signal.
         """
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate():
-            return  # its gradients would be lost
+            return  # the accumulated gradients would be lost
         is_last = loop.batch_progress.is_last_batch
         if trainer.world_size > 1 and trainer.global_step % self.check_every_n_steps:
             return
@@ -123,16 +119,16 @@ class Preemption(EndRanks):
                 self._end(trainer, received)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give a validation the time that it takes: the run ends after it."""
+        """Lift the time limit during a validation: the run exits after it."""
         self._is_validating = True
         self._stop_watchdog()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Back to steps."""
+        """Restore the time limit of steps."""
         self._is_validating = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save and end after the validation, which a resume then need not repeat.
+        """Save and exit after the validation, which a resume then need not repeat.
 
         Raises:
             Interrupted: If any rank has received a signal.
@@ -161,12 +157,12 @@ class Preemption(EndRanks):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Give the signals back, as Lightning does not tear callbacks down then."""
+        """Restore the signal handlers: Lightning does not tear callbacks down here."""
         self.teardown(trainer, pl_module, "fit")
         super().on_exception(trainer, pl_module, exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         self._stop_watchdog()
         for number, handler in self._previous.items():
             signal.signal(number, handler)

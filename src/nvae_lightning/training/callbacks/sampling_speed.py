@@ -1,4 +1,4 @@
-"""How long samples take."""
+"""Speed of sampling."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from nvae_lightning.training.module import NVAEModule
 class SamplingSpeed(Callback):
     """Log ``test/sampling_ms_per_image``: the median over batches of samples after the test.
 
-    What is timed is a batch's way from noise to the means of p(x | z), in the precision of the
-    training. One batch goes before and does not count.
+    The time is that from noise to the means of p(x | z), in the precision of the training, after
+    one batch for warm-up.
 
     Source: Vahdat & Kautz 2020, Sec. 4.3.
 
     Args:
-        batch_size: images drawn at once.
-        num_batches: batches that are timed.
+        batch_size: Number of images per batch.
+        num_batches: Number of timed batches.
 
     Raises:
-        ValueError: if a number is below 1.
+        ValueError: If a number is below 1.
     """
 
     def __init__(self, batch_size: int = 36, num_batches: int = 10) -> None:
@@ -38,11 +38,11 @@ class SamplingSpeed(Callback):
 
     @torch.no_grad()
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw and time."""
+        """Sample, and log the time."""
         assert isinstance(pl_module, NVAEModule)
         device = pl_module.device
         seconds = []
-        # The samples must not shift the random numbers of others.
+        # The samples must not shift other random numbers.
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             trainer.precision_plugin.forward_context(),
@@ -60,6 +60,6 @@ class SamplingSpeed(Callback):
 
 
 def _wait_for(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait until a device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -14,7 +14,7 @@ from nvae_lightning.training.module import NVAEModule
 
 
 class Summary(Callback):
-    """Print what came of a run after its test: likelihoods, speed, and where everything is."""
+    """Print the results of a run after its test: likelihoods, speed, and the run's folder."""
 
     def __init__(self) -> None:
         self._started = 0.0
@@ -43,32 +43,34 @@ class Summary(Callback):
         """Print the table."""
         assert isinstance(pl_module, NVAEModule)
         metrics = trainer.callback_metrics
-        active = [v for name, v in metrics.items() if name.startswith("test/active_channels/")]
-        num_channels = len(active) * pl_module.model.hierarchy.latent_channels
-        num_samples = pl_module.num_importance_samples
+        hierarchy = pl_module.model.hierarchy
+        active = sum(
+            float(metrics[f"test/active_channels/{group:02d}"])
+            for group in range(hierarchy.num_groups)
+        )
         table = Table("", "nats per image", "bits per dim", title="Test", title_justify="left")
         for name in metrics:
             if name.startswith("test/elbo"):
-                loader = name.removeprefix("test/elbo")  # nothing, if there is a single one
-                label = loader.replace("/dataloader_idx_", ", loader ")
+                suffix = name.removeprefix("test/elbo")  # of a loader, if there are several
+                label = suffix.replace("/dataloader_idx_", ", loader ")
                 table.add_row(
                     f"ELBO (negative){label}",
-                    f"{-metrics[f'test/elbo{loader}']:.2f}",
-                    f"{metrics[f'test/bpd{loader}']:.4f}",
+                    f"{-metrics[f'test/elbo{suffix}']:.2f}",
+                    f"{metrics[f'test/bpd{suffix}']:.4f}",
                 )
                 table.add_row(
-                    f"NLL ({num_samples} importance samples){label}",
-                    f"{metrics[f'test/nll{loader}']:.2f}",
-                    f"{metrics[f'test/nll_bpd{loader}']:.4f}",
+                    f"NLL ({pl_module.num_importance_samples} importance samples){label}",
+                    f"{metrics[f'test/nll{suffix}']:.2f}",
+                    f"{metrics[f'test/nll_bpd{suffix}']:.4f}",
                 )
         console = Console()
         console.print(table)
-        console.print(f"active channels  {sum(map(float, active)):.1f} of {num_channels}")
+        num_channels = hierarchy.num_groups * hierarchy.latent_channels
+        console.print(f"active channels  {active:.1f} of {num_channels}")
         if self._seconds:
-            speed = self._num_images / self._seconds
             num_steps = trainer.global_step - self._first_step
             console.print(
                 f"trained          {num_steps} steps in {self._seconds:.0f} s, "
-                f"{speed:.0f} images a second, validation included"
+                f"{self._num_images / self._seconds:.0f} images a second, validation included"
             )
         console.print(f"everything is in {trainer.default_root_dir}", soft_wrap=True)

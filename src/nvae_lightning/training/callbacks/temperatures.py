@@ -1,4 +1,4 @@
-"""Samples over temperatures, as the paper's Fig. 4 shows them."""
+"""Samples at several temperatures, as in the paper's Fig. 4."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from nvae_lightning.utilities import figures
 class Temperatures(Callback):
     """Write ``temperatures.png`` after the test: a row of samples per temperature.
 
-    Statistics of batch normalisation are measured anew for each temperature. A column has the same
-    noise in all rows.
+    The statistics of batch normalisation are recalibrated for each temperature. The images of a
+    column share their noise.
 
     Source: Vahdat & Kautz 2020, Sec. 4.2.
 
     Args:
-        temperatures: factors on the standard deviation of the priors.
-        num_images: per temperature.
-        num_passes: over which the statistics are measured; see :func:`recalibrate`.
-        batch_size: images per pass, of the measurement and of the drawing.
-        seed: of the noise.
+        temperatures: Factors on the standard deviation of the priors.
+        num_images: Number of images per temperature.
+        num_passes: Number of passes of a recalibration; see :func:`recalibrate`.
+        batch_size: Number of images per pass, both in recalibration and in sampling.
+        seed: Seed of the noise.
 
     Raises:
-        ValueError: if there is no temperature, or a number is out of range.
+        ValueError: If there is no temperature, or a number is out of range.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Temperatures(Callback):
 
     @torch.no_grad()
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw: on all ranks, as batch normalisation measures over them together."""
+        """Sample on all ranks, which recalibrate batch normalisation together."""
         assert isinstance(pl_module, NVAEModule)
         model, device = pl_module.model, pl_module.device
         rows = []

@@ -1,4 +1,4 @@
-"""Images a second, measured between two logging steps."""
+"""Images per second between two logging steps."""
 
 from __future__ import annotations
 
@@ -11,34 +11,25 @@ from nvae_lightning.training.module import is_logging_step
 
 
 class Throughput(Callback):
-    """Log ``train/images_per_second`` over all devices; validation does not count."""
+    """Log ``train/images_per_second`` of all devices together, without the time of validation."""
 
     def __init__(self) -> None:
         self._started = 0.0
         self._num_images = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start counting: a run that resumes within an epoch does not start one."""
-        self._restart()
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start counting."""
-        self._restart()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the time of a validation out."""
-        self._restart()
-
-    def _restart(self) -> None:
+    def _restart(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started, self._num_images = time.perf_counter(), 0
+
+    # A run that resumes within an epoch does not start one.
+    on_train_start = on_train_epoch_start = on_validation_end = _restart
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Count, and log at logging steps."""
+        """Count images; log at logging steps."""
         self._num_images += len(images_of(batch)) * trainer.world_size
         if is_logging_step(trainer, trainer.global_step):
             elapsed = time.perf_counter() - self._started
             pl_module.log("train/images_per_second", self._num_images / elapsed)
-            self._restart()
+            self._restart(trainer, pl_module)

@@ -1,4 +1,4 @@
-"""Starting W&B runs before the training, and keeping those of a sweep apart."""
+"""Start and end of W&B runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def start_wandb(loggers: Sequence[Logger]) -> None:
     """Start the W&B runs before the training, without asking for a key.
 
     Raises:
-        ValueError: If W&B starts none: without a key, or with settings that it does not take.
+        ValueError: If W&B starts none: without a key, or because of an invalid setting.
     """
     for logger in loggers:
         if not isinstance(logger, WandbLogger):
@@ -26,7 +26,7 @@ def start_wandb(loggers: Sequence[Logger]) -> None:
 
         terminal = sys.stdin
         try:
-            # Some of the variables would end W&B's own process, others be ignored.
+            # Some invalid variables would end W&B's own process, others would be ignored.
             wandb.Settings().update_from_env_vars(dict(os.environ))
             with open(os.devnull, encoding="utf-8") as sys.stdin:
                 _ = logger.experiment
@@ -41,10 +41,10 @@ def start_wandb(loggers: Sequence[Logger]) -> None:
 
 
 def _reason(error: Any) -> str:  # noqa: ANN401 -- Pydantic's errors have attributes
-    """Return what W&B says: of settings that it does not take their name, value and rule."""
+    """Return W&B's message; for an invalid setting its name, value and rule."""
     if not hasattr(error, "errors"):
         return " ".join(str(error).split()).rstrip(".")
-    wrong = error.errors()[0]  # of Pydantic
+    wrong = error.errors()[0]  # Pydantic's
     name = "_".join(map(str, wrong["loc"])).upper()
     return f"WANDB_{name}: got {wrong['input']!r}; {wrong['msg']}"
 
@@ -58,10 +58,10 @@ def _finish() -> None:
 
 
 class FinishWandb(Callback):
-    """End the W&B run with the job, or the next job of the process would go on writing to it."""
+    """End the W&B run with the job: the next job of the process would continue it."""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finish after the test; a training is followed by one."""
+        """Finish after the test that follows a training."""
         if stage == "test":
             _finish()
 

@@ -131,7 +131,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_last_without_any_whole_checkpoint_names_the_folder(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"ckpt_path=last: no whole checkpoint in .*hydra.run.dir"
+        ValueError, match=r"ckpt_path=last: no intact checkpoint in .*hydra.run.dir"
     ):
         find_checkpoint("last", tmp_path / "nowhere")
     (tmp_path / "last.ckpt").symlink_to("gone.ckpt")

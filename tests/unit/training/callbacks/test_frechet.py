@@ -213,7 +213,7 @@ def test_a_damaged_cache_is_made_anew(measure: Measure, tmp_path: Path, damage: 
             statistics["real_features_num_samples"] += 1
         save_file(statistics, file)
     network = Projection()
-    with pytest.warns(UserWarning, match=r"fid\.cache: .* cannot be used .* made anew"):
+    with pytest.warns(UserWarning, match=r"fid\.cache: .* is not usable .* computed again"):
         after = measure(network)
     assert len(network.images()) == NUM_IMAGES + NUM_SAMPLES
     assert after[NAME] == before[NAME]
@@ -222,7 +222,7 @@ def test_a_damaged_cache_is_made_anew(measure: Measure, tmp_path: Path, damage: 
 
 def test_a_cache_that_cannot_be_written_is_warned_of(measure: Measure, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder would be")
-    with pytest.warns(UserWarning, match=r"fid\.cache: .* cannot be written to"):
+    with pytest.warns(UserWarning, match=r"fid\.cache: .* is not writable"):
         metrics = measure(Projection())
     assert metrics[NAME] > 0
 
