@@ -21,7 +21,8 @@ from nvae_lightning.cli.setting_types import check_settings, check_types, plain
 from nvae_lightning.cli.trained import images_for, trained_model, training_data
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.inference.loading import find_checkpoint
-from nvae_lightning.inference.sampling import Settings, cached_recalibration
+from nvae_lightning.inference.recalibration import cached_recalibration
+from nvae_lightning.inference.sampling import Settings
 from nvae_lightning.model import NVAE
 from nvae_lightning.utilities.files import whole_file
 from nvae_lightning.utilities.images import as_bytes, grid

@@ -24,7 +24,7 @@ LIBRARIES = {
     "backends": "torch jaxtyping triton",
     "data": "torch torchvision lightning jaxtyping numpy PIL tqdm filelock matplotlib mlxtend",
     "published": "torch",
-    "inference": "torch torchmetrics lightning jaxtyping safetensors tqdm",
+    "inference": "torch torchmetrics lightning jaxtyping numpy safetensors tqdm",
     "training": "torch torchvision torchmetrics lightning jaxtyping numpy PIL tqdm rich "
     "safetensors wandb wandb_workspaces",
     "reporting": "scipy",

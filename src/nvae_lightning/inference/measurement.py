@@ -55,7 +55,7 @@ def measure(
 
 
 def _by_group(found: dict[str, float], prefix: str) -> list[float]:
-    return [found[name] for name in sorted(found) if name.startswith(prefix)]
+    return [found[name] for name in sorted(found) if name.removeprefix(prefix).isdecimal()]
 
 
 def correct_likelihood(model: NVAE) -> bool:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from nvae_lightning.backends import GraphedSampler
+from nvae_lightning.inference.recalibration import with_statistics
 from nvae_lightning.model import NVAE
-from nvae_lightning.model.normalization import BatchNorm
 from nvae_lightning.model.nvae import Temperature
 
 Images = Float[Tensor, "count channel height width"]
@@ -28,144 +23,13 @@ Images = Float[Tensor, "count channel height width"]
 _PROGRESS = partial(tqdm, leave=False, disable=None)  # on a terminal only
 
 
-# ------------------------------------------------------------------------- batch normalisation
-
-
-def _buffers(model: NVAE) -> dict[str, Tensor]:
-    """Statistics of batch normalisation that sampling depends on."""
-    return {
-        f"{name}.{kind}": value
-        for name, module in model.decoder.named_modules()
-        if isinstance(module, BatchNorm)
-        for kind, value in module.named_buffers()
-    }
-
-
-@contextmanager
-def _kept(model: NVAE) -> Iterator[None]:
-    """Put the statistics of batch normalisation, and whether it trains, back at the end."""
-    before = {name: value.clone() for name, value in _buffers(model).items()}
-    norms = [module for module in model.decoder.modules() if isinstance(module, BatchNorm)]
-    were_training = [norm.training for norm in norms]
-    try:
-        yield
-    finally:
-        for norm, was_training in zip(norms, were_training, strict=True):
-            norm.train(was_training)
-        for name, value in _buffers(model).items():
-            value.copy_(before[name])
-
-
-@contextmanager
-def with_statistics(model: NVAE, statistics: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let a model have other statistics of batch normalisation for a while, then its own."""
-    with _kept(model):
-        for name, value in _buffers(model).items():
-            value.copy_(statistics[name])
-        yield
-
-
-@torch.no_grad()
-def recalibrate(
-    model: NVAE,
-    temperature: Temperature = 1.0,
-    *,
-    num_passes: int = 500,
-    batch_size: int = 16,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Measure the statistics of batch normalisation that samples at a temperature have.
-
-    The model itself is left as it is: see :func:`with_statistics`.
-
-    Source: Vahdat & Kautz 2020, Sec. 4.3 and the supplementary material, 500 passes.
-
-    Args:
-        model: what is sampled from.
-        temperature: factor on the standard deviation of the priors, one or one per scale.
-        num_passes: passes; each moves the running statistics by 5 %.
-        batch_size: images per pass.
-        seed: of the samples; other random numbers are left alone.
-
-    Raises:
-        ValueError: if a number is out of range.
-    """
-    for name, value in (("num_passes", num_passes), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"recalibration: {name} must be at least 1, got {value}")
-    device = next(model.parameters()).device
-    with _kept(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for module in model.decoder.modules():
-            if isinstance(module, BatchNorm):
-                module.train()
-        for _ in _PROGRESS(range(num_passes), "Recalibrating batch normalisation"):
-            model.sample(batch_size, temperature)
-        return {name: value.clone() for name, value in _buffers(model).items()}
-
-
-def cached_recalibration(
-    model: NVAE, folder: Path, name: str, temperature: Temperature, *, num_passes: int,
-    batch_size: int, seed: int = 0,
-) -> dict[str, Tensor]:  # fmt: skip
-    """As :func:`recalibrate`, but measured once per model, temperature and settings.
-
-    The statistics are kept in ``folder``, in a file of their own. Those of activations in the 16
-    bits of autocast are others.
-
-    Args:
-        model: see there.
-        folder: where to keep them.
-        name: what the file's name begins with.
-        temperature: see there.
-        num_passes: see there.
-        batch_size: see there.
-        seed: see there.
-
-    Raises:
-        ValueError: see there.
-    """
-    scales = [temperature] if isinstance(temperature, int | float) else temperature
-    device = next(model.parameters()).device
-    precision = ""
-    if torch.is_autocast_enabled(device.type):
-        precision = f"-{torch.get_autocast_dtype(device.type)}".replace("torch.", "")
-    written = "-".join(f"{value:g}" for value in scales)
-    file = folder / f"{name}.bn-t{written}{precision}.safetensors"
-    digest = hashlib.sha256(repr((list(scales), num_passes, batch_size, seed, precision)).encode())
-    for key, value in model.state_dict().items():
-        digest.update(key.encode())
-        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    fingerprint = digest.hexdigest()
-    try:
-        with safe_open(file, "pt") as stored:
-            if (stored.metadata() or {}).get("fingerprint") == fingerprint:
-                return {key: stored.get_tensor(key).to(device) for key in stored.keys()}
-    except (OSError, SafetensorError):
-        pass  # none there yet, or not a whole one
-    statistics = recalibrate(
-        model, temperature, num_passes=num_passes, batch_size=batch_size, seed=seed
-    )
-    partial_file = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    tensors = {key: value.cpu() for key, value in statistics.items()}
-    try:
-        save_file(tensors, partial_file, metadata={"fingerprint": fingerprint})
-        partial_file.replace(file)
-    except OSError as error:
-        print(f"the statistics are not kept: {error}")
-    return statistics
-
-
-# ----------------------------------------------------------------------------------- pictures
-
-
 @dataclass(frozen=True)
 class Drawing:
     """Images in [0, 1], row by row.
 
     Args:
-        images: all of them.
-        num_columns: images per row.
+        images: Images of all rows.
+        num_columns: Number of images per row.
     """
 
     images: Images
@@ -174,20 +38,20 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all kinds of drawings are made by.
+    """Settings of all kinds of drawings.
 
     Args:
-        model: what draws, in evaluation mode.
-        num_samples: how many; of what, each kind says.
-        temperature: factor on the standard deviation of the priors, one or one per scale.
-        load: given a number, returns that many images to begin with.
-        batch_size: images per pass.
-        statistics: measures those of batch normalisation that samples have; None leaves samples
-            to the model's own. They are for what is drawn from the prior as a whole: what is
-            inferred from images has the model's own.
+        model: Model in evaluation mode.
+        num_samples: Number of samples, pairs or images; each kind says which.
+        temperature: Factor on the standard deviation of the priors, one or one per scale.
+        load: Function that returns a number of images to start from.
+        batch_size: Number of images per pass.
+        statistics: Function that measures the statistics of batch normalisation for samples; None
+            keeps the model's own. They apply to samples of all groups only: latents inferred from
+            images go with the model's own statistics.
 
     Raises:
-        ValueError: if there is nothing to draw.
+        ValueError: If a number is below 1.
     """
 
     model: NVAE
@@ -210,10 +74,10 @@ class Settings:
         """Draw images from the prior: means of p(x | z).
 
         Args:
-            cuda_graphs: whether batches are drawn by CUDA graphs.
+            cuda_graphs: Whether to draw with CUDA graphs.
 
         Raises:
-            ValueError: if graphs are to draw without a CUDA device.
+            ValueError: If CUDA graphs are requested without a CUDA device.
         """
         sizes = self.sizes(self.num_samples)
         draws = {size: self._draw_of(size, cuda_graphs) for size in sizes}
@@ -232,11 +96,11 @@ def prior(settings: Settings, *, cuda_graphs: bool = False) -> Drawing:
     """Draw ``num_samples`` images from the prior.
 
     Args:
-        settings: see there.
-        cuda_graphs: whether batches are drawn by CUDA graphs.
+        settings: Settings of all kinds.
+        cuda_graphs: Whether to draw with CUDA graphs.
 
     Raises:
-        ValueError: if graphs are to draw without a CUDA device.
+        ValueError: If CUDA graphs are requested without a CUDA device.
     """
     images = settings.sample(cuda_graphs=cuda_graphs)
     return Drawing(images, math.ceil(math.sqrt(settings.num_samples)))
@@ -247,11 +111,11 @@ def reconstruct(settings: Settings, *, num_pairs_per_row: int = 4) -> Drawing:
     """Reconstruct ``num_samples`` images; each is followed by its reconstruction.
 
     Args:
-        settings: see there.
-        num_pairs_per_row: of the drawing.
+        settings: Settings of all kinds.
+        num_pairs_per_row: Number of pairs per row.
 
     Raises:
-        ValueError: if that is below 1.
+        ValueError: If the number of pairs is below 1.
     """
     if num_pairs_per_row < 1:
         raise ValueError(f"mode.num_pairs_per_row must be at least 1, got {num_pairs_per_row}")
@@ -267,8 +131,8 @@ def reconstruct(settings: Settings, *, num_pairs_per_row: int = 4) -> Drawing:
 def interpolate(settings: Settings, *, num_steps: int = 8) -> Drawing:
     r"""Interpolate between ``num_samples`` pairs of images, one row each.
 
-    What is interpolated are the standard-normal numbers of each group, spherically:
-    between two of them, linear interpolation would come nearer to 0 than samples do.
+    The standard-normal noise of each group is interpolated spherically: linear interpolation
+    would come closer to 0 than samples do.
 
     .. math::
         \epsilon(w) = \left((1 - w) \|\epsilon_0\| + w \|\epsilon_1\|\right)
@@ -278,11 +142,12 @@ def interpolate(settings: Settings, *, num_steps: int = 8) -> Drawing:
     Source: Shoemake 1985, for the direction; lengths are interpolated linearly.
 
     Args:
-        settings: see there.
-        num_steps: images per row, the ends included, besides the two originals at its ends.
+        settings: Settings of all kinds.
+        num_steps: Number of images between the two originals of a row, both reconstructions
+            included.
 
     Raises:
-        ValueError: if there are fewer than two.
+        ValueError: If there are fewer than two.
     """
     if num_steps < 2:
         raise ValueError(f"mode.num_steps must be at least 2, got {num_steps}")
@@ -307,7 +172,7 @@ def _slerp(first: Tensor, second: Tensor, weights: Float[Tensor, " step"]) -> Te
     directions = first / lengths[0], second / lengths[1]
     angle = (directions[0] * directions[1]).sum().clamp(-1.0, 1.0).acos()
     length = torch.lerp(lengths[0], lengths[1], by_step)
-    if angle.sin() < 1e-4:  # nearly one direction, or opposite ones
+    if angle.sin() < 1e-4:  # nearly the same direction, or opposite ones
         return torch.lerp(first, second, by_step)
     from_first = torch.sin((1.0 - by_step) * angle) * directions[0]
     return length * (from_first + torch.sin(by_step * angle) * directions[1]) / angle.sin()
@@ -315,16 +180,16 @@ def _slerp(first: Tensor, second: Tensor, weights: Float[Tensor, " step"]) -> Te
 
 @torch.no_grad()
 def resample(settings: Settings, *, keep: Sequence[int] | None = None) -> Drawing:
-    """Keep the top groups of an image and draw the others anew ``num_samples`` times.
+    """Keep the top groups of an image and sample the others again, ``num_samples`` times.
 
-    Each row begins with the image, and keeps another number of groups.
+    Each row begins with the image and keeps a different number of groups.
 
     Args:
-        settings: see there.
-        keep: those numbers; if None, from none to all, at most ten of them.
+        settings: Settings of all kinds.
+        keep: Numbers of groups to keep; by default ten at most, from none to all.
 
     Raises:
-        ValueError: if one is negative or more than there are groups.
+        ValueError: If a number is negative or exceeds that of the groups.
     """
     model, num_groups = settings.model, settings.model.hierarchy.num_groups
     if keep is None:
@@ -333,7 +198,7 @@ def resample(settings: Settings, *, keep: Sequence[int] | None = None) -> Drawin
     for count in keep:
         if not 0 <= count <= num_groups:
             raise ValueError(
-                f"mode.keep: got {count}, but the model has {num_groups} groups: "
+                f"mode.keep: got {count}, but the model has {num_groups} groups; "
                 f"give numbers from 0 to {num_groups}"
             )
     x = settings.load(1)

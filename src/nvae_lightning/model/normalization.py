@@ -52,7 +52,7 @@ class BatchNorm(_NormBase):
 
     It is not an ``nn.BatchNorm2d``, which ``trainer.sync_batchnorm`` would replace, but has the
     same state dict. ``torch.optim.swa_utils.update_bn`` does not recognise it;
-    :func:`nvae_lightning.inference.sampling.recalibrate` does.
+    :func:`nvae_lightning.inference.recalibration.recalibrate` does.
 
     Source: Vahdat & Kautz 2020, Sec. 3.1.1.
 

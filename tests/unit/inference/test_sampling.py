@@ -11,16 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from nvae_lightning.inference.recalibration import (
+    cached_recalibration,
+    recalibrate,
+    with_statistics,
+)
 from nvae_lightning.inference.sampling import (
     Settings,
     _slerp,
-    cached_recalibration,
     interpolate,
     prior,
-    recalibrate,
     reconstruct,
     resample,
-    with_statistics,
 )
 from nvae_lightning.model import NVAE
 from nvae_lightning.model.normalization import BatchNorm

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from nvae_lightning.inference.sampling import recalibrate, with_statistics
+from nvae_lightning.inference.recalibration import recalibrate, with_statistics
 from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.utilities import figures
 

@@ -1,0 +1,143 @@
+"""Recalibration of batch normalisation for samples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from nvae_lightning.model import NVAE
+from nvae_lightning.model.normalization import BatchNorm
+from nvae_lightning.model.nvae import Temperature
+from nvae_lightning.utilities.files import whole_file
+
+
+def _norms(model: NVAE) -> dict[str, BatchNorm]:
+    """Return the layers of batch normalisation that sampling depends on."""
+    named = model.decoder.named_modules()
+    return {name: module for name, module in named if isinstance(module, BatchNorm)}
+
+
+def _statistics(model: NVAE) -> dict[str, Tensor]:
+    return {
+        f"{name}.{kind}": value
+        for name, norm in _norms(model).items()
+        for kind, value in norm.named_buffers()
+    }
+
+
+@contextmanager
+def _restored(model: NVAE) -> Iterator[None]:
+    """Restore statistics and training modes of batch normalisation at the end."""
+    before = {name: value.clone() for name, value in _statistics(model).items()}
+    were_training = {norm: norm.training for norm in _norms(model).values()}
+    try:
+        yield
+    finally:
+        for norm, was_training in were_training.items():
+            norm.train(was_training)
+        for name, value in _statistics(model).items():
+            value.copy_(before[name])
+
+
+@contextmanager
+def with_statistics(model: NVAE, statistics: Mapping[str, Tensor]) -> Iterator[None]:
+    """Use other statistics of batch normalisation within the context."""
+    with _restored(model):
+        for name, value in _statistics(model).items():
+            value.copy_(statistics[name])
+        yield
+
+
+@torch.no_grad()
+def recalibrate(
+    model: NVAE,
+    temperature: Temperature = 1.0,
+    *,
+    num_passes: int = 500,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Measure the statistics of batch normalisation for samples at a temperature.
+
+    The model is unchanged: see :func:`with_statistics`.
+
+    Source: Vahdat & Kautz 2020, Sec. 4.3 and the supplementary material, 500 passes.
+
+    Args:
+        model: Model to sample from.
+        temperature: Factor on the standard deviation of the priors, one or one per scale.
+        num_passes: Number of passes, each of which moves the running statistics by 5 %.
+        batch_size: Number of images per pass.
+        seed: Seed of the samples; other random numbers are unaffected.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    for name, value in (("num_passes", num_passes), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"recalibration: {name} must be at least 1, got {value}")
+    device = next(model.parameters()).device
+    with _restored(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for norm in _norms(model).values():
+            norm.train()
+        bar = tqdm(range(num_passes), "Recalibrating batch norm", leave=False, disable=None)
+        for _ in bar:
+            model.sample(batch_size, temperature)
+        return {name: value.clone() for name, value in _statistics(model).items()}
+
+
+def cached_recalibration(
+    model: NVAE, folder: Path, name: str, temperature: Temperature, *, num_passes: int,
+    batch_size: int, seed: int = 0,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return the result of :func:`recalibrate`, measured once per model and settings.
+
+    Args:
+        model: Model to sample from.
+        folder: Folder of the cached files.
+        name: First part of the file's name.
+        temperature: Factor on the standard deviation of the priors, one or one per scale.
+        num_passes: Number of passes.
+        batch_size: Number of images per pass.
+        seed: Seed of the samples.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    scales = [temperature] if isinstance(temperature, int | float) else temperature
+    device = next(model.parameters()).device
+    precision = ""  # statistics in the 16 bits of autocast differ
+    if torch.is_autocast_enabled(device.type):
+        precision = f"-{torch.get_autocast_dtype(device.type)}".replace("torch.", "")
+    written = "-".join(f"{value:g}" for value in scales)
+    file = folder / f"{name}.bn-t{written}{precision}.safetensors"
+    digest = hashlib.sha256(repr((list(scales), num_passes, batch_size, seed, precision)).encode())
+    for key, value in model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    fingerprint = digest.hexdigest()
+    try:
+        with safe_open(file, "pt") as stored:
+            if (stored.metadata() or {}).get("fingerprint") == fingerprint:
+                return {key: stored.get_tensor(key).to(device) for key in stored.keys()}
+    except (OSError, SafetensorError):
+        pass  # missing or damaged
+    statistics = recalibrate(
+        model, temperature, num_passes=num_passes, batch_size=batch_size, seed=seed
+    )
+    tensors = {key: value.cpu() for key, value in statistics.items()}
+    try:
+        with whole_file(file) as partial:
+            save_file(tensors, partial, metadata={"fingerprint": fingerprint})
+    except OSError as error:
+        print(f"the statistics are not cached: {error}")
+    return statistics
