@@ -1,10 +1,9 @@
 """Batch normalisation and swish, plain and fused, alone and over two ranks.
 
-As a script this file is one of the processes: ``test_normalization.py RANK FOLDER``.
+As a script, this file runs both ranks: ``test_normalization.py FOLDER``.
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -207,26 +206,12 @@ def synchronised(rank: int, swish: bool, fused: bool) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of what two processes wrote."""
-    place = tmp_path_factory.mktemp("ranks")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(place)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-    return place
-
-
 @FUSED
 @SWISH
-def test_two_ranks_of_unequal_batches_equal_one(folder: Path, swish: bool, fused: bool) -> None:
+def test_two_ranks_of_unequal_batches_equal_one(
+    written_by_this_file: Path, swish: bool, fused: bool
+) -> None:
+    folder = written_by_this_file
     first, second = (torch.load(folder / f"{rank}-{swish}-{fused}.pt") for rank in range(2))
     torch.manual_seed(1)
     module = build(swish, fused)[1].double()
@@ -244,10 +229,14 @@ def test_two_ranks_of_unequal_batches_equal_one(folder: Path, swish: bool, fused
 
 
 if __name__ == "__main__":
-    number, place = int(sys.argv[1]), Path(sys.argv[2])
+    place = Path(sys.argv[1])
+    second = os.fork()
+    number = int(second == 0)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{place}/store", rank=number, world_size=2
     )
     for swish, fused in product((False, True), repeat=2):
         torch.save(synchronised(number, swish, fused), place / f"{number}-{swish}-{fused}.pt")
     torch.distributed.destroy_process_group()
+    if second:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(second, 0)[1]))
