@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
 from nvae_lightning.cli.building import build_module, build_trainer, check_metrics, save_config
-from nvae_lightning.cli.command import command, run
+from nvae_lightning.cli.command import command, is_search, run
 from nvae_lightning.cli.command_line import as_single_run
 from nvae_lightning.cli.machine import hide_warnings, keep_freed_memory
 from nvae_lightning.cli.resume import check_resume
@@ -208,6 +208,12 @@ def main(config: DictConfig) -> float | None:
             rank_zero_warn(f"{name} has no test_dataloader: the model is not tested")
     if trainer.is_global_zero:
         check_not_deleted(run_dir)
+    if result is None and is_search():
+        raise ValueError(
+            f"optimized_metric: got {config.optimized_metric}, which was not measured; validation "
+            f"follows every {config.trainer.check_val_every_n_epoch} epochs "
+            "(trainer.check_val_every_n_epoch): train longer, or set a smaller number"
+        )
     return None if result is None else float(result)
 
 

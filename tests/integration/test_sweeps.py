@@ -1,5 +1,6 @@
 """Sweeps: each job with its own settings, the same on all of its ranks."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,9 @@ class Spy(Callback):
 QUICK = (
     "logger=csv", "trainer.max_steps=1", "trainer.log_every_n_steps=1", "hydra.sweep.dir=sweep",
     "model.hierarchy.max_groups_per_scale=1", "dataset.batch_size=8", "num_importance_samples=1",
-    "trainer.limit_test_batches=1", "~callbacks.pictures", "~callbacks.kl_per_group",
+    "trainer.limit_test_batches=1", "trainer.limit_train_batches=1",
+    "trainer.limit_val_batches=1", "trainer.check_val_every_n_epoch=1", "~callbacks.pictures",
+    "~callbacks.kl_per_group",
 )  # fmt: skip
 
 
@@ -66,7 +69,9 @@ def sweep(run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
 
 
 @pytest.mark.slow
-def test_an_optuna_sweep_draws_once_for_both_ranks(sweep: Run, tmp_path: Path) -> None:
+def test_an_optuna_sweep_draws_once_for_both_ranks_and_minimises_validation(
+    sweep: Run, tmp_path: Path
+) -> None:
     result = sweep(
         "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=1",
         "optimizer.lr=interval(0.001,0.01)", "trainer=cpu", "trainer.devices=2",
@@ -77,6 +82,12 @@ def test_an_optuna_sweep_draws_once_for_both_ranks(sweep: Run, tmp_path: Path) -
     assert all(0.001 <= rate <= 0.01 for rate in rates)
     best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
     assert best["best_params"]["optimizer.lr"] in rates
+    bpds = []
+    for job in range(4):
+        with (tmp_path / "sweep" / str(job) / "metrics.csv").open() as file:
+            bpds += [float(row["val/bpd"]) for row in csv.DictReader(file) if row["val/bpd"]]
+    assert len(bpds) == 4
+    assert best["best_value"] == pytest.approx(min(bpds))
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from warm_python import run_python
@@ -141,6 +142,45 @@ def test_a_run_resumes_from_its_last_checkpoint(
     other = run_train(*QUICK, "model=small", "ckpt_path=run/checkpoints/last.ckpt")
     assert other.returncode == 1
     assert "error: model: got small, but the run in " in other.stderr
+
+
+SPY = """
+import runpy
+from lightning.pytorch import Trainer
+from nvae_lightning.data import ImageDataModule
+images, test = ImageDataModule.images, Trainer.test
+def read(data, split):
+    print("READS", split, flush=True)
+    return images(data, split)
+def begin(*arguments, **settings):
+    print("TESTS", flush=True)
+    return test(*arguments, **settings)
+ImageDataModule.images, Trainer.test = read, begin
+runpy.run_module("nvae_lightning.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_test_images_are_read_by_the_test_only_and_the_best_checkpoint_resumes(
+    run_train: Run, tmp_path: Path
+) -> None:
+    epochs = (
+        *QUICK, "trainer.limit_train_batches=2", "trainer.check_val_every_n_epoch=1",
+        "~callbacks.pictures", "~callbacks.kl_per_group", "num_importance_samples=1",
+        "dataset.batch_size=8",
+    )  # fmt: skip
+    spied = run_python("-c", SPY, *epochs, "trainer.max_epochs=3", cwd=tmp_path)
+    assert spied.returncode == 0, spied.stderr
+    read = [line for line in spied.stdout.splitlines() if line.startswith(("READS", "TESTS"))]
+    assert "READS train" in read[: read.index("TESTS")]
+    run = tmp_path / "run"
+    bpds = _column(run, "val/bpd")
+    steps = [int(row["step"]) + 1 for row in _rows(run) if row["val/bpd"]]
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == steps[bpds.index(min(bpds))]
+    resumed = run_train(*epochs, "trainer.max_epochs=4", "ckpt_path=best")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"at step {best['global_step']}" in resumed.stdout
+    assert _column(run, "val/bpd")[: len(bpds)] == pytest.approx(bpds)
 
 
 def test_accumulation_flows_and_16_bits_go_together(run_train: Run, tmp_path: Path) -> None:
