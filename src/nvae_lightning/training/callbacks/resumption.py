@@ -1,4 +1,4 @@
-"""What a resumed run needs beyond what Lightning saves."""
+"""Exact resumption: the state that Lightning does not save."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _COUNTS = ("ready", "started", "processed", "completed")
 class Resumption(Callback):
     """Continue metrics.csv, the data and the loops where the checkpoint was made.
 
-    Lightning restores the place in the data too, but not once anything has asked for the number of
-    steps of the training, as schedules have to. Of its loops it restores the counts, but guesses
-    from them where in a step or an epoch the checkpoint was made, and its guesses miscount steps
-    (2.6): here the place is set explicitly.
+    Lightning's own restoration of the place in the data fails when a schedule has asked for the
+    number of training steps. It restores the counts of its loops, but infers from them where in a
+    step or an epoch the checkpoint was made, and so miscounts steps (2.6): here the place is set
+    explicitly.
 
-    The place in the data is a number of images. With other images per step than before, the rest
-    of the epoch has another number of steps; schedules count steps as ever.
+    The place in the data is a number of images. With a different number of images per step, the
+    rest of the epoch has a different number of steps; schedules count steps as before.
 
-    A data module that is not this package's has no such place. The states of the random numbers
-    are saved instead, so that a resume from the end of an epoch is exact; within an epoch its
-    remaining batches are drawn again, as Lightning does.
+    Other data modules than this package's have no such place. The states of the random number
+    generators are saved instead, so that a resume from the end of an epoch is exact; within an
+    epoch Lightning draws the remaining batches again.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Resumption(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the images per batch, and the metrics that are written after the checkpoint."""
+        """Add the batch size, and the metrics that are written after the checkpoint."""
         row = {}
         if is_logging_step(trainer, trainer.global_step):
             metrics = trainer.logged_metrics
@@ -64,7 +64,7 @@ class Resumption(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note the place of the checkpoint, and set the loggers to it."""
+        """Read the place of the checkpoint, and continue metrics.csv from it."""
         state = checkpoint.get(_KEY)
         if state is None or trainer.state.fn != "fit":
             return
@@ -89,12 +89,12 @@ class Resumption(Callback):
                     )
         if before and now and before != now:
             rank_zero_warn(
-                f"the checkpoint was made with {before} images a step, this run has {now}; "
+                f"the checkpoint was made with {before} images per step, this run has {now}; "
                 "the epoch continues after the same images"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the loader, or the random numbers in its stead, and the loops to the place."""
+        """Set the loader, or else the random number generators, and the loops to the place."""
         loader, place = _loader(trainer), self._place
         if loader is None:
             data = getattr(trainer, "datamodule", None)
@@ -111,7 +111,7 @@ class Resumption(Callback):
             device = trainer.strategy.root_device
             random_state.restore(place.random, device, trainer.global_rank)
             assert trainer.fit_loop._data_fetcher is not None
-            iter(trainer.fit_loop._data_fetcher)  # draws the order, which it has done before
+            iter(trainer.fit_loop._data_fetcher)  # draws the order again
         _set_loops(trainer, place)
         self._place = None
 
@@ -121,22 +121,22 @@ class _Place:
     """Where in the loops a checkpoint was made."""
 
     loader: dict[str, int] | None
-    random: dict[str, Any] | None  # states of the random numbers, where the loader has no place
+    random: dict[str, Any] | None  # states of the generators, if the loader has no place
     epoch: int  # counted from 0
-    num_batches: int  # of this epoch that were trained on
+    num_batches: int  # that were trained on in this epoch
     is_last_batch: bool
-    is_validated: bool  # any validation that was due after the last batch has been made
+    is_validated: bool  # whether any validation due after the last batch has been made
 
 
 def _set_loops(trainer: Trainer, place: _Place) -> None:
-    """Set Lightning's loops, which are about to begin, to a place."""
+    """Set Lightning's loops to a place just before they run."""
     loop, steps = trainer.fit_loop.epoch_loop, trainer.global_step
     limit, num_batches = trainer.num_training_batches, place.num_batches
     is_last = place.is_last_batch or num_batches >= limit
     if is_last and limit != math.inf:
         num_batches = int(limit)
     is_end = is_last and place.is_validated
-    if is_end or num_batches == 0:  # begin an epoch, like any other
+    if is_end or num_batches == 0:  # start a new epoch
         _set_epoch(trainer, place.epoch + is_end, is_begun=False)
         trainer.fit_loop._restarting = loop.restarting = False
         trainer.fit_loop.reset_restart_stage()
@@ -152,14 +152,14 @@ def _set_loops(trainer: Trainer, place: _Place) -> None:
         counts.load_state_dict(dict.fromkeys(_COUNTS, ready))
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
-    # Lightning counts the step again where it comes to a validation, made or not.
+    # Lightning counts the step again when a validation is due, whether or not it was made.
     is_due = loop._should_check_val_fx(fetcher)
     loop._batches_that_stepped = steps - (is_due and not loop._should_accumulate())
     if is_due and not place.is_validated:
         loop.val_loop.restarting = False
         loop.val_loop._restart_stage = ValidationStage.RESTARTED_MID_EVALUATION
     elif is_last:
-        loop.val_loop._has_run = True  # else it would train on another batch
+        loop.val_loop._has_run = True  # else Lightning would train on another batch
 
 
 def _set_epoch(trainer: Trainer, epoch: int, *, is_begun: bool) -> None:
@@ -171,10 +171,10 @@ def _set_epoch(trainer: Trainer, epoch: int, *, is_begun: bool) -> None:
 
 
 def _straighten(checkpoint: dict[str, Any]) -> None:
-    """Set the counts of a checkpoint to what they are in a first run, wherever it is made.
+    """Set the counts of a checkpoint to those of an uninterrupted run.
 
-    Lightning calls the hooks of an epoch's end also where a training ends within an epoch, and
-    after a resume it counts the validation before as one of this epoch.
+    Lightning calls the hooks of an epoch's end even if the training ends within the epoch, and
+    after a resume it counts the previous validation as one of the current epoch.
     """
     progress = checkpoint["loops"]["fit_loop"]
     batches = progress["epoch_loop.batch_progress"]
