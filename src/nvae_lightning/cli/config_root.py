@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
@@ -105,6 +107,22 @@ def _chosen(*groups: str) -> Any:  # noqa: ANN401 -- beartype warns of ListConfi
     return OmegaConf.create([choices[group] for group in groups if choices.get(group)])
 
 
+def _help_of(name: str) -> str:
+    """Describe a command by the comments, groups and settings in its config."""
+    text = (CONFIG_ROOT / "conf" / f"{name}.yaml").read_text(encoding="utf-8")
+    purpose, _, rest = text.removeprefix("# ").partition("\n")
+    settings = rest.partition("\n\n")[2].partition("\nhydra:\n")[0]
+    groups = []
+    for entry in yaml.safe_load(text)["defaults"]:
+        for group, default in entry.items() if isinstance(entry, dict) else ():
+            if not group.startswith("override "):
+                options = GlobalHydra.instance().config_loader().get_group_options(group)
+                groups.append(f"{group}: {', '.join(options)} (default: {default or 'none'})")
+    parts = [purpose, "", *(["GROUPS", *groups, ""] if groups else []), "SETTINGS", settings.strip()]
+    return "\n".join(parts).replace("$", "$$")
+
+
+OmegaConf.register_new_resolver("help_of", _help_of, replace=True)
 OmegaConf.register_new_resolver("auto_precision", _auto_precision, replace=True)
 OmegaConf.register_new_resolver("auto_epochs", _auto_epochs, replace=True)
 OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
