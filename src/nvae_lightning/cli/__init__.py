@@ -1,1 +1,1 @@
-"""What the commands share: configs, their checks, one-line errors, run folders."""
+"""Code that the commands share: configs, checks, one-line errors, run folders."""

@@ -1,4 +1,4 @@
-"""The command line: overrides that stand for others, what is wrong with one, and other ranks'."""
+"""The command line: its overrides, and that of further ranks."""
 
 from __future__ import annotations
 
@@ -14,58 +14,45 @@ from typing import Any
 import torch.distributed
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import read_write
 
-from nvae_lightning.cli.overrides import how_to_quote
 from nvae_lightning.cli.resume import with_saved_overrides
 
 
 def complete_overrides(*, resumes: bool) -> list[str]:
-    """Replace the overrides of this process's command line by those that are meant.
+    """Put the overrides of a resumed run before those of this process's command line.
 
     Args:
-        resumes: Whether ``ckpt_path`` names a run to resume, whose overrides come first.
+        resumes: Whether ``ckpt_path`` names a run to resume.
 
     Returns:
-        The overrides.
+        All overrides.
 
     Raises:
-        ValueError: If those of the run cannot be taken.
+        ValueError: If those of the run are refused.
     """
     given, _ = get_args_parser().parse_known_args(sys.argv[1:])
     overrides: list[str] = given.overrides
-    if not overrides:
-        return []
+    if not (resumes and overrides):
+        return overrides
     num = len(overrides)
     start = next(i for i in range(1, len(sys.argv)) if sys.argv[i : i + num] == overrides)
-    meant = with_saved_overrides(overrides, is_sweep=given.multirun) if resumes else overrides
-    sys.argv[start : start + num] = meant
-    return meant
+    merged = with_saved_overrides(overrides, is_sweep=given.multirun)
+    sys.argv[start : start + num] = merged
+    return merged
 
 
-def describe_grammar(error: OverrideParseException) -> str:
-    """Say how to write an override that Hydra cannot read."""
-    override = error.override
-    if not (quoted := how_to_quote(override)):
-        return f"{override!r} is no setting; write KEY=VALUE"
-    return (
-        f"{override}: the value has characters that must be quoted, for Hydra and for the shell; "
-        f"write {quoted}"
-    )
-
-
-#: Options of Hydra's that take a value and say where configs are.
+#: Hydra's options for the place of configs.
 _CONFIG_OPTIONS = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 
 
 @contextmanager
 def as_single_run(run_dir: Path) -> Iterator[None]:
-    """Inside a sweep, let the other processes that Lightning starts run this job, not the sweep.
+    """Replace the command line of a sweep by that of the current job, until the job ends.
 
-    Lightning starts them by the command line, which would start the sweep again (and draw other
-    values, with Optuna). It is replaced by that of the job alone until the job is over.
+    Lightning starts further ranks with the command line, which would start the sweep again (and
+    draw other values, with Optuna).
     """
     config: Any = HydraConfig.instance().cfg
     if config.hydra.mode is not RunMode.MULTIRUN:
@@ -77,7 +64,7 @@ def as_single_run(run_dir: Path) -> Iterator[None]:
     kept += [a for a in arguments if re.match(r"\+*hydra\.(job|hydra_logging|job_logging)", a)]
     job = list(config.hydra.overrides.task)
     with read_write(config.hydra):
-        config.hydra.run.dir = str(run_dir)  # where Lightning sends the others
+        config.hydra.run.dir = str(run_dir)  # which Lightning passes to further ranks
     sys.argv[1:] = [*kept, *job, "hydra.mode=RUN"]
     try:
         yield

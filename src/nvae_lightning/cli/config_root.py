@@ -118,7 +118,13 @@ def _help_of(name: str) -> str:
             if not group.startswith("override "):
                 options = GlobalHydra.instance().config_loader().get_group_options(group)
                 groups.append(f"{group}: {', '.join(options)} (default: {default or 'none'})")
-    parts = [purpose, "", *(["GROUPS", *groups, ""] if groups else []), "SETTINGS", settings.strip()]
+    parts = [
+        purpose,
+        "",
+        *(["GROUPS", *groups, ""] if groups else []),
+        "SETTINGS",
+        settings.strip(),
+    ]
     return "\n".join(parts).replace("$", "$$")
 
 

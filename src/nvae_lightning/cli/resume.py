@@ -1,9 +1,8 @@
-"""Going on with a run by its own settings, whatever else is given on the command line."""
+"""Resuming a run with its own settings, and what the command line changes of them."""
 
 from __future__ import annotations
 
 import re
-import reprlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nvae_lightning.cli.overrides import merge, parse, without_keys
+from nvae_lightning.utilities.plain_data import shown
 from nvae_lightning.utilities.plain_yaml import read_yaml
 from nvae_lightning.utilities.signals import is_first_rank
 
 CONFIG = "config.yaml"
 
-#: Keys of this command, not of the run.
+#: Settings of this command, not of the run.
 _OF_THE_COMMAND = (
     "ckpt_path",
     "run_dir",
@@ -33,18 +33,19 @@ _OF_THE_COMMAND = (
     "num_devices",
     "overrides",
 )
-#: What a resume may change about the data: where they are and how they are read.
+#: Settings of the data that a resume may change: where the data are and how they are read.
 _OF_THE_MACHINE = (
     "root", "batch_size", "num_workers", "verify", "seed", "download_hint", "recipe",
 )  # fmt: skip
 #: Settings that say where files are written.
 _PLACES = ("dirpath", "save_dir", "default_root_dir")
 #: Settings of a logger that do not say where anything is sent or written.
-_LOGGING = ("entity", "project", "group", "job_type", "tags", "name", "offline", "resume")
-#: To another setting: nothing is computed.
+_LOGGING = (
+    "entity", "project", "group", "job_type", "tags", "name", "offline", "resume",
+    "experiment_name", "run_name",
+)  # fmt: skip
+#: A reference to another setting; it computes nothing.
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 200, 200
 
 
 def saved_settings(run: Path) -> dict[str, Any] | None:
@@ -67,24 +68,24 @@ def _damaged(file: Path) -> str:
 
 
 def run_of(path: Path) -> Path:
-    """Return the folder of the run that a checkpoint, or a folder of checkpoints, is in."""
+    """Return the folder of the run that a checkpoint, or a folder of checkpoints, belongs to."""
     folder = path.absolute() if path.is_dir() else path.absolute().parent
     return folder.parent if folder.name == "checkpoints" else folder
 
 
 def with_saved_overrides(overrides: Sequence[str], *, is_sweep: bool) -> list[str]:
-    """Put the overrides of the run that is resumed in front of a command's own.
+    """Put the overrides of a resumed run before those of the command line.
 
     Args:
-        overrides: Of the command line.
-        is_sweep: Whether they are those of a sweep, whose jobs resume from one checkpoint.
+        overrides: Overrides of the command line.
+        is_sweep: Whether the command is a sweep, whose jobs all resume from one checkpoint.
 
     Raises:
-        ValueError: If those of the run name code, or places to write to: the run may be anybody's.
+        ValueError: If those of the run name code or places to write to: it may be a stranger's.
     """
     given = {o.key_or_group: o.value() for o in parse(overrides) if not o.is_delete()}
     if str(given.get("hydra.job.name")).startswith("train_ddp_process"):
-        return list(overrides)  # Lightning gives its processes the whole list
+        return list(overrides)  # Lightning passes the whole list to further ranks
     is_sweep = is_sweep or given.get("hydra.mode") == "MULTIRUN"
     run = _resumed_run(given, is_sweep=is_sweep)
     if run is None or (settings := saved_settings(run)) is None:
@@ -95,7 +96,7 @@ def with_saved_overrides(overrides: Sequence[str], *, is_sweep: bool) -> list[st
             raise ValueError(_refusal(group, before, now, run))
     saved = settings.get("overrides")
     if not isinstance(saved, list) or not all(isinstance(line, str) for line in saved):
-        return list(overrides)  # of an earlier version: check_same() compares
+        return list(overrides)  # of an earlier version; check_same() compares
     try:
         saved = without_keys(saved, _OF_THE_COMMAND)
     except OverrideParseException as error:
@@ -105,10 +106,10 @@ def with_saved_overrides(overrides: Sequence[str], *, is_sweep: bool) -> list[st
     refused = [str(o.input_line) for o in parse(refused) if not _is_harmless(o)]
     if refused:
         raise ValueError(
-            f"ckpt_path: the settings of '{run}' name code or places, which are not taken from a "
-            f"file; if you trust them, repeat: {shlex.join(refused)}"
+            f"ckpt_path: the settings of '{run}' name code or places, which are never taken from "
+            f"a file; if you trust them, repeat: {shlex.join(refused)}"
         )
-    # An experiment may be a sweep, of which the run was one job.
+    # The run may have been one job of an experiment that is a sweep.
     return merged if is_sweep or "hydra.mode" in given else [*merged, "hydra.mode=RUN"]
 
 
@@ -126,7 +127,7 @@ def _resumed_run(given: Mapping[str, object], *, is_sweep: bool) -> Path | None:
 
 
 def _is_harmless(override: Override) -> bool:
-    """Whether an override from a file can only choose and set what this package knows."""
+    """Return whether an override can only choose and set what this package knows."""
     key = tuple(override.key_or_group.split("."))
     place = tuple((override.package or "").split("."))
     if "hydra" in (key[0], place[0]):
@@ -155,52 +156,39 @@ def _leaves(value: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, .
         yield path, str(value)
 
 
-def check_same(config: Any, run: Path, *, dataset: str | None) -> list[str]:  # noqa: ANN401
-    """Compare the settings of a resume with those of its run.
+def check_same(config: Any, run: Path, *, dataset: str | None) -> None:  # noqa: ANN401
+    """Check that a resume has the data and the model of its run.
 
     Args:
         config: Composed config.
         run: Folder of the run.
         dataset: Name of the dataset that is chosen on the command line, if any is.
 
-    Returns:
-        Settings that have changed, each as ``name: before -> now``.
-
     Raises:
-        ValueError: If they are those of another experiment, or the run's are not known.
+        ValueError: If it has others, or the run's are not known.
     """
     before = saved_settings(run)
     if before is None:
         if dataset is None:
             raise ValueError(
-                f"ckpt_path: there is no {CONFIG} of the run in '{run}' that would name its "
-                "dataset; add dataset=NAME, and the run's other settings"
+                f"ckpt_path: there is no {CONFIG} of the run in '{run}' that names its dataset; "
+                "add dataset=NAME, and the run's other settings"
             )
-        return []
+        return
     now: Any = OmegaConf.to_container(config, resolve=True)
-    pairs = {
-        "dataset": (_get(before, "choices", "dataset"), _get(now, "choices", "dataset")),
-        **dict(_differences(_facts(before), _facts(now), "dataset")),
-        **dict(_differences(before.get("model"), now["model"], "model")),
-    }
-    for name, (old, new) in pairs.items():
-        if old != new:
+    for name, keys in (("dataset", ("choices", "dataset")), ("model", ("choices", "model"))):
+        if (old := _get(before, *keys)) != (new := _get(now, *keys)):
             raise ValueError(_refusal(name, old, new, run))
-    changed = _differences(before, now, "")
-    moved = (str(before.get("run_dir")), str(config.run_dir))
-    return [
-        f"{name}: {_shown(old)} -> {_shown(new)}"
-        for name, (old, new) in changed
-        if name.partition(".")[0] not in (*_OF_THE_COMMAND, "module", "choices")
-        and not _is_reference(config, name)
-        and not (isinstance(old, str) and old.replace(*moved) == new)
-    ]
+    for name in ("dataset", "model"):
+        for place, old, new in _differences(before.get(name), now[name], name):
+            if name == "model" or not set(place.split(".")).intersection(_OF_THE_MACHINE):
+                raise ValueError(_refusal(place, old, new, run))
 
 
 def _refusal(name: str, before: object, now: object, run: Path) -> str:
     return (
-        f"{name}: got {_shown(now)}, but the run in '{run}' has {_shown(before)}, and a resume is "
-        "of the same data and model; leave it out, or start a new run without ckpt_path"
+        f"{name}: got {shown(now)}, but the run in '{run}' has {shown(before)}, and a resume "
+        "keeps the data and the model; leave it out, or start a new run without ckpt_path"
     )
 
 
@@ -211,69 +199,39 @@ def _get(settings: Mapping[str, Any], *keys: str) -> object:
     return node
 
 
-def _facts(settings: Mapping[str, Any]) -> dict[str, object]:
-    """What makes a dataset the same: all but where it is and how it is read."""
-    dataset = settings.get("dataset")
-    if not isinstance(dataset, Mapping):
-        return {}
-    facts = {key: value for key, value in dataset.items() if key not in _OF_THE_MACHINE}
-    module = facts.get("datamodule")
-    if isinstance(module, Mapping):
-        facts["datamodule"] = {k: v for k, v in module.items() if k not in _OF_THE_MACHINE}
-    return facts
-
-
-def _differences(
-    before: object, now: object, name: str
-) -> Iterator[tuple[str, tuple[object, object]]]:
-    """Find settings of both that differ; a version may have others than the one before."""
+def _differences(before: object, now: object, name: str) -> Iterator[tuple[str, object, object]]:
+    """Find settings of both that differ; another version may have other settings."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in before:
             if key in now:
-                yield from _differences(before[key], now[key], f"{name}.{key}".lstrip("."))
+                yield from _differences(before[key], now[key], f"{name}.{key}")
     elif before != now:
-        yield name, (before, now)
-
-
-def _is_reference(config: Any, name: str) -> bool:  # noqa: ANN401
-    """Whether a setting is that of another name, which is compared itself."""
-    node: Any = config
-    for key in name.split("."):
-        node = node._get_node(key)
-        if node is None:
-            return False
-        if node._is_interpolation():
-            return _REFERENCE.fullmatch(str(node._value())) is not None
-    return False
-
-
-def _shown(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return _SHORT.repr(value).strip("'")
+        yield name, before, now
 
 
 def check_resume(config: Any, checkpoint: Path, run_dir: Path) -> None:  # noqa: ANN401
-    """Compare a resume with its run, and tell where it begins and what has changed.
+    """Compare a resume with its run; print where it begins and what it changes.
 
     Args:
         config: Composed config.
-        checkpoint: The whole checkpoint to resume from.
+        checkpoint: Checkpoint to resume from, already verified.
         run_dir: Folder that this training writes to.
 
     Raises:
-        ValueError: If it would be another experiment, or end before it begins.
+        ValueError: If it has other data or another model, or would end before it begins.
     """
-    # Checkpoints of this run's own are its, wherever they are written to.
+    # A run's own checkpoints belong to it, wherever they are written.
     run = run_dir if config.ckpt_path in (None, "last", "best") else run_of(checkpoint)
     job = HydraConfig.get()
-    keys = [override.key_or_group for override in parse(job.overrides.task)]
-    chosen = job.runtime.choices.get("dataset") if "dataset" in keys else None
-    changed = check_same(config, run, dataset=chosen)
+    task = [str(line) for line in job.overrides.task]
+    is_chosen = any(override.key_or_group == "dataset" for override in parse(task))
+    check_same(config, run, dataset=job.runtime.choices["dataset"] if is_chosen else None)
+    saved = (saved_settings(run) or {}).get("overrides") or []
+    changed = [line for line in without_keys(task, _OF_THE_COMMAND) if line not in saved]
     progress = progress_of(checkpoint)
     end = check_end(progress, config.trainer.max_steps, config.trainer.max_epochs)
     if is_first_rank():
-        changes = f" with: {', '.join(changed)}" if changed else ""
+        changes = f" with {' '.join(changed)}" if changed else ""
         print(f"resuming '{run}' at step {progress.num_steps}{changes}", flush=True)
         if end is not None:
             print(end, flush=True)
@@ -281,12 +239,12 @@ def check_resume(config: Any, checkpoint: Path, run_dir: Path) -> None:  # noqa:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training has come.
+    """Progress of a training.
 
     Args:
-        num_steps: Optimiser steps made.
-        num_epochs: Epochs completed.
-        within_epoch: Whether another one has begun.
+        num_steps: Number of optimiser steps.
+        num_epochs: Number of completed epochs.
+        within_epoch: Whether another epoch has begun.
     """
 
     num_steps: int
@@ -295,7 +253,7 @@ class Progress:
 
 
 def progress_of(checkpoint: Path) -> Progress:
-    """Read from a whole checkpoint how far its training has come."""
+    """Read the progress of a training from its checkpoint."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     loop = content.get("loops", {}).get("fit_loop", {})
     epochs = loop.get("epoch_progress", {}).get("current", {})
@@ -306,31 +264,29 @@ def progress_of(checkpoint: Path) -> Progress:
 
 
 def check_end(progress: Progress, max_steps: int, max_epochs: int | None) -> str | None:
-    """Compare the end of a training with the place that it resumes from.
+    """Compare the end of a training with the point that it resumes from.
 
     Returns:
-        What to tell if it has already come to its end.
+        A message if the training has already reached its end.
 
     Raises:
-        ValueError: If the end is before that place.
+        ValueError: If the end is before that point.
     """
     steps, epochs = progress.num_steps, progress.num_epochs
-    if 0 < max_steps < steps:
-        raise ValueError(
-            f"trainer.max_steps: got {max_steps}, but the checkpoint is of step {steps}; set a "
-            "larger trainer.max_steps, or start a new run without ckpt_path"
-        )
     begun = epochs + progress.within_epoch
-    if max_epochs is not None and 0 < max_epochs < begun:
-        raise ValueError(
-            f"trainer.max_epochs: got {max_epochs}, but the checkpoint is of epoch {begun} (step "
-            f"{steps}); set a larger trainer.max_epochs, or start a new run without ckpt_path"
-        )
-    if max_steps == steps:
-        return f"already trained to step {steps}; set a larger trainer.max_steps to train further"
-    if max_epochs == epochs:
-        return (
-            f"already trained to epoch {epochs} (step {steps}); set a larger trainer.max_epochs "
-            "to train further"
-        )
+    for name, end, reached in (
+        ("max_steps", max_steps, steps),
+        ("max_epochs", max_epochs or -1, begun),
+    ):
+        if 0 < end < reached:
+            raise ValueError(
+                f"trainer.{name}: got {end}, but the checkpoint is at {reached} (step {steps}); "
+                f"set a larger trainer.{name}, or start a new run without ckpt_path"
+            )
+    for name, end, reached in (
+        ("max_steps", max_steps, steps),
+        ("max_epochs", max_epochs, epochs),
+    ):
+        if end == reached:
+            return f"already trained to trainer.{name}={end}; set a larger value to train further"
     return None

@@ -1,4 +1,4 @@
-"""The folder of a run, which one process at a time may write to."""
+"""A lock on the folder of a run, which one process at a time may write to."""
 
 from __future__ import annotations
 
@@ -16,19 +16,17 @@ except ImportError:  # Windows
 
 LOCK = ".lock"
 
-#: Of file systems without locks, as some of clusters are.
+#: Errors of file systems without locks, such as those of some clusters.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 _held: dict[Path, int] = {}
 
 
 def hold(folder: Path) -> None:
-    """Make a folder, and keep other processes from running in it until this one ends.
-
-    The system releases the lock however the process ends.
+    """Create and lock a folder until this process ends, however it ends.
 
     Raises:
-        ValueError: If another process runs in it.
+        ValueError: If another process has locked it.
     """
     folder = folder.absolute()
     if folder in _held or not is_first_rank():
@@ -49,7 +47,7 @@ def hold(folder: Path) -> None:
             raise
         warnings.warn(
             f"the file system of '{folder}' has no locks ({error.strerror}): a second run in the "
-            "same folder is not noticed",
+            "same folder goes unnoticed",
             stacklevel=2,
         )
     else:
@@ -63,7 +61,7 @@ def _lock(descriptor: int) -> None:
 
 
 def release() -> None:
-    """Let other processes run in the folders that this one has held."""
+    """Unlock all folders that this process has locked."""
     while _held:
         os.close(_held.popitem()[1])
 

@@ -80,8 +80,8 @@ def test_what_is_no_resume_of_one_run_keeps_its_overrides(run: Path) -> None:
 
 def test_another_dataset_or_model_is_refused_before_it_is_composed(run: Path) -> None:
     for override, message in (
-        ("dataset=cifar10", "dataset: got cifar10, but the run in .* has mnist"),
-        ("model=small", "model: got small, but the run in .* has tiny"),
+        ("dataset=cifar10", "dataset: got 'cifar10', but the run in .* has 'mnist'"),
+        ("model=small", "model: got 'small', but the run in .* has 'tiny'"),
     ):
         with pytest.raises(ValueError, match=message):
             _merged(f"ckpt_path={run}", override)
@@ -140,12 +140,9 @@ def _now(**changes: Any) -> Any:
     return OmegaConf.merge(config, changes)
 
 
-def test_changes_are_listed_and_a_moved_run_is_none(run: Path) -> None:
-    assert check_same(_now(), run, dataset=None) == []
-    now = _now(trainer={"max_steps": 4}, dataset={"root": "b", "num_workers": 2})
-    assert check_same(now, run, dataset=None) == [
-        "dataset.root: a -> b", "trainer.max_steps: 2 -> 4",
-    ]  # fmt: skip
+def test_a_resume_may_move_the_run_and_read_the_data_in_another_way(run: Path) -> None:
+    check_same(_now(), run, dataset=None)
+    check_same(_now(dataset={"root": "b", "num_workers": 2, "batch_size": 8}), run, dataset=None)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +164,7 @@ def test_other_data_and_models_are_another_experiment(
 def test_a_checkpoint_without_its_run_takes_the_name_of_a_dataset(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="add dataset=NAME"):
         check_same(_now(), tmp_path, dataset=None)
-    assert check_same(_now(), tmp_path, dataset="mnist") == []
+    check_same(_now(), tmp_path, dataset="mnist")
 
 
 def test_progress_is_read_from_a_checkpoint(tmp_path: Path) -> None:
@@ -182,13 +179,13 @@ def test_progress_is_read_from_a_checkpoint(tmp_path: Path) -> None:
 def test_an_end_before_the_checkpoint_is_refused_and_one_at_it_told() -> None:
     at_end, within = Progress(20, 2, within_epoch=False), Progress(25, 2, within_epoch=True)
     for progress, steps, epochs, numbers in (
-        (at_end, 19, -1, "got 19, but the checkpoint is of step 20"),
-        (at_end, -1, 1, "got 1, but the checkpoint is of epoch 2"),
-        (within, -1, 2, "got 2, but the checkpoint is of epoch 3"),
+        (at_end, 19, -1, "got 19, but the checkpoint is at 20"),
+        (at_end, -1, 1, "got 1, but the checkpoint is at 2"),
+        (within, -1, 2, "got 2, but the checkpoint is at 3"),
     ):
         with pytest.raises(ValueError, match=numbers):
             check_end(progress, steps, epochs)
-    assert "already trained to step 20; set a larger" in str(check_end(at_end, 20, -1))
-    assert "already trained to epoch 2" in str(check_end(at_end, -1, 2))
+    assert "already trained to trainer.max_steps=20; set" in str(check_end(at_end, 20, -1))
+    assert "already trained to trainer.max_epochs=2" in str(check_end(at_end, -1, 2))
     for progress, steps, epochs in ((at_end, 21, -1), (at_end, -1, 3), (within, -1, 3)):
         assert check_end(progress, steps, epochs) is None

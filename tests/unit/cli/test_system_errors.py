@@ -2,8 +2,6 @@
 
 import errno
 import logging.config
-import multiprocessing
-import multiprocessing.synchronize
 import os
 import subprocess
 import sys
@@ -23,12 +21,6 @@ def _refusal(code: int, path: str | Path | None = None) -> OSError:
         if path is None
         else OSError(code, os.strerror(code), str(path))
     )
-
-
-class _Refusing:
-    @staticmethod
-    def SemLock(*_: object) -> None:
-        raise _refusal(errno.EROFS)
 
 
 def _wrapped(error: Exception) -> Exception:
@@ -83,44 +75,11 @@ def test_errors_of_the_program_keep_their_traceback(error: Exception) -> None:
         raise error
 
 
-def test_a_folder_of_the_run_that_cannot_be_made_names_the_setting(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    run_dir = str(tmp_path / "file" / "run")
-    with pytest.raises(NotADirectoryError) as found:
-        Path(run_dir).mkdir(parents=True)
-    told = describe_system_error(found.value, run_dir)
-    assert told is not None
-    assert told.startswith("hydra.run.dir: cannot make the folder")
-
-
 def test_the_variable_that_names_a_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/nowhere/cache")
     told = describe_system_error(_refusal(errno.EROFS, "/nowhere/cache/o2/x.so"))
     assert told is not None
     assert "TORCHINDUCTOR_CACHE_DIR" in told
-
-
-def test_locks_between_processes_name_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multiprocessing.synchronize, "_multiprocessing", _Refusing)
-    with pytest.raises(OSError, match="Read-only") as found:
-        multiprocessing.Lock()
-    told = describe_system_error(found.value)
-    assert told is not None
-    assert "/dev/shm" in told
-    assert "dataset.num_workers" in told
-
-
-@pytest.mark.parametrize(
-    "text", ["ImportError: /cache/x.main.so: file too short", "OSError: No space left on device"]
-)
-def test_the_compiler_says_what_is_wrong_with_its_cache(text: str) -> None:
-    kind = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})
-    told = describe_system_error(kind(f"{text}\n\nSet TORCHDYNAMO_VERBOSE=1 for the full trace"))
-    assert told is not None
-    assert told.startswith("compile=true: ")
-    assert text in told
-    assert "TORCHINDUCTOR_CACHE_DIR" in told
-    assert describe_system_error(kind("no such operator")) is None
 
 
 def test_a_log_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
