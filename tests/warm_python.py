@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import types
 import weakref
 from collections.abc import Mapping
 from functools import cache
@@ -150,7 +151,8 @@ def _become(request: dict[str, Any]) -> None:
     if first == "-c":
         code, *sys.argv[1:] = others
         sys.argv[0] = "-c"
-        exec(compile(code, "<string>", "exec"), vars(sys.modules["__main__"]))
+        sys.modules["__main__"] = main = types.ModuleType("__main__")
+        exec(compile(code, "<string>", "exec"), vars(main))
     elif first == "-m":
         module, *arguments = others
         sys.argv = ["-m", *arguments]
@@ -172,7 +174,7 @@ def _end(status: int) -> None:
     os._exit(status)
 
 
-if __name__ == "__main__":
+def _main() -> None:
     _import_all()
     status = 0
     if request := _serve():
@@ -186,3 +188,7 @@ if __name__ == "__main__":
             sys.excepthook(type(error), error, error.__traceback__)
             status = 1
     _end(status)
+
+
+if __name__ == "__main__":
+    _main()
