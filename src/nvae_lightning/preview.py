@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from nvae_lightning.cli.command import command, run
@@ -25,14 +24,14 @@ def main(config: DictConfig) -> None:
     datamodule = build_datamodule(config, ours=True)
     datamodule.prepare_data()
     datamodule.setup("fit")
-    image = instantiate(config.dataset.image)
+    datamodule.setup("test")
+    image = datamodule.image
     sets = {
         "train": datamodule.train_set,
         "validation": datamodule.validation_set,
         "test": datamodule.test_set,
     }
-    if datamodule.validation_set is datamodule.test_set:
-        del sets["validation"]
+    sets = {split: dataset for split, dataset in sets.items() if dataset is not None}
     pictures = {}
     for split, dataset in sets.items():
         # From all over the split, which may be sorted by class.

@@ -42,7 +42,9 @@ class Recorder(Callback):
 
 def _train(folder: Path, *overrides: str, precision: Any = "64-true") -> list[dict[str, float]]:
     with initialize_config_dir(str(CONFIG_ROOT / "conf"), version_base="1.3"):
-        config = compose("train", ["dataset.batch_size=8", *overrides])
+        config = compose(
+            "train", ["dataset.batch_size=8", "dataset.validation_fraction=0", *overrides]
+        )
     seed_everything(0)
     recorder = Recorder()
     trainer = Trainer(
@@ -50,7 +52,7 @@ def _train(folder: Path, *overrides: str, precision: Any = "64-true") -> list[di
         log_every_n_steps=1, callbacks=[recorder], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
-    datamodule = instantiate(config.dataset.datamodule)
+    datamodule = instantiate(config.dataset)
     module = instantiate(config.module, _convert_="all")
     instantiate(config.compute).apply(module.model)
     trainer.fit(module, datamodule)

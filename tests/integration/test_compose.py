@@ -41,7 +41,7 @@ def test_every_model_builds_for_every_dataset(
 ) -> None:
     config = compose_config(f"dataset={dataset}", f"model={model}")
     nvae = _build(config)
-    recipe = config.dataset.recipe
+    recipe = config.recipe
     assert len(nvae.hierarchy.scales) == len(recipe.num_groups)
     assert nvae.image.size == config.dataset.image.size
     width = {"large": 1.0, "base": 1.0, "small": 0.5}.get(model)
@@ -185,7 +185,7 @@ def test_trainers_and_loggers_instantiate(
     config = compose_config(f"trainer={trainer}", f"logger={logger}", f"run_dir={tmp_path}")
     loggers = list(instantiate(config.logger, _convert_="all").values())
     built = instantiate(config.trainer, logger=loggers, _convert_="all")
-    assert built.max_epochs == config.dataset.recipe.epochs
+    assert built.max_epochs == config.recipe.epochs
     assert len(built.loggers) == len(loggers)
     assert (built.precision == "32-true") is (trainer == "cpu" or not torch.cuda.is_available())
 

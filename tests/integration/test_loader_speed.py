@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from nvae_lightning.data import Image as ImageFormat
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.checks import num_cores
 
@@ -60,7 +61,7 @@ def test_prepared_images_load_five_times_as_fast_as_files(
 
     def ours(num_workers: int | None) -> Any:
         data = ImageDataModule(
-            root=tmp_path / "prepared", batch_size=BATCH, image_size=SIDE, channels=3, bits=8,
+            root=tmp_path / "prepared", batch_size=BATCH, image=ImageFormat(3, SIDE, 8),
             num_workers=num_workers,
         )  # fmt: skip
         if not data.is_prepared:

@@ -17,6 +17,7 @@ from warm_python import run_python
 
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.storage import is_prepared
+from nvae_lightning.utilities.image import Image as ImageFormat
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 PREPARE = ("nvae_lightning.prepare", "dataset=image_folder", "dataset.image.size=16")
@@ -136,7 +137,7 @@ def start(root, chunk_size):
         try:
             chunks.CHUNK_BYTES = chunk_size * 16 * 16 * 3
             data = ImageDataModule(
-                root=root, batch_size=1, image_size=16, channels=3, bits=8, num_workers=2
+                root=root, batch_size=1, image=ImageFormat(3, 16, 8), num_workers=2
             )
             data.prepare(source, skip_errors=True)
             status = 0
@@ -254,7 +255,7 @@ BAD_SETTINGS = [
     (f"prepare {FOLDER} source=texts dataset.root=new/c", ["source: ", "no images", "notes.txt"]),
     (
         "prepare dataset=celeba_hq dataset.image.size=16 source=good dataset.root=new/d",
-        ["dataset.counts: 27,000", "has 3", "dataset.counts=null"],
+        ["dataset.check_counts: 27,000", "has 3", "dataset.check_counts=false"],
     ),
     (
         f"prepare {FOLDER} source=good dataset.root=good/a.png/b",
@@ -375,13 +376,16 @@ def test_real_images_are_prepared_at_any_size_and_read_at_any_depth(
         (tmp_path / "source" / split).mkdir(parents=True)
         for index, path in enumerate(paths):
             shutil.copy(path, tmp_path / "source" / split / f"{index:03d}.jpg")
-    settings = {"root": tmp_path / "p", "batch_size": 10, "image_size": size, "channels": 3}
-    data = ImageDataModule(**settings, bits=8, num_workers=0)
+    settings = {
+        "root": tmp_path / "p",
+        "batch_size": 10,
+    }
+    data = ImageDataModule(**settings, image=ImageFormat(3, size, 8), num_workers=0)
     prepared, outcomes = data.prepare(str(tmp_path / "source"))
     assert outcomes == []
     assert {s: known.num_images for s, known in prepared.items()} == {"train": 167, "test": 40}
     for bits in (5, 8):
-        data = ImageDataModule(**settings, bits=bits, num_workers=0)
+        data = ImageDataModule(**settings, image=ImageFormat(3, size, bits), num_workers=0)
         data.prepare_data()
         data.setup("fit")
         assert isinstance(data.test_set.images, np.memmap)

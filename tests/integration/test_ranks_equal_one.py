@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from nvae_lightning.cli.config_root import CONFIG_ROOT
+from nvae_lightning.data import Image as ImageFormat
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.readers import ArraySource, Splits
 from nvae_lightning.model import (
@@ -163,7 +164,7 @@ def train(folder: Path, num_ranks: int, cells: str, *callbacks: Callback) -> Non
         callbacks=[*callbacks, guard, Recorder(folder), checkpoint], enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, log_every_n_steps=1,
     )  # fmt: skip
-    data = Noise(batch_size=GLOBAL_BATCH // num_ranks, image_size=8, channels=3, bits=8)
+    data = Noise(batch_size=GLOBAL_BATCH // num_ranks, image=ImageFormat(3, 8, 8))
     trainer.fit(module, data)
 
 

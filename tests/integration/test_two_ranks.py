@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from nvae_lightning.data import Image as ImageFormat
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.readers import ArraySource, Splits
 
@@ -80,7 +81,7 @@ class Recorder(LightningModule):
 def main(folder: Path, num_ranks: int, num_test: int) -> None:
     """Train an epoch and validate, and test."""
     folder.mkdir()
-    data = Numbered(batch_size=GLOBAL_BATCH // num_ranks, image_size=4, channels=1, bits=8)
+    data = Numbered(batch_size=GLOBAL_BATCH // num_ranks, image=ImageFormat(1, 4, 8))
     data.num_test = num_test
     module = Recorder(folder)
     trainer = Trainer(

@@ -19,7 +19,7 @@ class RandomImages(ImageDataModule):
     """
 
     def __init__(self, *, num_batches: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "validation_fraction": 0})
         self.num_batches = num_batches
 
     def prepare_data(self) -> None:
@@ -28,8 +28,13 @@ class RandomImages(ImageDataModule):
     def setup(self, stage: str) -> None:
         """Do nothing: there are no files."""
 
+    @property
+    def splits(self) -> list[str]:
+        """The only split."""
+        return ["train"]
+
     def images(self, split: str) -> UInt8[np.ndarray, "count height width channel"]:
         """Draw the images of an epoch."""
         count = self.num_batches * self.batch_size
-        shape = (count, self.image_size, self.image_size, self.channels)
+        shape = (count, self.image.size, self.image.size, self.image.channels)
         return np.random.default_rng(self.seed).integers(256, size=shape, dtype=np.uint8)

@@ -68,7 +68,12 @@ def _known(name: str) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    """Read a config, together with the files that it always includes."""
+    read = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    for entry in read.get("defaults", ()):
+        if isinstance(entry, str) and entry.endswith("@_here_"):
+            read = {**_read(file.parent / f"{entry.removesuffix('@_here_')}.yaml"), **read}
+    return read
 
 
 def _groups(config: Mapping[str, Any]) -> list[str]:

@@ -113,8 +113,8 @@ def _build_data(config: DictConfig) -> ImageDataModule:
     num_batches = config.num_warmup_steps + 2 * config.num_steps
     if config.images == "random" and config.what != "data":
         target = f"{RandomImages.__module__}.{RandomImages.__name__}"
-        return instantiate(config.dataset.datamodule, _target_=target, num_batches=num_batches)
-    datamodule = instantiate(config.dataset.datamodule, verify=False)
+        return instantiate(config.dataset, _target_=target, num_batches=num_batches)
+    datamodule = instantiate(config.dataset, verify=False)
     datamodule.prepare_data()
     datamodule.setup("fit")
     available = len(datamodule.train_dataloader())

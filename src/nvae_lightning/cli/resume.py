@@ -35,7 +35,7 @@ _OF_THE_COMMAND = (
 )
 #: Settings of the data that a resume may change: where the data are and how they are read.
 _OF_THE_MACHINE = (
-    "root", "batch_size", "num_workers", "verify", "seed", "download_hint", "recipe",
+    "root", "batch_size", "num_workers", "verify", "seed",
 )  # fmt: skip
 #: Settings that say where files are written.
 _PLACES = ("dirpath", "save_dir", "default_root_dir")

@@ -12,14 +12,13 @@ from typing import Any, Literal, Union, get_args, get_origin
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from lightning.pytorch import LightningDataModule
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, open_dict
 
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.utilities.plain_data import fits, shown
 
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
-_SHARED = ("seed", "dataset.image.")  # settings that are not the data module's alone
 _NAMES = {
     bool: "true or false",
     int: "a whole number",
@@ -35,15 +34,21 @@ def check_names(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictC
     Raises:
         ValueError: If a setting is unknown to its class.
     """
-    _fit_to_data_module(config)
+    unused = _unused(config)
     for path, node, target, parameters in _parameters(config):
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             continue
         names = [name for name in parameters if name not in ("self", "args")]
         for key in node:
+            if path == "dataset" and key in unused:
+                continue
             if key not in _SPECIAL and key not in parameters:
                 near = difflib.get_close_matches(str(key), names, n=1)
-                remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(names)}"
+                remedy = (
+                    f"did you mean {near[0]}?"
+                    if near
+                    else f"it takes {', '.join(names) or 'none'}"
+                )
                 name = f"{path}.{key}".lstrip(".")
                 raise ValueError(f"{name}: {target} takes no such setting; {remedy}")
 
@@ -69,8 +74,7 @@ def _parameters(config: Any) -> Iterator[tuple[str, Any, str, Mapping[str, inspe
     """Find what is instantiated: its place, its settings, its class and what that takes."""
     for path, node in _targets(config, ""):
         try:
-            target = get_object(str(node["_target_"]))
-            parameters = inspect.signature(target, eval_str=True).parameters
+            parameters = _taken_by(get_object(str(node["_target_"])))
         except (ImportError, NameError, ValueError, TypeError):
             continue  # instantiating it says what is wrong with the target itself
         yield path, node, str(node["_target_"]), parameters
@@ -81,54 +85,52 @@ def build_datamodule(config: Any, *, ours: bool = False) -> Any:  # noqa: ANN401
 
     Args:
         config: All settings, checked.
-        ours: Whether it must be one of this package's, as prepares or shows images.
+        ours: Whether it must be one of this package's, as for preparing or showing images.
 
     Raises:
         ValueError: If it is something else.
     """
-    found = instantiate(config.dataset.datamodule, _convert_="all")
+    node = config.dataset.copy()
+    with open_dict(node):
+        for key in _unused(config):
+            del node[key]
+    found = instantiate(node, _convert_="all")
     expected = ImageDataModule if ours else LightningDataModule
     if not isinstance(found, expected):
         raise ValueError(
-            f"dataset.datamodule._target_: got {type(found).__name__}, but it must be a "
-            f"{expected.__name__}; give the name of one"
+            f"dataset._target_: got {type(found).__name__}, but it must be a "
+            f"{expected.__name__}; give the name of one, or see dataset=custom for a Dataset"
         )
     return found
 
 
-def _fit_to_data_module(config: Any) -> None:  # noqa: ANN401
-    """Leave out the dataset's own settings that a user's own data module does not take.
+def _taken_by(target: Any) -> Mapping[str, inspect.Parameter]:  # noqa: ANN401
+    if getattr(target, "__init__", None) is LightningDataModule.__init__:
+        return {}  # it accepts anything and ignores it
+    return inspect.signature(target, eval_str=True).parameters
 
-    Raises:
-        ValueError: If the user has given one of them.
+
+def _unused(config: Any) -> list[str]:  # noqa: ANN401
+    """Names of this package's settings of a dataset that a user's own class does not take.
+
+    A setting that the user has given is not among them: that is an error.
     """
-    node: Any = OmegaConf.select(config, "dataset.datamodule") or {}
+    node = config.get("dataset") or {}
     target = str(node.get("_target_", "nvae_lightning."))
     if target.startswith("nvae_lightning."):
-        return
+        return []
     try:
-        kind = get_object(target)
-        parameters = dict(inspect.signature(kind).parameters)
-    except (ImportError, ValueError, TypeError):
-        return  # instantiating it says what is wrong with the target
-    if getattr(kind, "__init__", None) is LightningDataModule.__init__:
-        parameters = {}  # which it takes any of, and ignores
-    elif any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    own = inspect.signature(ImageDataModule).parameters
-    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    names = {override.lstrip("+~").partition("=")[0] for override in given}
-    for key in [key for key in node if key not in parameters and key not in _SPECIAL]:
-        place = f"dataset.datamodule.{key}"
-        origin = _origin(config, place)[0]
-        is_given = place in names or (origin in names and not origin.startswith(_SHARED))
-        if is_given or key not in own:
-            raise ValueError(
-                f"{place if place in names else origin}: {target} takes no setting {key}; it "
-                f"takes {', '.join(parameters) or 'none'}"
-            )
-        with open_dict(node):
-            del node[key]
+        taken = _taken_by(get_object(target))
+    except (ImportError, NameError, ValueError, TypeError):
+        return []  # instantiating it says what is wrong with the target
+    if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        return []
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    ours = inspect.signature(ImageDataModule).parameters
+    return [
+        key for key in node if key in ours and key not in taken and f"dataset.{key}" not in given
+    ]
 
 
 def check_type(name: str, value: object, annotation: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,18 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from nvae_lightning.cli.setting_types import build_datamodule, check_type, check_types
-from nvae_lightning.data import CIFAR10, MNIST, AllImages, ImageDataModule, MNIST5k
+from nvae_lightning.data import (
+    CIFAR10,
+    FFHQ,
+    MNIST,
+    AllImages,
+    CelebA64,
+    CelebAHQ,
+    ImageDataModule,
+    ImageFolder,
+    ImageNet32,
+    MNIST5k,
+)
 from nvae_lightning.inference.loading import find_checkpoint, load_model
 from nvae_lightning.model import NVAE
 from nvae_lightning.serialization.architecture import ForeignConstructorError
@@ -22,11 +34,11 @@ from nvae_lightning.utilities.plain_yaml import read_yaml
 #: The datasets that the config.yaml of a run may name. They are looked up here, not imported.
 _DATASETS = {
     f"nvae_lightning.data.{kind.__name__}": kind
-    for kind in (ImageDataModule, CIFAR10, MNIST, MNIST5k)
+    for kind in (MNIST5k, MNIST, CIFAR10, ImageNet32, CelebA64, CelebAHQ, FFHQ, ImageFolder)
 }
 
-#: Settings that are not a run's to say: how many processes this machine has, what errors advise.
-_OURS = ("_target_", "seed", "num_workers", "download_hint")
+#: Settings that belong to this machine and this command, not to the run.
+_OURS = ("_target_", "seed", "num_workers")
 
 
 def trained_model(config: Any) -> NVAE:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
@@ -67,12 +79,12 @@ def trained_model(config: Any) -> NVAE:  # noqa: ANN401 -- beartype warns of Dic
 
 
 def training_settings(ckpt_path: str) -> tuple[Path, dict[str, Any]] | None:
-    """Return the config.yaml of the training that a checkpoint is of, and its dataset's settings.
+    """Return the config.yaml of a checkpoint's training and the settings of its dataset.
 
     None if there is no such file. It may be a stranger's: nothing in it is resolved or run.
 
     Raises:
-        ValueError: If it does not hold settings of a dataset.
+        ValueError: If it does not hold the settings of a dataset.
     """
     checkpoint = find_checkpoint(ckpt_path)
     if checkpoint is None or not os.path.lexists(path := checkpoint.parent.parent / "config.yaml"):
@@ -81,9 +93,11 @@ def training_settings(ckpt_path: str) -> tuple[Path, dict[str, Any]] | None:
         settings = read_yaml(path).get("dataset")
     except ValueError as error:
         raise ValueError(f"dataset: {error}; add dataset=NAME, so that it is not read") from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("datamodule"), dict):
+    if not isinstance(settings, dict):
         raise ValueError(f"dataset: '{path}' names no dataset; add dataset=NAME")
-    return path, settings["datamodule"]
+    if "datamodule" in settings:
+        raise ValueError(f"dataset: '{path}' is of an earlier version; add dataset=NAME")
+    return path, settings
 
 
 def training_data(config: Any, model: NVAE, *, ours: bool = True) -> Any:  # noqa: ANN401
@@ -102,9 +116,7 @@ def training_data(config: Any, model: NVAE, *, ours: bool = True) -> Any:  # noq
     """
     if not _is_dataset_named():
         return _data_of_run(config, model)
-    if "seed" in config.dataset.datamodule:  # one of the user's own need not take it
-        config.dataset.datamodule.seed = config.seed
-    image = instantiate(config.dataset.image)
+    image = instantiate(config.dataset.get("image", model.image))
     if image != model.image:
         raise ValueError(
             f"dataset.image: the model is for {model.image}, the dataset has {image}; choose the "
@@ -116,28 +128,19 @@ def training_data(config: Any, model: NVAE, *, ours: bool = True) -> Any:  # noq
 
 
 def images_for(config: Any, model: NVAE, source: str, batch_size: int = 64) -> AllImages:  # noqa: ANN401
-    """Return all images of a source as those that a model is for, cropped as in its training."""
-    image = model.image
+    """Return all images of a source in the format of a model, cropped as in its training."""
+    settings: Any = {}
     if _is_dataset_named():
-        settings: Any = OmegaConf.to_container(config.dataset.datamodule, resolve=True)
-    else:
-        found = training_settings(config.ckpt_path)
-        settings = {} if found is None else found[1]
-    kept = {
-        name: settings[name]
-        for name in ("crop", "interpolation", "background", "source_bits")
-        if settings.get(name) is not None
-    }
+        settings = OmegaConf.to_container(config.dataset, resolve=True)
+    elif (found := training_settings(config.ckpt_path)) is not None:
+        settings = found[1]
+    kind = _DATASETS.get(str(settings.get("_target_")), ImageDataModule)
+    kept = {"crop": kind.default_crop, "interpolation": kind.default_interpolation}
+    for name in ("crop", "interpolation", "background", "source_bits"):
+        if settings.get(name) is not None:
+            kept[name] = settings[name]
     _check(kept, AllImages)
-    return AllImages(
-        source,
-        batch_size=batch_size,
-        image_size=image.size,
-        channels=image.channels,
-        bits=image.bits,
-        seed=config.seed,
-        **kept,
-    )
+    return AllImages(source, batch_size=batch_size, image=model.image, seed=config.seed, **kept)
 
 
 def _is_dataset_named() -> bool:
@@ -158,10 +161,19 @@ def _data_of_run(config: Any, model: NVAE) -> ImageDataModule:  # noqa: ANN401
         raise ValueError(
             f"dataset: '{path}' names the class {shown(target)}, which is not a dataset of this "
             "package and is not imported because a file names it; add dataset=NAME, and for a "
-            "class of your own dataset.datamodule._target_=MODULE.CLASS"
+            "class of your own dataset._target_=MODULE.CLASS"
         )
     kind = _DATASETS[target]
-    parameters = {name: value for name, value in settings.items() if name not in _OURS}
+    image = asdict(model.image)
+    found_image = settings.get("image")
+    if not isinstance(found_image, dict) or any(
+        found_image.get(name) != value for name, value in image.items()
+    ):
+        raise ValueError(
+            f"dataset.image: the model is for {image}, but '{path}' has {shown(found_image)}; "
+            "choose the dataset that it was trained on: add dataset=NAME"
+        )
+    parameters = {k: v for k, v in settings.items() if k not in (*_OURS, "image")}
     given: Any = OmegaConf.to_container(config.dataset, resolve=True)
     given = {name: value for name, value in given.items() if value is not None}
     root = parameters.get("root")
@@ -172,15 +184,7 @@ def _data_of_run(config: Any, model: NVAE) -> ImageDataModule:  # noqa: ANN401
         )
     parameters |= given
     _check(parameters, kind)
-    image = model.image
-    expected = {"image_size": image.size, "channels": image.channels, "bits": image.bits}
-    if wrong := [name for name in expected if parameters.get(name) != expected[name]]:
-        raise ValueError(
-            f"dataset.image: the model is for {image}, but '{path}' has "
-            f"{wrong[0]}={shown(parameters.get(wrong[0]))}; choose the dataset that it was "
-            "trained on: add dataset=NAME"
-        )
-    return kind(seed=config.seed, **parameters)
+    return kind(image=model.image, seed=config.seed, **parameters)
 
 
 def _check(parameters: dict[str, Any], kind: type[ImageDataModule]) -> None:

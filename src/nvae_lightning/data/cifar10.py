@@ -1,19 +1,26 @@
-"""CIFAR-10: photographs of ten kinds of things, 32×32, colour."""
+"""CIFAR-10: photographs of ten classes, 32×32, colour."""
 
 from torchvision import datasets
 
+from nvae_lightning.data.base import ImageDataModule
 from nvae_lightning.data.checks import naming
-from nvae_lightning.data.datamodule import ImageDataModule
 from nvae_lightning.data.download import download, is_for_torchvision
 from nvae_lightning.data.readers import torchvision_files
+from nvae_lightning.utilities.image import Image
 
 
 class CIFAR10(ImageDataModule):
     """CIFAR-10: 50,000 training and 10,000 test images.
 
-    Takes the arguments of `ImageDataModule`. Where `root` holds nothing else, torchvision
-    downloads what is missing of ``root/cifar-10-batches-py``.
+    If `root` holds nothing else, torchvision downloads what is missing of
+    ``root/cifar-10-batches-py``. See `ImageDataModule` for the arguments.
     """
+
+    citation = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
+    default_root = "data/cifar10"
+    default_image = Image(channels=3, size=32, bits=8)
+    default_batch_size = 32
+    default_flip = True
 
     def prepare_data(self) -> None:
         """Download the files if they are missing.
@@ -30,7 +37,6 @@ class CIFAR10(ImageDataModule):
                     "www.cs.toronto.edu/~kriz/cifar.html,"
                 )
                 download(
-                    "CIFAR-10", files, place, self.download_hint,
-                    lambda: datasets.CIFAR10(self.folder, download=True),
-                )  # fmt: skip
+                    "CIFAR-10", files, place, lambda: datasets.CIFAR10(self.folder, download=True)
+                )
         super().prepare_data()

@@ -1,12 +1,15 @@
 """Images of one size as a `Dataset` that gives whole batches."""
 
+from __future__ import annotations
+
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -17,15 +20,22 @@ class ImageDataset(Dataset[UInt8[Tensor, "channel height width"]]):
     """Images of one size, in memory or in a memory map.
 
     Args:
-        images: All images. They come out channels last in memory, as convolutions are fastest.
+        images: All images. Batches are channels last in memory, which suits convolutions.
     """
 
     def __init__(self, images: UInt8[np.ndarray, "count height width channel"]) -> None:
         self.images = images
+        self.chosen: Int64[np.ndarray, " used"] | None = None
+
+    def subset(self, chosen: Int64[np.ndarray, " used"]) -> ImageDataset:
+        """Return the images of some indices, as a view."""
+        part = copy.copy(self)
+        part.chosen = chosen
+        return part
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self.images)
+        return len(self.images if self.chosen is None else self.chosen)
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "channel height width"]:
         """Return one image."""
@@ -33,17 +43,19 @@ class ImageDataset(Dataset[UInt8[Tensor, "channel height width"]]):
 
     def __getitems__(self, indices: Sequence[int]) -> UInt8[Tensor, "batch channel height width"]:
         """Return a batch by one index operation; `DataLoader` prefers this to `__getitem__`."""
-        return torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2)
+        rows = indices if self.chosen is None else self.chosen[indices]
+        return torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave a memory map out, which would be copied whole: a worker opens the file itself."""
+        """Replace a memory map, which would be copied whole, by the name of its file."""
         file = self.images.filename if isinstance(self.images, np.memmap) else None
-        return {"images": self.images if file is None else Path(file)}
+        return {**self.__dict__, "images": self.images if file is None else Path(file)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open the file again, if there was one."""
-        images = state["images"]
-        self.images = np.load(images, mmap_mode="r") if isinstance(images, Path) else images
+        self.__dict__.update(state)
+        if isinstance(self.images, Path):
+            self.images = np.load(self.images, mmap_mode="r")
 
 
 def already_a_batch(batch: Batch) -> Batch:

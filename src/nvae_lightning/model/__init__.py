@@ -8,7 +8,7 @@ from nvae_lightning.model.distributions import (
     importance_weighted_bound,
 )
 from nvae_lightning.model.flows import FlowPair
-from nvae_lightning.model.hierarchy import Hierarchy, Image, Scale
+from nvae_lightning.model.hierarchy import Hierarchy, Scale
 from nvae_lightning.model.likelihood import (
     BernoulliLikelihood,
     DiscretizedLogisticMixtureLikelihood,
@@ -17,6 +17,7 @@ from nvae_lightning.model.likelihood import (
     PixelDistribution,
 )
 from nvae_lightning.model.nvae import NVAE
+from nvae_lightning.utilities.image import Image
 
 __all__ = [
     "NVAE",

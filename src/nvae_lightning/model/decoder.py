@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from nvae_lightning.model.cells import CellConstructor, Resampling
 from nvae_lightning.model.distributions import Latent, Normal
 from nvae_lightning.model.flows import FlowPair
-from nvae_lightning.model.hierarchy import Hierarchy, Image
+from nvae_lightning.model.hierarchy import Hierarchy
 from nvae_lightning.model.layers import (
     WeightNormConv2d,
     as_parameters,
     full_precision,
 )
 from nvae_lightning.model.shapes import FeatureMap
+from nvae_lightning.utilities.image import Image
 
 
 class EncoderCombiner(nn.Module):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from nvae_lightning.model.cells import CellConstructor, Resampling
-from nvae_lightning.model.hierarchy import Hierarchy, Image
+from nvae_lightning.model.hierarchy import Hierarchy
 from nvae_lightning.model.layers import WeightNormConv2d
 from nvae_lightning.model.shapes import FeatureMap
+from nvae_lightning.utilities.image import Image
 
 
 class Encoder(nn.Module):

@@ -1,76 +1,11 @@
-"""The plan of a model as frozen data: image format, scales and latent groups."""
+"""The plan of a model as frozen data: its scales and its latent groups."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-from torch import Tensor
-
-
-def _require_int(name: str, value: object, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
-
-
-@dataclass(frozen=True)
-class Image:
-    """The images a model is built for: all that a model may know of a dataset.
-
-    Args:
-        channels: 1 (grey) or 3 (colour).
-        size: height and width, in pixels.
-        bits: bits per pixel channel, 1 to 8: the image has ``2 ** bits`` levels in [0, 1].
-        padding: rows and columns of zeros added on each side before the network sees the image,
-            so that its scales divide it. The likelihood counts the true pixels only.
-
-    Raises:
-        ValueError: if a field is out of range.
-    """
-
-    channels: int
-    size: int
-    bits: int
-    padding: int = 0
-
-    def __post_init__(self) -> None:
-        _require_int("image.size", self.size, 1)
-        _require_int("image.padding", self.padding, 0)
-        _require_int("image.bits", self.bits, 1)
-        if self.channels not in (1, 3):
-            raise ValueError(
-                f"image.channels must be 1 (grey) or 3 (colour), got {self.channels!r}"
-            )
-        if self.bits > 8:
-            raise ValueError(
-                f"image.bits must be between 1 and 8, got {self.bits}: "
-                "images are stored as 8 bits per channel, choose fewer"
-            )
-
-    @property
-    def padded_size(self) -> int:
-        """Height and width the network works at."""
-        return self.size + 2 * self.padding
-
-    @property
-    def num_dims(self) -> int:
-        """Number of true pixel values, the divisor of bits per dim."""
-        return self.channels * self.size**2
-
-    def pad(self, image: Tensor) -> Tensor:
-        """Surround true pixels by zeros; images that are padded already stay as they are."""
-        return image if self._is_padded(image) else F.pad(image, (self.padding,) * 4)
-
-    def crop(self, padded: Tensor) -> Tensor:
-        """Keep the true pixels only; images that are not padded stay as they are."""
-        if not self._is_padded(padded):
-            return padded
-        stop = self.padding + self.size
-        return padded[..., self.padding : stop, self.padding : stop]
-
-    def _is_padded(self, image: Tensor) -> bool:
-        return image.shape[-2:] == (self.padded_size, self.padded_size)
+from nvae_lightning.utilities.image import Image, require_int
 
 
 @dataclass(frozen=True)
@@ -93,9 +28,9 @@ class Scale:
     decoder_channels: int | None = None
 
     def __post_init__(self) -> None:
-        _require_int("downsample", self.downsample, 1)
-        _require_int("channels", self.channels, 1)
-        _require_int("num_groups of every scale", self.num_groups, 1)
+        require_int("downsample", self.downsample, 1)
+        require_int("channels", self.channels, 1)
+        require_int("num_groups of every scale", self.num_groups, 1)
         if self.downsample & (self.downsample - 1):
             raise ValueError(f"downsample must be a power of two, got {self.downsample}")
 
@@ -126,7 +61,7 @@ class Hierarchy:
     latent_channels: int
 
     def __post_init__(self) -> None:
-        _require_int("latent_channels", self.latent_channels, 1)
+        require_int("latent_channels", self.latent_channels, 1)
         object.__setattr__(self, "scales", tuple(self.scales))
         if not self.scales:
             raise ValueError("num_groups must list at least one scale, got none")
@@ -169,8 +104,8 @@ class Hierarchy:
                           Scale(downsample=4, channels=128, num_groups=10, decoder_channels=None)),
                   latent_channels=20)
         """
-        _require_int("channels", channels, 1)
-        _require_int("downsample", downsample, 1)
+        require_int("channels", channels, 1)
+        require_int("downsample", downsample, 1)
         if not isinstance(num_groups, Sequence) or isinstance(num_groups, str):
             raise ValueError(
                 f"num_groups must be a list with one number per scale, got {num_groups!r}; "
@@ -182,7 +117,7 @@ class Hierarchy:
                     f"width * {name} must be a positive integer, got {width} * {value}"
                 )
         if max_groups_per_scale is not None:
-            _require_int("max_groups_per_scale", max_groups_per_scale, 1)
+            require_int("max_groups_per_scale", max_groups_per_scale, 1)
             num_groups = [min(count, max_groups_per_scale) for count in num_groups]
         scales = []
         for height, count in enumerate(reversed(num_groups)):

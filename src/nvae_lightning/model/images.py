@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from nvae_lightning.model.hierarchy import Image
+from nvae_lightning.utilities.image import Image
 
 _TOLERANCE = 0.01  # in steps between two levels, beyond the rounding of the dtype
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nvae_lightning.model.distributions import Normal
-from nvae_lightning.model.hierarchy import Image
+from nvae_lightning.utilities.image import Image
 
 Pixels = Float[Tensor, "batch channel height width"]
 
@@ -113,7 +113,8 @@ class BernoulliLikelihood(Likelihood):
         if image.bits != 1:
             raise ValueError(
                 f"a Bernoulli likelihood requires image.bits=1, got {image.bits}; "
-                "choose dataset/likelihood=discretized_logistic_mixture"
+                "set model.likelihood._target_="
+                "nvae_lightning.model.DiscretizedLogisticMixtureLikelihood"
             )
         super().__init__(image, num_logits=image.channels)
 

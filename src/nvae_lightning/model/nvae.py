@@ -16,10 +16,11 @@ from nvae_lightning.model.cells import CellConstructor
 from nvae_lightning.model.decoder import Decoder
 from nvae_lightning.model.distributions import Inference, importance_weighted_bound
 from nvae_lightning.model.encoder import Encoder
-from nvae_lightning.model.hierarchy import Hierarchy, Image
+from nvae_lightning.model.hierarchy import Hierarchy
 from nvae_lightning.model.images import check_shape, check_values
 from nvae_lightning.model.likelihood import Likelihood, PixelDistribution
 from nvae_lightning.model.shapes import FeatureMap
+from nvae_lightning.utilities.image import Image
 from nvae_lightning.utilities.live_bytes import peak_bytes
 
 Model = TypeVar("Model", bound="NVAE")

@@ -10,9 +10,9 @@ from nvae_lightning.reporting.run import Quantity, Run, listed, shown
 
 #: Settings that do not affect the results of a run.
 _IRRELEVANT = (
-    "seed", "dataset.datamodule.seed", "run_dir", "run_id", "ckpt_path", "version", "logger",
+    "seed", "dataset.seed", "run_dir", "run_id", "ckpt_path", "version", "logger",
     "module", "choices.experiment", "callbacks.checkpoint", "callbacks.progress_bar",
-    "dataset.verify", "dataset.datamodule.verify", "overrides", "trainer.enable_progress_bar",
+    "dataset.verify", "overrides", "trainer.enable_progress_bar",
     "trainer.profiler", "trainer.detect_anomaly", "trainer.inference_mode",
     "trainer.fast_dev_run", "trainer.use_distributed_sampler", "trainer.timeout_minutes",
     "trainer._target_",
@@ -20,7 +20,6 @@ _IRRELEVANT = (
 #: Settings that only affect time and memory.
 _COST = (
     "device", "num_devices", "compile", "compute", "dataset.num_workers",
-    "dataset.datamodule.num_workers",
 )  # fmt: skip
 
 

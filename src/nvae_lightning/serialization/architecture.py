@@ -15,7 +15,8 @@ from torch import nn
 
 import nvae_lightning.model
 from nvae_lightning.model.cells import ResidualCell
-from nvae_lightning.model.hierarchy import Hierarchy, Image, Scale
+from nvae_lightning.model.hierarchy import Hierarchy, Scale
+from nvae_lightning.utilities.image import Image
 from nvae_lightning.utilities.plain_data import check_plain, fits, shown
 
 #: Key of a training checkpoint that holds the description of its model.

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from nvae_lightning.model.cells import RegularCell
-from nvae_lightning.model.hierarchy import Hierarchy, Image
+from nvae_lightning.model.hierarchy import Hierarchy
 from nvae_lightning.serialization.architecture import (
     ForeignConstructorError,
     check_arguments,
     restore,
 )
+from nvae_lightning.utilities.image import Image
 from nvae_lightning.utilities.plain_data import shown
 
 #: So few modules are built whatever the weights, so that the error can name what differs.

@@ -26,6 +26,7 @@ from nvae_lightning.objective import KL, Penalty
 from nvae_lightning.objective.kl import size_factor
 from nvae_lightning.objective.schedules import kl_warmup
 from nvae_lightning.training.module import NVAEModule
+from nvae_lightning.utilities.image import Image as ImageFormat
 
 GRAPH = "nvae_lightning.backends.cuda_graphs"
 NUM_STEPS = 6
@@ -134,9 +135,7 @@ def train(build_nvae: Callable[..., NVAE], tmp_path: Path) -> Train:
             default_root_dir=tmp_path, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, **settings,
         )  # fmt: skip
-        images = RandomImages(
-            num_batches=NUM_STEPS, batch_size=4, image_size=8, channels=3, bits=8
-        )
+        images = RandomImages(num_batches=NUM_STEPS, batch_size=4, image=ImageFormat(3, 8, 8))
         torch.manual_seed(1)
         trainer.fit(module, images)
         return losses

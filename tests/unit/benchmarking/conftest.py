@@ -15,6 +15,7 @@ from nvae_lightning.benchmarking import RandomImages, Training
 from nvae_lightning.objective import KL, Penalty
 from nvae_lightning.objective.schedules import constant
 from nvae_lightning.training.module import NVAEModule
+from nvae_lightning.utilities.image import Image as ImageFormat
 
 BATCH = 4
 
@@ -44,7 +45,7 @@ def build_training(build_module: Build, tmp_path: Path) -> Callable[[], Training
             default_root_dir=tmp_path, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False,
         )  # fmt: skip
-        images = RandomImages(num_batches=20, batch_size=BATCH, image_size=8, channels=3, bits=8)
+        images = RandomImages(num_batches=20, batch_size=BATCH, image=ImageFormat(3, 8, 8))
         return Training(trainer, build_module(), images)
 
     return build

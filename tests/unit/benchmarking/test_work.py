@@ -26,6 +26,7 @@ from nvae_lightning.benchmarking import (
     compare_speeds,
     work,
 )
+from nvae_lightning.data import Image as ImageFormat
 from nvae_lightning.utilities import figures
 
 from .conftest import BATCH, Build
@@ -134,14 +135,14 @@ def test_loading_starts_again_after_an_epoch() -> None:
 
 
 def test_random_images_use_all_levels_and_depend_only_on_the_seed() -> None:
-    settings = {"num_batches": 3, "batch_size": 8, "image_size": 16, "channels": 3}
-    data = RandomImages(**settings, bits=5)
+    settings = {"num_batches": 3, "batch_size": 8, "image": ImageFormat(3, 16, 5)}
+    data = RandomImages(**settings)
     loader = data.train_dataloader()
     assert len(loader) == 3
     x = data.to_input(next(iter(loader)), train=True)
     assert x.shape == (8, 3, 16, 16)
     assert len(x.unique()) == 2**5
-    again = RandomImages(**settings, bits=5)
+    again = RandomImages(**settings)
     assert (data.images("train") == again.images("train")).all()
 
 

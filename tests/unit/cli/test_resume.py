@@ -88,7 +88,7 @@ def test_another_dataset_or_model_is_refused_before_it_is_composed(run: Path) ->
 
 
 HARMFUL = [
-    "+callbacks.x._target_=os.system", "dataset.datamodule._target_=os.system",
+    "+callbacks.x._target_=os.system", "dataset._target_=os.system",
     "callbacks={x:{_target_:os.system}}", "+callbacks.x={y:[{_args_:[1]}]}",
     "dataset.root=${oc.env:HOME}", "model=../../evil", "dataset=/tmp/evil",
     "callbacks.checkpoint.dirpath=/home", "+trainer.default_root_dir=/home",
@@ -110,7 +110,7 @@ def test_saved_overrides_that_name_code_or_places_are_refused(run: Path, overrid
     "override",
     [
         "dataset.root=../data", "model.hierarchy.num_groups=[1,2]", "optimizer.lr=0.1",
-        "model.num_flows=${dataset.recipe.num_flows}", "model/cell@model.encoder_cell=regular",
+        "model.num_flows=${recipe.num_flows}", "model/cell@model.encoder_cell=regular",
         "logger.wandb.project=x", "~callbacks.wandb", "++trainer.max_time=null", "compile=true",
     ],
 )  # fmt: skip

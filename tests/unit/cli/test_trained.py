@@ -26,16 +26,12 @@ from nvae_lightning.utilities.plain_yaml import read_yaml
 BuildNVAE = Callable[..., NVAE]
 Config = Callable[..., Any]
 
+IMAGE = {"channels": 1, "size": 28, "bits": 1, "padding": 2}
 DATASET: dict[str, Any] = {
-    "datamodule": {
-        "_target_": "nvae_lightning.data.MNIST5k",
-        "batch_size": 16,
-        "image_size": 28,
-        "channels": 1,
-        "bits": 1,
-        "binarize": True,
-        "num_workers": None,
-    },
+    "_target_": "nvae_lightning.data.MNIST5k",
+    "batch_size": 16,
+    "image": {"_target_": "nvae_lightning.data.Image", **IMAGE},
+    "num_workers": None,
 }
 
 
@@ -93,7 +89,7 @@ def write(run: Path, dataset: Any) -> None:
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    return {"datamodule": {**DATASET["datamodule"], **changes}}
+    return {**DATASET, **changes}
 
 
 def refusal(config: Any, model: NVAE) -> str:
@@ -109,8 +105,7 @@ def test_the_dataset_of_the_training_is_built_with_what_is_given(
     write(run, changed(test_fraction=0.25))
     data = training_data(config("dataset.batch_size=5", "seed=3"), model)
     assert type(data) is MNIST5k
-    assert (data.batch_size, data.image_size, data.seed) == (5, 28, 3)
-    assert data.binarize
+    assert (data.batch_size, data.image.size, data.seed) == (5, 28, 3)
     assert data.split.test_fraction == 0.25
 
 
@@ -122,7 +117,8 @@ def test_the_dataset_of_the_training_is_built_with_what_is_given(
         "builtins.eval",
         "mymod.Data",
         "nvae_lightning.data.AllImages",
-        "nvae_lightning.data.datamodule.ImageDataModule",
+        "nvae_lightning.data.ImageDataModule",
+        "nvae_lightning.data.Datasets",
         "nvae_lightning.train.main",
         "\x1b[2Jos.system",
         None,
@@ -135,14 +131,14 @@ def test_no_other_class_is_looked_up(
     write(run, changed(_target_=target))
     message = refusal(config(), model)
     assert "is not imported because a file names it; add dataset=NAME" in message
-    assert "dataset.datamodule._target_=MODULE.CLASS" in message
+    assert "dataset._target_=MODULE.CLASS" in message
 
 
 def test_what_the_image_of_a_run_asks_for_is_not_run(
     run: Path, config: Config, model: NVAE, tmp_path: Path
 ) -> None:
     image = {"_target_": "os.mkdir", "path": str(tmp_path / "harm")}
-    write(run, {**DATASET, "image": image})
+    write(run, {**DATASET, "image": {**image, **IMAGE}})
     assert type(training_data(config(), model)) is MNIST5k
     assert not (tmp_path / "harm").exists()
 
@@ -155,7 +151,6 @@ def test_what_the_image_of_a_run_asks_for_is_not_run(
             {"interpolation": "${oc.env:HOME}"},
             "dataset.interpolation: got '${oc.env:HOME}', which",
         ),
-        ({"counts": {"train": "${a}"}}, "dataset.counts"),
         ({"batch_size": "16"}, "dataset.batch_size: got '16', but it must be a whole number"),
         ({"batch_size": True}, "dataset.batch_size"),
         ({"batch_size": {"_target_": "os.getcwd"}}, "dataset.batch_size"),
@@ -166,8 +161,9 @@ def test_what_the_image_of_a_run_asks_for_is_not_run(
         ({"nonsense": 1}, "dataset.nonsense: MNIST5k takes no such setting"),
         ({"_args_": [1]}, "dataset._args_: MNIST5k takes no such setting"),
         ({"_partial_": True}, "dataset._partial_"),
-        ({"image_size": 32}, "has image_size=32"),
-        ({"channels": 3}, "has channels=3"),
+        ({"image": {**IMAGE, "size": 32}}, "'size': 32"),
+        ({"image": 28}, "has 28; choose the dataset that it was trained on: add dataset=NAME"),
+        ({"datamodule": {"_target_": "os.getcwd"}}, "is of an earlier version; add dataset=NAME"),
         ({"root": "/nowhere/at/all"}, "dataset.root: '/nowhere/at/all', which '"),
     ],
 )
@@ -185,7 +181,7 @@ def test_settings_of_other_types_are_refused(
         ("[]", "it is no mapping"),
         ("a: 1", "names no dataset"),
         ("dataset: mnist", "names no dataset"),
-        ("dataset: {datamodule: 3}", "names no dataset"),
+        ("dataset: {datamodule: 3}", "is of an earlier version"),
         ("dataset: !!python/object/apply:os.mkdir [harm]", "is not plain YAML at line 1"),
         ("dataset: !!python/name:os.system", "is not plain YAML"),
         ("dataset: {datamodule: !!binary aGk=}", "holds a bytes"),

@@ -9,8 +9,13 @@ import pytest
 import torchvision
 
 from nvae_lightning.data import CIFAR10
+from nvae_lightning.data import Image as ImageFormat
 
-SETTINGS: dict[str, Any] = {"batch_size": 4, "image_size": 32, "channels": 3, "bits": 8}
+SETTINGS: dict[str, Any] = {
+    "batch_size": 4,
+    "image": ImageFormat(3, 32, 8),
+    "validation_fraction": 0.0,
+}
 
 
 @pytest.fixture

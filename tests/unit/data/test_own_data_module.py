@@ -12,7 +12,6 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch import LightningDataModule, Trainer
-from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, TensorDataset
 
 from nvae_lightning.cli.config_root import CONFIG_ROOT
@@ -49,7 +48,7 @@ class Without(LightningDataModule):
 
 
 def _compose(*overrides: str) -> Any:
-    name = f"dataset.datamodule._target_={__name__}.Own"
+    name = f"dataset._target_={__name__}.Own"
     with initialize_config_dir(str(CONFIG_ROOT / "conf"), version_base="1.3"):
         config = compose("train", [name, *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
@@ -108,10 +107,8 @@ def test_a_resume_from_the_end_of_an_epoch_is_exact(
 
 
 def test_settings_that_the_class_does_not_take_are_left_out(composed: Callable[..., Any]) -> None:
-    config = composed("+dataset.datamodule.num_images=5", "dataset.image.size=8", "seed=3")
+    config = composed("+dataset.num_images=5", "dataset.image.size=8", "seed=3")
     check_types(config)
-    node = OmegaConf.to_container(config.dataset.datamodule)
-    assert node == {"_target_": f"{__name__}.Own", "num_images": 5}
     assert len(build_datamodule(config).images) == 5
     with pytest.raises(ValueError, match="must be a ImageDataModule"):
         build_datamodule(config, ours=True)
@@ -122,10 +119,10 @@ def test_settings_that_the_class_does_not_take_are_left_out(composed: Callable[.
     [
         (
             "dataset.batch_size=4",
-            "^dataset.batch_size: .*Own takes no setting batch_size",
+            "^dataset.batch_size: .*Own takes no such setting; it takes data_dir, num_images",
         ),
-        ("dataset.datamodule.binarize=false", "^dataset.datamodule.binarize: .*takes no setting"),
-        ("+dataset.datamodule.foo=1", "^dataset.datamodule.foo: .* it takes data_dir, num_images"),
+        ("dataset.flip=false", "^dataset.flip: .*takes no such setting"),
+        ("+dataset.foo=1", "^dataset.foo: .* it takes data_dir, num_images"),
     ],
 )
 def test_settings_that_were_given_are_not_left_out(
@@ -136,15 +133,17 @@ def test_settings_that_were_given_are_not_left_out(
 
 
 def test_a_class_without_a_constructor_takes_no_settings(composed: Callable[..., Any]) -> None:
-    target = f"dataset.datamodule._target_={__name__}.Without"
+    target = f"dataset._target_={__name__}.Without"
     config = composed(target)
     check_types(config)
-    assert list(config.dataset.datamodule) == ["_target_"]
-    with pytest.raises(ValueError, match=r"takes no setting batch_size; it takes none"):
+    assert isinstance(build_datamodule(config), Without)
+    with pytest.raises(
+        ValueError, match=r"^dataset.batch_size: .*Without takes no such setting; it takes none"
+    ):
         check_types(composed(target, "dataset.batch_size=4"))
 
 
 def test_what_is_no_data_module_is_refused(composed: Callable[..., Any]) -> None:
-    config = composed("dataset.datamodule._target_=collections.Counter")
+    config = composed("dataset._target_=collections.Counter")
     with pytest.raises(ValueError, match="got Counter, but it must be a LightningDataModule"):
         build_datamodule(config)

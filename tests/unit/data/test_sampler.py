@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.readers import ArraySource, Splits
 from nvae_lightning.data.sampler import ReadingAhead, ShardedSampler
+from nvae_lightning.utilities.image import Image as ImageFormat
 
 # A resumed training here saves nothing, unlike the one before.
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
@@ -30,7 +31,7 @@ class Numbered(ImageDataModule):
     """Every pixel of image i is i."""
 
     def __init__(self, **settings: Any) -> None:
-        defaults = {"batch_size": BATCH, "image_size": 4, "channels": 1, "bits": 8}
+        defaults = {"batch_size": BATCH, "image": ImageFormat(1, 4, 8)}
         super().__init__(**{**defaults, **settings})
 
     @cached_property

@@ -23,8 +23,9 @@ from nvae_lightning.data.image_formats import open_image, suffixes
 from nvae_lightning.data.readers import Wanted, open_source
 from nvae_lightning.data.readers.container import Folder, Tar, Zip, open_container
 from nvae_lightning.data.storage import is_ours, open_images, open_prepared
+from nvae_lightning.utilities.image import Image as ImageFormat
 
-SETTINGS: dict[str, Any] = {"batch_size": 1, "image_size": 8, "channels": 3, "bits": 8}
+SETTINGS: dict[str, Any] = {"batch_size": 1, "image": ImageFormat(3, 8, 8)}
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
 
 

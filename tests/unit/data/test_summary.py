@@ -15,8 +15,9 @@ from nvae_lightning.data.eight_bits import Note
 from nvae_lightning.data.names import escaped, printable, unescaped
 from nvae_lightning.data.storage import read_names
 from nvae_lightning.data.summary import Outcome, Summary, from_csv, to_csv
+from nvae_lightning.utilities.image import Image as ImageFormat
 
-SETTINGS: dict[str, Any] = {"batch_size": 1, "image_size": 8, "channels": 3, "bits": 8}
+SETTINGS: dict[str, Any] = {"batch_size": 1, "image": ImageFormat(3, 8, 8)}
 
 NAMES = [
     "plain.png",
@@ -117,6 +118,7 @@ def test_the_summary_is_the_same_prepared_or_not(
     assert "nearly black, as its 16-bit values only reach 200" in converted["train/deep.png"]
     directly = ImageDataModule(root=source, num_workers=0, **SETTINGS)
     directly.setup("fit")
+    directly.setup("test")
     prepared = ImageDataModule(root=tmp_path / "p", **SETTINGS)
     assert prepared.summary == directly.summary
     lines = directly.summary.lines()
@@ -125,8 +127,11 @@ def test_the_summary_is_the_same_prepared_or_not(
 
 
 def test_colour_on_a_grey_model_is_in_the_summary(mixed: Path) -> None:
-    data = ImageDataModule(root=mixed, num_workers=0, **{**SETTINGS, "channels": 1})
+    data = ImageDataModule(
+        root=mixed, num_workers=0, **{**SETTINGS, "image": ImageFormat(1, 8, 8)}
+    )
     data.setup("fit")
+    data.setup("test")
     assert data.summary.counts["converted"]["colour turned grey"] == 4
 
 
@@ -172,6 +177,7 @@ def test_warnings_of_pillow_are_counted_instead_of_printed(tmp_path: Path) -> No
         (tmp_path / split / "x.tif").write_bytes(content)
     data = ImageDataModule(root=tmp_path, num_workers=0, **SETTINGS)
     data.setup("fit")
+    data.setup("test")
     assert data.summary.counts["read"]["all"] == 2
 
 

@@ -105,6 +105,6 @@ def _existing(source: str | Path) -> Path:
 
 def _not_empty(splits: Splits, where: str) -> Splits:
     for name, source in splits.sources.items():
-        if len(source) == 0:
+        if not isinstance(source, ArraySource) and len(source) == 0:
             raise ValueError(f"no images in the split '{name}' of '{where}'; fetch it again")
     return splits

@@ -3,8 +3,9 @@
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from PIL import Image
 from nvae_lightning.data.summary import Outcome
 
 Item = TypeVar("Item")
+Pixels = UInt8[np.ndarray, "count height width channel"]
 
 SPLITS = ("train", "validation", "test")
 
@@ -43,15 +45,27 @@ class Source(ABC):
 
 
 class ArraySource(Source):
-    """Images of one size that are in memory already.
+    """Images of one size in memory.
 
     Args:
-        pixels: All images.
+        pixels: All images, or a function that loads them at first use.
     """
 
-    def __init__(self, pixels: UInt8[np.ndarray, "count height width channel"]) -> None:
-        super().__init__([f"{index:08d}" for index in range(len(pixels))])
-        self.pixels = pixels
+    def __init__(self, pixels: Pixels | Callable[[], Pixels]) -> None:
+        self._pixels = pixels
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """All images."""
+        pixels = self._pixels() if callable(self._pixels) else self._pixels
+        if len(pixels) == 0:
+            raise ValueError("there are no images in a split; fetch it again")
+        return pixels
+
+    @cached_property
+    def names(self) -> Sequence[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Numbers of the images."""
+        return [f"{index:08d}" for index in range(len(self.pixels))]
 
     def image(self, index: int) -> Image.Image:
         """Return an image."""

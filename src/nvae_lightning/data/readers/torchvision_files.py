@@ -3,19 +3,22 @@
 import math
 import os
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 from torchvision import datasets
 
-from nvae_lightning.data.files import leads_out, read_regular
-from nvae_lightning.data.readers.base import ArraySource, Splits, Wanted
+from nvae_lightning.data.files import leads_out, open_regular, read_regular
+from nvae_lightning.data.readers.base import ArraySource, Pixels, Splits, Wanted
 from nvae_lightning.data.readers.container import Folder, unread
 
 CIFAR10 = "cifar-10-batches-py"
 MNIST = "MNIST/raw"
 _IDX_OF_BYTES = 0x00000800  # plus the number of dimensions
+_MOST_HEADER = 16
 
 
 def find(path: Path, wanted: Wanted) -> Splits | None:
@@ -28,18 +31,31 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
     check_files(root, MNIST)
     photographs = path.parent if path.name == CIFAR10 else path
     check_files(photographs, CIFAR10)
+    if (root / MNIST).is_dir():
+        with _whole(path):
+            check_digits(root)
+            train = read_digits(root, "train")
+        return _splits("MNIST", root, MNIST, train, partial(read_digits, root, "t10k"))
+    if (photographs / CIFAR10).is_dir():
+        with _whole(path):  # torchvision compares the checksums of all its files
+            train = datasets.CIFAR10(photographs, train=True).data
+        test = partial(_test_photographs, photographs)
+        return _splits("CIFAR-10", photographs, CIFAR10, train, test)
+    return None
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
     try:
-        if (root / MNIST).is_dir():
-            splits = [read_digits(root, part) for part in ("train", "t10k")]
-            return _splits("MNIST", root, MNIST, splits)
-        root = photographs
-        if (root / CIFAR10).is_dir():
-            splits = [datasets.CIFAR10(root, train=train).data for train in (True, False)]
-            return _splits("CIFAR-10", root, CIFAR10, splits)
+        yield
     except Exception as error:  # torchvision asserts what it expects, and unpickles
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"'{path}' is not whole ({reason}); fetch it again") from error
-    return None
+
+
+def _test_photographs(root: Path) -> Pixels:
+    with _whole(root):
+        return datasets.CIFAR10(root, train=False).data
 
 
 def has_digits(root: Path) -> bool:
@@ -75,36 +91,54 @@ def check_files(root: Path, folder: str) -> None:
             raise ValueError(f"'{path}' is not a regular file; remove it")
 
 
-def read_digits(root: Path, part: str) -> UInt8[np.ndarray, "count height width channel"]:
-    """Return the images of MNIST's ``train`` or ``t10k``.
+def check_digits(root: Path) -> None:
+    """Compare the four files of MNIST with their headers, which does not read their images.
 
     Raises:
-        ValueError: If one of their files is damaged.
-        OSError: If it is missing.
+        ValueError: If one is damaged.
+        OSError: If one is missing.
     """
-    images = _read_idx(root / MNIST / f"{part}-images-idx3-ubyte", 3)
-    labels = _read_idx(root / MNIST / f"{part}-labels-idx1-ubyte", 1)
-    if len(labels) != len(images):
-        raise ValueError(
-            f"there are {len(images):,} images of '{part}' and {len(labels):,} labels"
-        )
-    return images[..., None]
+    for part in ("train", "t10k"):
+        counts = []
+        for name, num_dims in (("images-idx3", 3), ("labels-idx1", 1)):
+            path = root / MNIST / f"{part}-{name}-ubyte"
+            with open_regular(path) as file:
+                shape = _idx_shape(file.read(_MOST_HEADER), path, num_dims)
+                if os.fstat(file.fileno()).st_size != 4 * (1 + num_dims) + math.prod(shape):
+                    raise ValueError(f"'{path.name}' does not hold what its header claims")
+            counts.append(shape[0])
+        if counts[0] != counts[1]:
+            raise ValueError(
+                f"there are {counts[0]:,} images of '{part}' and {counts[1]:,} labels"
+            )
 
 
-def _read_idx(path: Path, num_dims: int) -> np.ndarray:
-    """Return the array of bytes in one of MNIST's files."""
+def read_digits(root: Path, part: str) -> Pixels:
+    """Return the images of MNIST's ``train`` or ``t10k``, whose files have been checked.
+
+    Raises:
+        OSError: If they cannot be read.
+    """
+    path = root / MNIST / f"{part}-images-idx3-ubyte"
     content = read_regular(path)
+    shape = _idx_shape(content, path, 3)
+    return np.frombuffer(content, np.uint8, offset=16).reshape(*shape, 1)
+
+
+def _idx_shape(content: bytes, path: Path, num_dims: int) -> list[int]:
+    """Return the shape in the header of one of MNIST's files."""
     header = struct.Struct(f">{1 + num_dims}I")
     if len(content) < header.size:
         raise ValueError(f"'{path.name}' ends in its header")
     kind, *shape = header.unpack_from(content)
-    if kind != _IDX_OF_BYTES + num_dims or len(content) - header.size != math.prod(shape):
+    if kind != _IDX_OF_BYTES + num_dims:
         raise ValueError(f"'{path.name}' does not hold what its header claims")
-    return np.frombuffer(content, np.uint8, offset=header.size).reshape(shape)
+    return shape
 
 
-def _splits(name: str, root: Path, folder: str, pixels: list[np.ndarray]) -> Splits:
+def _splits(
+    name: str, root: Path, folder: str, train: Pixels, test: Callable[[], Pixels]
+) -> Splits:
     names, left_out = Folder(root).listing()
     left_out = unread((one for one in names if not one.startswith(f"{folder}/")), left_out)
-    sources = {"train": ArraySource(pixels[0]), "test": ArraySource(pixels[1])}
-    return Splits(name, sources, left_out)
+    return Splits(name, {"train": ArraySource(train), "test": ArraySource(test)}, left_out)

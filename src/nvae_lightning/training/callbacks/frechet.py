@@ -140,7 +140,7 @@ class FrechetDistance(Callback):
             device = torch.device("cpu")
         # The network draws weights before it reads those of the file.
         with torch.random.fork_rng([]), torch.no_grad():
-            metric = self._build(data.image_size, device)
+            metric = self._build(data.image.size, device)
         if stage == "test":
             self._metric = metric
 
@@ -270,9 +270,9 @@ class FrechetDistance(Callback):
         settings = {
             "layout": _LAYOUT,
             "num_images": num_images,
-            "size": data.image_size,
-            "channels": data.channels,
-            "bits": data.bits,
+            "size": data.image.size,
+            "channels": data.image.channels,
+            "bits": data.image.bits,
             "binarize": data.binarize,
             "sha256": data.prepared["train"].sha256 if data.is_prepared else None,
             "network": self._network_identity(),

@@ -61,7 +61,7 @@ def test_validation_and_test_see_the_average_and_training_the_latest(tmp_path: P
         limit_test_batches=1, num_sanity_val_steps=0,
     )  # fmt: skip
     module = instantiate(config.module, _convert_="all")
-    datamodule = instantiate(config.dataset.datamodule)
+    datamodule = instantiate(config.dataset)
     trainer.fit(module, datamodule)
     trainer.test(module, datamodule, verbose=False)
     assert set(spy.seen) == {"validation", "training", "test"}
@@ -79,7 +79,7 @@ def test_what_has_been_initialised_is_so_in_the_saved_average(tmp_path: Path) ->
         enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
     module = instantiate(config.module, _convert_="all")
-    trainer.fit(module, instantiate(config.dataset.datamodule))
+    trainer.fit(module, instantiate(config.dataset))
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     saved = torch.load(tmp_path / "one.ckpt", weights_only=True)
     assert "current_model_state" in saved

@@ -28,6 +28,7 @@ from nvae_lightning.model import (
     RegularCell,
 )
 from nvae_lightning.training.callbacks import FrechetDistance
+from nvae_lightning.utilities.image import Image as ImageFormat
 
 CONFIG = Path(__file__).parents[4] / "conf" / "fid" / "inception.yaml"
 NUM_IMAGES, NUM_SAMPLES, NUM_FEATURES = 50, 40, 5
@@ -71,7 +72,7 @@ class Arrays(ImageDataModule):
 
     @cached_property
     def _sources(self) -> Splits:
-        shape = (NUM_IMAGES, self.image_size, self.image_size, self.channels)
+        shape = (NUM_IMAGES, self.image.size, self.image.size, self.image.channels)
         rng = np.random.default_rng(self.array_seed)
         images = rng.integers(0, 256, shape, dtype=np.uint8)
         return Splits("arrays", {"train": ArraySource(images), "test": ArraySource(images[:4])})
@@ -79,7 +80,8 @@ class Arrays(ImageDataModule):
 
 def make_data(seed: int = 0, **overrides: Any) -> Arrays:
     settings: dict[str, Any] = {
-        "batch_size": 4, "image_size": 8, "channels": 3, "bits": 8, "flip": True, "num_workers": 0
+        "batch_size": 4, "image": ImageFormat(3, 8, 8), "flip": True, "num_workers": 0,
+        "validation_fraction": 0,
     }  # fmt: skip
     data = Arrays(**{**settings, **overrides})
     data.array_seed = seed
@@ -180,8 +182,8 @@ def test_training_images_are_looked_at_once(measure: Measure) -> None:
         (Projection(seed=1), {}),
         (nn.Sequential(Projection()), {}),
         (Projection(), {"seed": 1}),
-        (Projection(), {"bits": 4}),
-        (Projection(), {"bits": 1, "binarize": True}),
+        (Projection(), {"image": ImageFormat(3, 8, 4)}),
+        (Projection(), {"image": ImageFormat(3, 8, 1)}),
     ],
 )
 def test_other_images_or_another_network_are_looked_at_anew(
@@ -265,7 +267,7 @@ def test_seed_is_that_of_the_samples(measure: Measure) -> None:
 def test_grey_binary_images_become_three_equal_colours(
     measure: Measure, grey_nvae: NVAE, tmp_path: Path
 ) -> None:
-    binary = {"image_size": 6, "channels": 1, "bits": 1, "binarize": True}
+    binary = {"image": ImageFormat(1, 6, 1)}
     networks = [Projection(6), Projection(6)]
     distances = []
     for network in networks:

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
+from nvae_lightning.data import Image as ImageFormat
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.readers import ArraySource, Splits
 from nvae_lightning.model import RegularCell
@@ -107,7 +108,7 @@ class Run:
         save_every: int = 100,
         **trainer: Any,
     ) -> list[dict[str, Any]]:
-        data = Noise(batch_size=BATCH, image_size=8, channels=3, bits=8)
+        data = Noise(batch_size=BATCH, image=ImageFormat(3, 8, 8))
         data.bad = bad_images
         checkpoint = Checkpoint(str(self.folder), every_n_train_steps=save_every, keep=9)
         self.trainer = Trainer(

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from nvae_lightning.data import Image as ImageFormat
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.readers import ArraySource, Splits
 from nvae_lightning.model import NVAE
@@ -60,7 +61,7 @@ def measure(module: NVAEModule, tmp_path: Path) -> Measure:
             enable_checkpointing=False, enable_model_summary=False, limit_val_batches=0,
             **settings,
         )  # fmt: skip
-        data = Noise(batch_size=batch_size, image_size=8, channels=3, bits=8)
+        data = Noise(batch_size=batch_size, image=ImageFormat(3, 8, 8))
         trainer.fit(module, data)
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         trainer.test(module, data, verbose=False)

@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from nvae_lightning.data import Image as ImageFormat
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.readers.base import Splits
 from nvae_lightning.data.readers.torchvision_files import ArraySource
@@ -165,7 +166,7 @@ class Experiment:
             ],
             **self.settings,
         )  # fmt: skip
-        data = Noise(batch_size=batch_size, image_size=4, channels=1, bits=8)
+        data = Noise(batch_size=batch_size, image=ImageFormat(1, 4, 8))
         try:
             trainer.fit(Line(), data, ckpt_path=checkpoint, weights_only=True)
         except Killed:

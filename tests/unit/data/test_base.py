@@ -12,14 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nvae_lightning.data import ImageDataModule, datamodule
+from nvae_lightning.data import Image as ImageFormat
+from nvae_lightning.data import ImageDataModule, base
 from nvae_lightning.data.dataset import ImageDataset
 from nvae_lightning.data.prepare import PARTIAL
 from nvae_lightning.data.readers import ArraySource, Splits
 from nvae_lightning.data.sampler import ReadingAhead
 from nvae_lightning.data.summary import Summary
 
-SETTINGS: dict[str, Any] = {"batch_size": 4, "image_size": 8, "channels": 3, "bits": 8}
+SETTINGS: dict[str, Any] = {
+    "batch_size": 4, "image": ImageFormat(3, 8, 8), "validation_fraction": 0.0
+}  # fmt: skip
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 22, 5, 10
 
 
@@ -95,13 +98,36 @@ def test_the_seed_alone_decides_on_the_order_of_training_images() -> None:
     assert orders[0] == orders[1] != orders[2]
 
 
-@pytest.mark.parametrize("name", ["val_dataloader", "test_dataloader"])
-def test_without_a_validation_split_both_evaluations_see_every_test_image_in_order(
-    name: str,
-) -> None:
-    batches = list(getattr(made(), name)())
+def test_every_test_image_is_given_in_order() -> None:
+    batches = list(made().test_dataloader())
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert numbers(batches) == list(range(NUM_TRAIN, NUM_TRAIN + NUM_TEST))
+
+
+def test_a_part_of_the_training_split_is_held_out_for_validation() -> None:
+    splits = []
+    for seed in (0, 1):  # of the training: runs share the hold-out
+        data = made(validation_fraction=0.2, seed=seed)
+        data.setup("fit")
+        assert data.num_train_images == NUM_TRAIN - 4
+        assert data.train_set is data.train_set
+        parts = (data.train_set, data.validation_set)
+        train, held_out = (numbers([d.__getitems__(range(len(d)))]) for d in parts if d)
+        assert sorted(train + held_out) == list(range(NUM_TRAIN))
+        assert numbers(list(data.val_dataloader())) == held_out
+        splits.append(held_out)
+    assert splits[0] == splits[1]
+    other = made(validation_fraction=0.2, split_seed=1).val_dataloader()
+    assert numbers(list(other)) != splits[0]
+    assert len(made(validation_fraction=0.001).validation_set or ()) == 1
+
+
+def test_without_a_hold_out_there_is_no_validation() -> None:
+    data = made(validation_fraction=0)
+    data.setup("fit")
+    assert data.validation_set is None
+    assert data.val_dataloader() == []
+    assert data.num_train_images == NUM_TRAIN
 
 
 @pytest.mark.parametrize("place", ["source", "prepared"])
@@ -114,7 +140,6 @@ def test_a_validation_split_is_used_where_there_is_one(
     assert numbers(list(data.val_dataloader())) == list(range(NUM_TRAIN, start))
     assert numbers(list(data.test_dataloader())) == list(range(start, start + NUM_TEST))
     assert data.num_train_images == NUM_TRAIN
-    assert data.num_test_images == NUM_TEST
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -189,41 +214,36 @@ def test_setup_decodes_what_the_stage_needs_and_only_once(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []
-    decode_all: Callable[..., tuple[np.ndarray, Summary]] = datamodule.decode_all
+    decode_all: Callable[..., tuple[np.ndarray, Summary]] = base.decode_all
 
     def note(*arguments: Any) -> tuple[np.ndarray, Summary]:
         decoded.append(len(arguments[0]))
         return decode_all(*arguments)
 
-    monkeypatch.setattr(datamodule, "decode_all", note)
+    monkeypatch.setattr(base, "decode_all", note)
     data = from_root(source)
     data.prepare_data()
     assert decoded == []
-    data.setup("test")
-    assert decoded == [NUM_TEST]
-    assert data.num_test_images == NUM_TEST
     data.setup("fit")
     data.setup("fit")
     list(data.train_dataloader())
-    assert sorted(decoded) == sorted([NUM_TEST, NUM_TRAIN, NUM_VALIDATION])
+    assert decoded == [NUM_TRAIN, NUM_VALIDATION]
+    data.setup("test")
+    assert decoded == [NUM_TRAIN, NUM_VALIDATION, NUM_TEST]
+    assert data.num_test_images == NUM_TEST
 
 
 def test_a_batch_becomes_float_levels_on_its_way_to_the_model() -> None:
     batch = torch.full((4, 3, 8, 8), 15, dtype=torch.uint8)
-    images = made(bits=5).on_after_batch_transfer(batch, 0)
+    images = made(image=ImageFormat(3, 8, 5)).on_after_batch_transfer(batch, 0)
     torch.testing.assert_close(images, torch.full((4, 3, 8, 8), 1 / 31))
 
 
 def test_binarised_batches_hold_zeros_and_ones_only() -> None:
     batch = torch.full((4, 3, 8, 8), 127, dtype=torch.uint8)
-    images = made(binarize=True, bits=1).on_after_batch_transfer(batch, 0)
+    images = made(image=ImageFormat(3, 8, 1)).on_after_batch_transfer(batch, 0)
     assert images.dtype == torch.float32
     assert set(images.unique().tolist()) == {0.0, 1.0}
-
-
-def test_binarised_images_of_several_bits_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"dataset\.image\.bits: got 5"):
-        made(binarize=True, bits=5)
 
 
 @pytest.mark.parametrize(
@@ -246,11 +266,7 @@ def test_images_are_flipped_only_in_training_and_if_asked(
     [
         ("batch_size", 0, r"dataset\.batch_size: got 0, .* at least 1"),
         ("batch_size", True, r"dataset\.batch_size: got True, .* whole number"),
-        ("image_size", 0, r"dataset\.image\.size: got 0, .* at least 1"),
-        ("channels", 2, r"dataset\.image\.channels: got 2, .* 1 \(grey\) or 3 \(colour\)"),
-        ("bits", 0, r"dataset\.image\.bits: got 0, .* from 1 to 8"),
-        ("bits", 9, r"dataset\.image\.bits: got 9, .* from 1 to 8"),
-        ("bits", True, r"dataset\.image\.bits: got True"),
+        ("validation_fraction", 1, r"dataset\.validation_fraction: got 1, .* below 1"),
         ("num_workers", -1, r"dataset\.num_workers: got -1, .* at least 0, or null"),
         ("test_fraction", 1.0, r"dataset\.test_fraction: got 1\.0, .* between 0 and 1"),
         ("crop", [8, 0, 4, 4], r"dataset\.crop: got \[8, 0, 4, 4\], .* left < right"),
@@ -285,27 +301,23 @@ def test_more_ranks_than_images_to_evaluate_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "message"),
+    ("image", "message"),
     [
-        (
-            "image_size",
-            16,
-            r"^dataset\.image\.size: got 16, .* with 8; .*image\.size=8, or",
-        ),
-        ("channels", 1, r"^dataset\.image\.channels: got 1, .* with 3; .*image\.channels=3, or"),
+        (ImageFormat(3, 16, 8), r"^dataset\.image\.size: got 16, .* 8; .*image\.size=8, or"),
+        (ImageFormat(1, 8, 8), r"^dataset\.image\.channels: got 1, .* 3; .*channels=3, or"),
     ],
 )
 def test_images_that_were_prepared_otherwise_are_refused(
-    prepared: Path, source: Path, setting: str, value: int, message: str
+    prepared: Path, source: Path, image: ImageFormat, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        from_root(prepared, **{setting: value}).prepare_data()
+        from_root(prepared, image=image).prepare_data()
     assert str(prepared) in str(caught.value)
     assert str(source) in str(caught.value)
 
 
 def test_images_of_another_size_are_resized_where_they_are_not_prepared(source: Path) -> None:
-    data = from_root(source, image_size=4, channels=1)
+    data = from_root(source, image=ImageFormat(1, 4, 8))
     data.setup("fit")
     assert data.train_set.images.shape == (NUM_TRAIN, 4, 4, 1)
 
@@ -329,26 +341,28 @@ def test_a_file_that_is_cut_off_is_found_even_without_a_checksum(prepared: Path)
         from_root(prepared, verify=False).setup("test")
 
 
-def test_a_source_with_another_number_of_images_is_refused(source: Path) -> None:
-    counts = {"train": NUM_TRAIN, "test": 1_000}
+def test_a_source_with_another_number_of_images_is_refused(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageDataModule, "counts", {"train": NUM_TRAIN, "test": 1_000})
     message = (
-        r"^dataset\.counts: 1,000 images are expected in the split 'test', but '.*' has 10; "
-        r".*set dataset\.counts=null"
+        r"^dataset\.check_counts: 1,000 images are expected in the split 'test', but '.*' has 10; "
+        r".*set dataset\.check_counts=false"
     )
     with pytest.raises(ValueError, match=message):
-        from_root(source, counts=counts).prepare_data()
+        from_root(source).prepare_data()
     with pytest.raises(ValueError, match=message):
-        from_root(source.parent / "new", counts=counts).prepare(str(source))
-    from_root(source, counts={"train": NUM_TRAIN, "test": NUM_TEST}).prepare_data()
+        from_root(source.parent / "new").prepare(str(source))
+    from_root(source, check_counts=False).prepare_data()
 
 
 def test_a_source_too_large_for_memory_is_to_be_prepared(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (NUM_TRAIN + NUM_VALIDATION + NUM_TEST) * 8 * 8 * 3
-    monkeypatch.setattr(datamodule, "_MOST_MEMORY", size)
+    monkeypatch.setattr(base, "_MOST_MEMORY", size)
     from_root(source).prepare_data()
-    monkeypatch.setattr(datamodule, "_MOST_MEMORY", size - 1)
+    monkeypatch.setattr(base, "_MOST_MEMORY", size - 1)
     message = r"^dataset\.root: the 37 images in .* nvae_lightning\.prepare .*source=.*/source "
     with pytest.raises(ValueError, match=message):
         from_root(source).prepare_data()
@@ -358,7 +372,8 @@ def test_a_missing_folder_is_reported_with_the_way_to_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = from_root(Path("data/here"), download_hint="ask a colleague")
+    monkeypatch.setattr(ImageDataModule, "how_to_get", "ask a colleague")
+    data = from_root(Path("data/here"))
     monkeypatch.chdir("/")
     with pytest.raises(ValueError, match=r"^dataset\.root: ") as caught:
         data.prepare_data()

@@ -1,0 +1,426 @@
+"""What all datasets share: their splits, their loaders, and the way to the model's input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from nvae_lightning.data.checks import check_number, naming, num_cores
+from nvae_lightning.data.chunks import decode_all
+from nvae_lightning.data.dataset import ImageDataset
+from nvae_lightning.data.decode import Decoder
+from nvae_lightning.data.loaders import make_loader
+from nvae_lightning.data.prepare import PARTIAL, prepare
+from nvae_lightning.data.readers import (
+    HUB_PREFIX,
+    ArraySource,
+    SeededSplit,
+    Splits,
+    Wanted,
+    open_source,
+)
+from nvae_lightning.data.sampler import ResumableLoader
+from nvae_lightning.data.storage import (
+    Prepared,
+    check_prepared,
+    is_prepared,
+    open_images,
+    open_prepared,
+    read_summary,
+    verify,
+)
+from nvae_lightning.data.summary import Outcome, Summary, left_out
+from nvae_lightning.data.transforms import binarize, quantize, random_horizontal_flip
+from nvae_lightning.utilities.image import Image
+
+_MOST_MEMORY = 4 << 30  # bytes of a dataset that is not prepared, in each process
+
+
+class ImageDataModule(LightningDataModule):
+    """Base class of the datasets: splits of images as batches of float32 images in [0, 1].
+
+    A subclass states the facts of its dataset as class attributes. Images are read from `root`,
+    which holds prepared images (memory mapped) or any source that `open_source` knows (decoded
+    into memory). They stay uint8 until they are on the device, where they are flipped and
+    quantised, or binarised if they have one bit.
+
+    The test split is read by ``setup("test")`` only. Validation uses the dataset's own validation
+    split, or else a seeded hold-out of the training split.
+
+    Args:
+        root: Folder of prepared images, or any source of images; by default `default_root`.
+        batch_size: Number of images per batch and device; by default `default_batch_size`.
+        image: Format of the images; by default `default_image`.
+        num_workers: Number of processes that assemble batches; 0 and None use a thread. Also the
+            number of processes that decode images, where None stands for one per core.
+        seed: Seed of the order of the training images.
+        validation_fraction: Part of the training split that is held out for validation if the
+            dataset has no validation split; 0 disables validation. By default
+            `default_validation_fraction`.
+        test_fraction: Part of the images that is held out for testing if the source has no splits.
+        split_seed: Seed of both hold-outs, independent of `seed`.
+        crop: Box (left, upper, right, lower) to cut out before resizing; by default the dataset's.
+        interpolation: Name of Pillow's resampling filter; by default the dataset's.
+        background: Colour behind transparent pixels: a name, or ``#rrggbb``.
+        source_bits: Bits that the values of 16-bit files use, 8 to 16; None stands for all 16.
+        flip: Whether to mirror training images with probability 1/2; by default the dataset's.
+        verify: Whether to compare prepared images with their checksum before a training.
+        check_counts: Whether a source must have the official number of images.
+
+    Attributes:
+        num_train_images: Size of the training split, known after ``setup("fit")``.
+        num_test_images: Size of the test split, known after ``setup("test")``.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    #: The publication to cite.
+    citation: ClassVar[str] = ""
+    #: Where the images are looked for; None if they are in no folder.
+    default_root: ClassVar[str | None] = None
+    default_image: ClassVar[Image] = Image(channels=3, size=64, bits=8)
+    default_batch_size: ClassVar[int] = 32
+    default_validation_fraction: ClassVar[float] = 0.05
+    #: Official number of images per split, as far as it is checked.
+    counts: ClassVar[Mapping[str, int]] = {}
+    default_crop: ClassVar[tuple[int, int, int, int] | None] = None
+    default_interpolation: ClassVar[str] = "lanczos"
+    default_flip: ClassVar[bool] = False
+    #: What to do if the images are missing, for an error message.
+    how_to_get: ClassVar[str] = "set dataset.root to a folder of images"
+
+    num_train_images: int
+    num_test_images: int
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        *,
+        batch_size: int | None = None,
+        image: Image | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+        validation_fraction: float | int | None = None,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+        crop: Sequence[int] | None = None,
+        interpolation: str | None = None,
+        background: str = "white",
+        source_bits: int | None = None,
+        flip: bool | None = None,
+        verify: bool = True,
+        check_counts: bool = True,
+    ) -> None:
+        super().__init__()
+        root = self.default_root if root is None else root
+        # Absolute from the start: a command may change its working folder later.
+        self.root = None if root is None else Path(root).expanduser().absolute()
+        self.batch_size = self.default_batch_size if batch_size is None else batch_size
+        whole = range(1, sys.maxsize)
+        check_number("dataset.batch_size", self.batch_size, whole, "a whole number, at least 1")
+        if num_workers is not None:
+            rule = "a whole number, at least 0, or null"
+            check_number("dataset.num_workers", num_workers, range(sys.maxsize), rule)
+        self.image = self.default_image if image is None else image
+        self.num_workers = num_workers
+        self.seed = seed
+        self.validation_fraction = (
+            self.default_validation_fraction
+            if validation_fraction is None
+            else validation_fraction
+        )
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(
+                f"dataset.validation_fraction: got {validation_fraction}, but it must be at least "
+                "0 and below 1; set for example dataset.validation_fraction=0.05"
+            )
+        box = self.default_crop if crop is None else tuple(crop)
+        self.decoder = Decoder(
+            self.image.size,
+            self.image.channels,
+            box,
+            interpolation or self.default_interpolation,
+            background,
+            source_bits,
+        )
+        self.split = SeededSplit(test_fraction, split_seed)
+        self.flip = self.default_flip if flip is None else flip
+        self.verify = verify
+        self.check_counts = check_counts
+        self._decoded = Summary()
+
+    @property
+    def binarize(self) -> bool:
+        """Whether pixels are drawn as zeros and ones, again at every use."""
+        return self.image.bits == 1
+
+    @property
+    def folder(self) -> Path:
+        """`root`, for what needs one.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if self.root is None:
+            raise ValueError(
+                "dataset.root: got None, but this needs a folder; set dataset.root=FOLDER"
+            )
+        return self.root
+
+    # ----------------------------------------------------------------------------------- sources
+
+    def sources(self, source: str | Path) -> Splits:
+        """Find the images of a source.
+
+        Raises:
+            ValueError: If there are none, or not as many as there should be.
+        """
+        splits = open_source(source, Wanted(self.image.size, self.split))
+        for name, count in self.counts.items() if self.check_counts else ():
+            found = len(splits.sources.get(name, ()))
+            if found != count:
+                raise ValueError(
+                    f"dataset.check_counts: {count:,} images are expected in the split '{name}', "
+                    f"but '{source}' has {found:,}; complete it, or set "
+                    "dataset.check_counts=false to use what is there"
+                )
+        return splits
+
+    def prepare(
+        self, source: str, *, skip_errors: bool = False, overwrite: bool = False
+    ) -> tuple[dict[str, Prepared], list[Outcome]]:
+        """Prepare a source in `root` on all cores: see `nvae_lightning.data.prepare`.
+
+        Raises:
+            ValueError: If the source has no images as configured, or `root` cannot be written to.
+        """
+        if not source.startswith(HUB_PREFIX):
+            source = str(Path(source).expanduser().absolute())
+        with naming("source"):
+            splits = self.sources(source)
+        with naming("dataset.root"):
+            return prepare(
+                splits,
+                self.decoder,
+                self.folder,
+                source=source,
+                settings={
+                    **self.decoder.settings(),
+                    "test_fraction": self.split.test_fraction,
+                    "split_seed": self.split.seed,
+                },
+                skip_errors=skip_errors,
+                overwrite=overwrite,
+                num_workers=self.num_decoders,
+            )
+
+    def prepare_data(self) -> None:
+        """Look for the images, so that a wrong folder fails before anything is built.
+
+        Raises:
+            ValueError: If they are missing, damaged, or not as configured.
+        """
+        if self.is_prepared:
+            if self.verify:
+                with naming("dataset.root"):
+                    verify(self.folder, self.prepared)
+        else:
+            _ = self._sources
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `root` holds prepared images."""
+        with naming("dataset.root"):
+            return self.root is not None and is_prepared(self.root)
+
+    @cached_property
+    def prepared(self) -> dict[str, Prepared]:
+        """Descriptions of the prepared splits.
+
+        Raises:
+            ValueError: If one is incomplete, or prepared for another size or number of channels.
+        """
+        with naming("dataset.root"):
+            splits = open_prepared(self.folder)
+            check_prepared(self.folder, splits, self.image.size, self.image.channels)
+        return splits
+
+    @cached_property
+    def _sources(self) -> Splits:
+        with naming("dataset.root"):
+            if not self.folder.exists():
+                raise ValueError(
+                    f"dataset.root: '{self.folder}' does not exist; {self.how_to_get}"
+                )
+            if (self.folder / PARTIAL).exists():
+                raise ValueError(
+                    f"dataset.root: the preparation of '{self.folder}' was interrupted; run the "
+                    "same prepare command again, which resumes it"
+                )
+            splits = self.sources(self.folder)
+        sources = splits.sources.values()
+        self.check_memory(sum(len(s) for s in sources if not isinstance(s, ArraySource)))
+        return splits
+
+    def check_memory(self, num_images: int) -> None:
+        """Check that so many images may be decoded into memory.
+
+        Raises:
+            ValueError: If they are too many.
+        """
+        size = num_images * self.image.size**2 * self.image.channels
+        if size > _MOST_MEMORY:
+            raise ValueError(
+                f"dataset.root: the {num_images:,} images in '{self.folder}' would take "
+                f"{size / 1e9:.1f} GB of memory in every process; prepare them once, with "
+                "python -m nvae_lightning.prepare dataset=NAME source="
+                f"{self.folder} dataset.root=FOLDER, and train with that dataset.root"
+            )
+
+    def images(self, split: str) -> UInt8[np.ndarray, "count height width channel"]:
+        """Return all images of a split, as a memory map or in memory.
+
+        Raises:
+            ValueError: If an image cannot be read.
+        """
+        with naming("dataset.root"):
+            if self.is_prepared:
+                return open_images(self.folder, self.prepared[split])
+            source = self._sources.sources[split]
+            images, summary = decode_all(source, self.decoder, self.num_decoders)
+            self._decoded.add(summary)
+            return images
+
+    @property
+    def summary(self) -> Summary:
+        """What became of the source's files, by kind, for the splits that have been loaded."""
+        if self.is_prepared:
+            return read_summary(self.prepared)
+        summary = left_out(self._sources.left_out)
+        summary.add(self._decoded)
+        return summary
+
+    @property
+    def num_decoders(self) -> int:
+        """Number of processes that decode images."""
+        return num_cores() if self.num_workers is None else self.num_workers
+
+    # ------------------------------------------------------------------------------------ splits
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Names of the splits that the dataset itself has."""
+        return list(self.prepared if self.is_prepared else self._sources.sources)
+
+    @cached_property
+    def _fit_sets(self) -> tuple[ImageDataset, ImageDataset | None]:
+        """Images for training and for validation."""
+        images = self.load("train")
+        if "validation" in self.splits:
+            return images, self.load("validation")
+        count = len(images)
+        num_held_out = round(self.validation_fraction * count)
+        if self.validation_fraction > 0:
+            num_held_out = min(max(num_held_out, 1), count - 1)
+        if num_held_out == 0:
+            return images, None
+        order = np.random.default_rng(self.split.seed).permutation(count)
+        held_out, kept = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
+        return images.subset(kept), images.subset(held_out)
+
+    @property
+    def train_set(self) -> ImageDataset:
+        """Images to train with, loaded at first use."""
+        return self._fit_sets[0]
+
+    @property
+    def validation_set(self) -> ImageDataset | None:
+        """Images to validate with, loaded at first use; None if there are none."""
+        return self._fit_sets[1]
+
+    @cached_property
+    def test_set(self) -> ImageDataset:
+        """Images to test with, loaded at first use."""
+        return self.load("test")
+
+    def load(self, split: str) -> ImageDataset:
+        """Return one of `splits`."""
+        return ImageDataset(self.images(split))
+
+    def setup(self, stage: str) -> None:
+        """Load the splits of a stage: training and validation, or the test split.
+
+        Raises:
+            ValueError: If the data are missing or not as configured.
+        """
+        if stage in ("fit", "validate"):
+            self.num_train_images = len(self.train_set)
+        else:
+            self.num_test_images = len(self.test_set)
+
+    # ----------------------------------------------------------------------------------- batches
+
+    def train_dataloader(self) -> DataLoader[UInt8[Tensor, "channel height width"]]:
+        """Return shuffled training batches, all of them full.
+
+        Raises:
+            ValueError: If there are too few images for one batch.
+        """
+        return self._loader(self.train_set, train=True)
+
+    def val_dataloader(
+        self,
+    ) -> DataLoader[UInt8[Tensor, "channel height width"]] | list[DataLoader]:
+        """Return the validation images in order, or an empty list if there are none."""
+        if self.validation_set is None:
+            return []
+        return self._loader(self.validation_set, train=False)
+
+    def test_dataloader(self) -> DataLoader[UInt8[Tensor, "channel height width"]]:
+        """Return the test images in order."""
+        return self._loader(self.test_set, train=False)
+
+    def predict_dataloader(self) -> DataLoader[UInt8[Tensor, "channel height width"]]:
+        """Return the test images in order."""
+        return self.test_dataloader()
+
+    def on_after_batch_transfer(
+        self, batch: UInt8[Tensor, "batch channel height width"], dataloader_idx: int
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Turn a batch into the model's input, on the batch's device."""
+        return self.to_input(batch, train=self.trainer is not None and self.trainer.training)
+
+    def to_input(
+        self, batch: UInt8[Tensor, "batch channel height width"], *, train: bool
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Flip (in training only), then binarise or quantise."""
+        if self.flip and train:
+            batch = random_horizontal_flip(batch)
+        return binarize(batch) if self.binarize else quantize(batch, self.image.bits)
+
+    def _loader(
+        self, dataset: ImageDataset, train: bool
+    ) -> DataLoader[UInt8[Tensor, "channel height width"]]:
+        loader = make_loader(
+            dataset,
+            train=train,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            num_workers=self.num_workers or 0,
+            rank=0 if self.trainer is None else self.trainer.global_rank,
+            num_ranks=1 if self.trainer is None else self.trainer.world_size,
+        )
+        if isinstance(loader, ResumableLoader) and self.trainer is not None:
+            limit = self.trainer.limit_train_batches
+            loader.limit = limit if isinstance(limit, int) else int(limit * len(loader))
+        return loader
