@@ -116,8 +116,9 @@ TABLE_6 = {
 @pytest.mark.parametrize("row", TABLE_6)
 def test_dataset_configs_hold_table_6(compose_config: Compose, row: str) -> None:
     datasets = ("mnist", "cifar10", "imagenet32", "celeba64", "celeba_hq", "ffhq")
+    setting = row if row.startswith("recipe.") else f"dataset.{row}"
     found = tuple(
-        OmegaConf.select(compose_config(f"dataset={dataset}").dataset, row) for dataset in datasets
+        OmegaConf.select(compose_config(f"dataset={dataset}"), setting) for dataset in datasets
     )
     assert found == TABLE_6[row]
 
