@@ -181,6 +181,8 @@ def test_test_images_are_read_by_the_test_only_and_the_best_checkpoint_resumes(
     assert resumed.returncode == 0, resumed.stderr
     assert f"at step {best['global_step']}" in resumed.stdout
     assert _column(run, "val/bpd")[: len(bpds)] == pytest.approx(bpds)
+    assert "READS test" in read[read.index("TESTS") :]
+    assert "READS test" not in read[: read.index("TESTS")]
 
 
 def test_accumulation_flows_and_16_bits_go_together(run_train: Run, tmp_path: Path) -> None:
