@@ -134,25 +134,18 @@ class ImageDataModule(LightningDataModule):
         self.image = self.default_image if image is None else image
         self.num_workers = num_workers
         self.seed = seed
-        self.validation_fraction = (
-            self.default_validation_fraction
-            if validation_fraction is None
-            else validation_fraction
-        )
-        if not 0 <= self.validation_fraction < 1:
+        if validation_fraction is None:
+            validation_fraction = self.default_validation_fraction
+        self.validation_fraction = validation_fraction
+        if not 0 <= validation_fraction < 1:
             raise ValueError(
                 f"dataset.validation_fraction: got {validation_fraction}, but it must be at least "
                 "0 and below 1; set for example dataset.validation_fraction=0.05"
             )
         box = self.default_crop if crop is None else tuple(crop)
-        self.decoder = Decoder(
-            self.image.size,
-            self.image.channels,
-            box,
-            interpolation or self.default_interpolation,
-            background,
-            source_bits,
-        )
+        interpolation = interpolation or self.default_interpolation
+        size, channels = self.image.size, self.image.channels
+        self.decoder = Decoder(size, channels, box, interpolation, background, source_bits)
         self.split = SeededSplit(test_fraction, split_seed)
         self.flip = self.default_flip if flip is None else flip
         self.verify = verify
@@ -166,18 +159,10 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def folder(self) -> Path:
-        """`root`, for what needs one.
-
-        Raises:
-            ValueError: If there is none.
-        """
+        """`root`; an error if there is none."""
         if self.root is None:
-            raise ValueError(
-                "dataset.root: got None, but this needs a folder; set dataset.root=FOLDER"
-            )
+            raise ValueError("dataset.root: got None, but it must be a folder; set dataset.root")
         return self.root
-
-    # ----------------------------------------------------------------------------------- sources
 
     def sources(self, source: str | Path) -> Splits:
         """Find the images of a source.
@@ -214,11 +199,7 @@ class ImageDataModule(LightningDataModule):
                 self.decoder,
                 self.folder,
                 source=source,
-                settings={
-                    **self.decoder.settings(),
-                    "test_fraction": self.split.test_fraction,
-                    "split_seed": self.split.seed,
-                },
+                settings={**self.decoder.settings(), **self.split.settings()},
                 skip_errors=skip_errors,
                 overwrite=overwrite,
                 num_workers=self.num_decoders,
@@ -315,8 +296,6 @@ class ImageDataModule(LightningDataModule):
         """Number of processes that decode images."""
         return num_cores() if self.num_workers is None else self.num_workers
 
-    # ------------------------------------------------------------------------------------ splits
-
     @property
     def splits(self) -> Sequence[str]:
         """Names of the splits that the dataset itself has."""
@@ -328,15 +307,9 @@ class ImageDataModule(LightningDataModule):
         images = self.load("train")
         if "validation" in self.splits:
             return images, self.load("validation")
-        count = len(images)
-        num_held_out = round(self.validation_fraction * count)
-        if self.validation_fraction > 0:
-            num_held_out = min(max(num_held_out, 1), count - 1)
-        if num_held_out == 0:
+        if self.validation_fraction == 0 or len(images) == 1:
             return images, None
-        order = np.random.default_rng(self.split.seed).permutation(count)
-        held_out, kept = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
-        return images.subset(kept), images.subset(held_out)
+        return images.hold_out(self.validation_fraction, self.split.seed)
 
     @property
     def train_set(self) -> ImageDataset:
@@ -367,8 +340,6 @@ class ImageDataModule(LightningDataModule):
             self.num_train_images = len(self.train_set)
         else:
             self.num_test_images = len(self.test_set)
-
-    # ----------------------------------------------------------------------------------- batches
 
     def train_dataloader(self) -> DataLoader[UInt8[Tensor, "channel height width"]]:
         """Return shuffled training batches, all of them full.

@@ -33,6 +33,21 @@ class ImageDataset(Dataset[UInt8[Tensor, "channel height width"]]):
         part.chosen = chosen
         return part
 
+    def hold_out(self, fraction: float | int, seed: int) -> tuple[ImageDataset, ImageDataset]:
+        """Split off a random part of at least one image, and leave at least one.
+
+        Args:
+            fraction: Part to split off.
+            seed: Seed of the draw.
+
+        Returns:
+            The rest and the part, both in order.
+        """
+        num_held_out = min(max(round(fraction * len(self)), 1), len(self) - 1)
+        order = np.random.default_rng(seed).permutation(len(self))
+        held_out, kept = order[:num_held_out], order[num_held_out:]
+        return self.subset(np.sort(kept)), self.subset(np.sort(held_out))
+
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.images if self.chosen is None else self.chosen)

@@ -113,8 +113,9 @@ class _Converted(ImageDataset):
     """
 
     def __init__(self, items: Any, decoder: Decoder) -> None:  # noqa: ANN401
-        super().__init__(items)
+        self.images = items
         self.decoder = decoder
+        self.chosen = None
 
     def __getitems__(self, indices: Sequence[int]) -> UInt8[Tensor, "batch channel height width"]:
         """Convert some images."""

@@ -416,7 +416,7 @@ def test_what_a_preparation_depends_on_is_written_down(prepared: Path, source: P
 
 
 def test_a_root_that_is_needed_but_not_given_is_asked_for(source: Path) -> None:
-    message = r"dataset\.root: got None, .*; set dataset\.root=FOLDER"
+    message = r"dataset\.root: got None, .*; set dataset\.root"
     with pytest.raises(ValueError, match=message):
         from_root(None).prepare_data()
     with pytest.raises(ValueError, match=message):

@@ -113,6 +113,10 @@ class SeededSplit:
                 "1, both excluded; set for example dataset.test_fraction=0.1"
             )
 
+    def settings(self) -> dict[str, float | int]:
+        """Return the settings by their names."""
+        return {"test_fraction": self.test_fraction, "split_seed": self.seed}
+
     def __call__(self, names: Sequence[str]) -> dict[str, list[int]]:
         """Return the indices of both splits, each in order.
 
