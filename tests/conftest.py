@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from warm_python import run_python
 
 if not torch.cuda.is_available():
@@ -23,6 +24,7 @@ from nvae_lightning.model import (
     Image,
     RegularCell,
 )
+from nvae_lightning.model.layers import DataDependentConv2d
 from nvae_lightning.model.normalization import BatchNorm
 
 BuildNVAE = Callable[..., NVAE]
@@ -73,6 +75,29 @@ def build_nvae() -> BuildNVAE:
         return NVAE(image, **{**arguments, **overrides})
 
     return build
+
+
+CELLS: dict[str, Callable[..., nn.Module]] = {
+    "regular": RegularCell,
+    "dilated": partial(RegularCell, dilations=(2, 1)),
+    "one dilated": partial(RegularCell, dilations=(4,)),
+    "batch-norm ELU": partial(RegularCell, activation=nn.ELU),
+    "weight-norm ELU": partial(
+        RegularCell,
+        normalization=nn.Identity,
+        activation=nn.ELU,
+        convolution=DataDependentConv2d,
+    ),
+    "depthwise": partial(DepthwiseCell, expansion=2.0),
+    "depthwise 3x3": partial(DepthwiseCell, expansion=3.0, kernel_size=3),
+    "grouped": partial(DepthwiseCell, expansion=2.0, num_groups=2),
+}
+
+
+@pytest.fixture(params=CELLS.values(), ids=list(CELLS))
+def build_cell(request: pytest.FixtureRequest) -> Callable[..., nn.Module]:
+    """Constructor of each kind of cell in turn."""
+    return request.param
 
 
 def _in_use(model: NVAE) -> NVAE:

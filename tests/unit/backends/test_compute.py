@@ -1,13 +1,12 @@
 """Settings of speed and memory change neither numbers nor names.
 
-As a script this file does what the type checker of the tests would get in the way of, and writes
-what it finds: ``test_compute.py FOLDER``.
+Run as a script, ``test_compute.py FOLDER``, this file compiles models without the type checker of
+the tests and writes its findings.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -27,9 +26,11 @@ from nvae_lightning.model import NVAE, DepthwiseCell, RegularCell
 
 NOTHING = Compute(recompute="nothing")
 SETTINGS = [
-    Compute(recompute=recompute, checkpoint_min_size=size)
-    for recompute in ("nothing", "normalization", "activation")
-    for size in (None, 1, 4)
+    Compute(recompute="nothing", checkpoint_min_size=1),
+    Compute(recompute="normalization"),
+    Compute(recompute="normalization", checkpoint_min_size=1),
+    Compute(recompute="activation"),
+    Compute(recompute="activation", checkpoint_min_size=4),
 ]
 
 
@@ -65,7 +66,7 @@ def step(model: NVAE, compute: Compute) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("compute", SETTINGS, ids=str)
 @pytest.mark.parametrize("name", ["colour_nvae", "flow_nvae"])
-def test_what_is_recomputed_changes_no_number(
+def test_recomputation_does_not_change_losses_and_gradients(
     compute: Compute, name: str, request: pytest.FixtureRequest
 ) -> None:
     model = request.getfixturevalue(name).double()
@@ -75,20 +76,23 @@ def test_what_is_recomputed_changes_no_number(
     assert counts == {2}
 
 
-@pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize(
-    "compute",
-    [*SETTINGS, *(Compute(kernels=kernels) for kernels in ("torch", "compiled", "triton"))],
-    ids=str,
-)
-def test_state_dict_knows_nothing_of_it(
-    compute: Compute, compile: bool, colour_nvae: NVAE
-) -> None:
+def test_the_state_dict_does_not_depend_on_the_settings(colour_nvae: NVAE) -> None:
     before = {name: value.clone() for name, value in colour_nvae.state_dict().items()}
-    dataclasses.replace(compute, compile=compile).apply(colour_nvae)
-    after = colour_nvae.state_dict()
-    assert list(after) == list(before)
-    assert all(torch.equal(after[name], value) for name, value in before.items())
+    plain = [type(module) for module in colour_nvae.modules()]
+    for compute in (
+        *SETTINGS,
+        *(Compute(kernels=kernels) for kernels in ("torch", "compiled", "triton")),
+        Compute(compile=True),
+        Compute(compile=True, checkpoint_min_size=1),
+    ):
+        compute.apply(colour_nvae)  # over the settings before it
+        after = colour_nvae.state_dict()
+        assert list(after) == list(before)
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+    NOTHING.apply(colour_nvae)
+    kinds = [type(module) for module in colour_nvae.modules()]
+    assert [nn.Sequential if k.__name__ == "FoldingSequential" else k for k in kinds] == plain
+    assert not any(module._compiled_call_impl for module in colour_nvae.modules())
 
 
 @contextmanager
@@ -113,7 +117,7 @@ def bytes_kept(model: NVAE, compute: Compute) -> int:
     return sum(kept.values())
 
 
-def test_the_more_is_recomputed_the_less_is_kept(build_nvae: Callable[..., NVAE]) -> None:
+def test_more_recomputation_keeps_fewer_bytes(build_nvae: Callable[..., NVAE]) -> None:
     model = build_nvae()
     nothing, normalization, activation, wide_cells, all_cells = [
         bytes_kept(model, compute)
@@ -128,7 +132,7 @@ def test_the_more_is_recomputed_the_less_is_kept(build_nvae: Callable[..., NVAE]
     assert nothing > normalization > activation > wide_cells > all_cells
 
 
-def test_kernels_are_those_that_were_asked_for(
+def test_kernels_follow_the_settings_and_the_device(
     colour_nvae: NVAE, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton_operations, "is_available", lambda device: device.type == "cuda")
@@ -169,7 +173,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.slow
-def test_a_setting_that_there_is_not_is_refused(findings: dict[Any, Any]) -> None:
+def test_unknown_settings_are_refused(findings: dict[Any, Any]) -> None:
     assert findings["refusals"] == [message for _, message in REFUSED]
 
 

@@ -1,13 +1,8 @@
-"""A training by CUDA graphs, against one without.
-
-Without a CUDA device, a tape of operations takes a graph's place. As a graph it knows no Python:
-what was a number at the capture stays that number, and what was a tensor stays where it lay.
-"""
+"""Training and sampling with CUDA graphs agree with training and sampling without."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,81 +11,24 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from nvae_lightning.backends import Compute, GraphedLoss
+from nvae_lightning.backends import Compute, GraphedLoss, GraphedSampler
 from nvae_lightning.benchmarking import RandomImages
 from nvae_lightning.model import NVAE
+from nvae_lightning.model.normalization import BatchNorm
 from nvae_lightning.objective import KL, Penalty
 from nvae_lightning.objective.kl import size_factor
 from nvae_lightning.objective.schedules import kl_warmup
 from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.utilities.image import Image as ImageFormat
 
-GRAPH = "nvae_lightning.backends.cuda_graphs"
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="requires a CUDA device")
 NUM_STEPS = 6
 Train = Callable[..., "Losses"]
 
 
-class Tape(TorchDispatchMode):
-    """Records operations, to make them anew on the same tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[tuple[Any, Any, Any, list[Tensor]]] = []
-        self.changed: list[tuple[Tensor, Tensor]] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> object:
-        kwargs = kwargs or {}
-        for argument, value in zip(func._schema.arguments, args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                self.changed += [(one, one.clone()) for one in tree_leaves(value)]
-        outputs = func(*args, **kwargs)
-        if not func.is_view:  # which stays one of the same memory
-            tensors = [one for one in tree_leaves(outputs) if isinstance(one, Tensor)]
-            self.operations.append((func, args, kwargs, tensors))
-        return outputs
-
-    def pool(self) -> None:
-        """Nothing: memory is not pooled."""
-
-    def replay(self) -> None:
-        """Write where the capture has written."""
-        with torch.no_grad():
-            for func, args, kwargs, outputs in self.operations:
-                found = [o for o in tree_leaves(func(*args, **kwargs)) if isinstance(o, Tensor)]
-                for output, value in zip(outputs, found, strict=True):
-                    if output is not value:
-                        output.copy_(value)
-
-
-@contextmanager
-def record(tape: Tape, **settings: Any) -> Iterator[None]:
-    """Capture; what a capture does not compute is undone."""
-    with torch.random.fork_rng([]), tape:
-        yield
-    for tensor, value in reversed(tape.changed):
-        tensor.detach().copy_(value)
-    tape.changed.clear()
-
-
-@pytest.fixture
-def taped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a tape take a graph's place where there is no CUDA device."""
-    if torch.cuda.is_available():
-        return
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
-    monkeypatch.setattr(torch.cuda, "graph", record)
-    monkeypatch.setattr(f"{GRAPH}.check_device", lambda device: None)
-    monkeypatch.setattr(f"{GRAPH}._capturable", lambda device: nullcontext())
-    monkeypatch.setattr(f"{GRAPH}._warming_up", lambda device: torch.random.fork_rng([]))
-
-
 class Losses(Callback):
-    """Keeps the loss of each step, and how many of them a graph has computed."""
+    """Keep loss and metrics of each step and the final state."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
@@ -111,7 +49,7 @@ class Losses(Callback):
 
 @pytest.fixture
 def train(build_nvae: Callable[..., NVAE], tmp_path: Path) -> Train:
-    """Train for a few steps, over which β and λ change and balancing ends."""
+    """Train for a few steps, in which β and λ change and balancing ends."""
 
     def run(*, cuda_graphs: bool, **settings: Any) -> Losses:
         torch.manual_seed(0)
@@ -124,7 +62,6 @@ def train(build_nvae: Callable[..., NVAE], tmp_path: Path) -> Train:
             warmup_epochs=0,
             cuda_graphs=cuda_graphs,
         )
-        # A tape does not see the statistics that F.batch_norm moves, which a graph does.
         Compute().apply(module.model)
         assert module.spectral_penalty is not None
         module.spectral_penalty()
@@ -143,8 +80,8 @@ def train(build_nvae: Callable[..., NVAE], tmp_path: Path) -> Train:
     return run
 
 
-@pytest.mark.usefixtures("taped")
-def test_a_training_by_graphs_is_the_one_without(train: Train) -> None:
+@on_gpu
+def test_training_with_graphs_equals_training_without(train: Train) -> None:
     found, expected = train(cuda_graphs=True), train(cuda_graphs=False)
     assert len(set(found.values)) == NUM_STEPS
     torch.testing.assert_close(found.values, expected.values)
@@ -154,9 +91,9 @@ def test_a_training_by_graphs_is_the_one_without(train: Train) -> None:
     torch.testing.assert_close(found.state, expected.state)
 
 
-@pytest.mark.usefixtures("taped")
-def test_other_shapes_are_computed_without_a_graph() -> None:
-    weight = torch.tensor([2.0, 3.0], requires_grad=True)
+@on_gpu
+def test_other_shapes_bypass_the_graph() -> None:
+    weight = torch.tensor([2.0, 3.0], device="cuda", requires_grad=True)
     calls = []
 
     def function(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +103,7 @@ def test_other_shapes_are_computed_without_a_graph() -> None:
     graphed = GraphedLoss(function, [weight], [])
     for size, is_called in ((4, True), (4, False), (3, True), (4, False)):
         calls.clear()
-        x = torch.randn(size, 2)
+        x = torch.randn(size, 2, device="cuda")
         loss, total = graphed(x)
         assert bool(calls) is is_called
         expected = (x @ weight).square().mean()
@@ -176,13 +113,45 @@ def test_other_shapes_are_computed_without_a_graph() -> None:
         )
 
 
-@pytest.mark.usefixtures("taped")
-def test_a_graph_takes_one_batch_a_step(train: Train) -> None:
+@on_gpu
+def test_a_graph_requires_one_batch_per_step(train: Train) -> None:
     with pytest.raises(ValueError, match="accumulate_grad_batches=2, but a step in graphs"):
         train(cuda_graphs=True, accumulate_grad_batches=2)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_graph_takes_a_cuda_device(train: Train) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="requires a machine without CUDA")
+def test_a_graph_requires_a_cuda_device(train: Train, colour_nvae: NVAE) -> None:
     with pytest.raises(ValueError, match="cuda_graphs: got true, but the model is on 'cpu'"):
         train(cuda_graphs=True)
+    with pytest.raises(ValueError, match="cuda_graphs: got true, but the model is on 'cpu'"):
+        GraphedSampler(colour_nvae.eval(), 4)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_graph_draws_the_images_of_the_model(nvae: NVAE, dtype: torch.dtype | None) -> None:
+    nvae.cuda().eval()
+    graphed = GraphedSampler(nvae, 4, 0.7)
+    with torch.autocast("cuda", dtype=dtype, enabled=dtype is not None):
+        torch.manual_seed(3)
+        expected = [nvae.sample(4, 0.7).mean for _ in range(3)]
+        torch.manual_seed(3)
+        found = [graphed() for _ in range(3)]
+    torch.testing.assert_close(found, expected)
+    assert not torch.equal(found[0], found[1])
+
+
+@on_gpu
+def test_a_graph_sees_in_place_changes(nvae: NVAE) -> None:
+    nvae.cuda().eval()
+    graphed = GraphedSampler(nvae, 4)
+    torch.manual_seed(3)
+    before = graphed()
+    for module in nvae.decoder.modules():
+        if isinstance(module, BatchNorm):
+            module.get_buffer("running_mean").add_(0.5)
+    torch.manual_seed(3)
+    expected = nvae.sample(4).mean
+    torch.manual_seed(3)
+    torch.testing.assert_close(graphed(), expected)
+    assert not torch.allclose(before, expected)

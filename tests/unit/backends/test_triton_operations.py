@@ -128,7 +128,7 @@ def test_results_do_not_depend_on_the_size_of_patches_and_parts(
     # The largest patches, then the smallest; and two programs, each of which sums many tiles.
     monkeypatch.setattr(kernels, "MIN_PATCH_PROGRAMS", least)
     monkeypatch.setattr(kernels, "MAX_REDUCING_PROGRAMS", 2)
-    given = problem((4, 3, 18, 9))
+    given = problem((2, 3, 18, 5))
     torch.testing.assert_close(by_kernels(given, True), by_torch(given, True))
     expected = F.conv2d(given.x, given.kernel, padding=1, groups=3)
     torch.testing.assert_close(kernels.depthwise(given.x, given.kernel), expected)

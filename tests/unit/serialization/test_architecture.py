@@ -1,4 +1,4 @@
-"""Descriptions of models: plain data that the same model is built of, and that run nothing."""
+"""Descriptions of models: plain data from which the same model is built, and that run nothing."""
 
 from __future__ import annotations
 
@@ -124,6 +124,23 @@ def through_json(model: NVAE) -> dict[str, Any]:
     return description
 
 
+@pytest.fixture(scope="module")
+def described() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Description and weights of a model; tests copy what they change."""
+    decoder_cell = partial(DepthwiseCell, expansion=2.0)
+    model = NVAE(
+        Image(channels=3, size=8, bits=8),
+        Hierarchy.doubling(channels=4, num_groups=[1, 2], downsample=2, latent_channels=2),
+        encoder_cell=RegularCell,
+        decoder_cell=decoder_cell,
+        preprocess_cell=RegularCell,
+        postprocess_cell=decoder_cell,
+        likelihood=partial(DiscretizedLogisticMixtureLikelihood, num_mixtures=2),
+        **{f"num_{place}_cells": 1 for place in PLACES},
+    )
+    return through_json(model), dict(model.state_dict())
+
+
 def shapes(model: NVAE) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
@@ -132,7 +149,7 @@ def shapes(model: NVAE) -> dict[str, torch.Size]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_model_is_built_again_of_its_description(variant: str, build_nvae: BuildNVAE) -> None:
+def test_a_model_is_rebuilt_from_its_description(variant: str, build_nvae: BuildNVAE) -> None:
     model = build_nvae(**VARIANTS[variant]).eval()
     description = through_json(model)
     again = NVAE(**restore(description, {})).eval()
@@ -219,15 +236,15 @@ LEAST = [
     *(f"model.num_{place}_cells=1" for place in PLACES),
 ]
 CONFIGURED = [
-    # All as they are; and quickly, two that the others differ from by numbers alone.
+    # All as they are, and a fast one from which the others differ in numbers only.
     *(pytest.param(model, [], marks=pytest.mark.slow, id=model) for model in options("model")),
-    *(pytest.param(model, LEAST, id=f"{model}_least") for model in ("tiny", "large")),
+    pytest.param("large", LEAST, id="large_least"),
 ]
 
 
 @pytest.mark.parametrize(("model", "overrides"), CONFIGURED)
 @pytest.mark.parametrize("dataset", options("dataset"))
-def test_every_configured_model_is_built_again_of_its_description(
+def test_every_configured_model_is_rebuilt_from_its_description(
     build_of_config: Callable[..., NVAE], dataset: str, model: str, overrides: list[str]
 ) -> None:
     nvae = build_of_config(f"dataset={dataset}", f"model={model}", *overrides)
@@ -240,7 +257,7 @@ def test_every_configured_model_is_built_again_of_its_description(
 
 
 @pytest.mark.parametrize("cell", options("model/cell"))
-def test_every_configured_cell_is_built_again_of_its_description(
+def test_every_configured_cell_is_rebuilt_from_its_description(
     build_of_config: Callable[..., NVAE], cell: str
 ) -> None:
     nvae = build_of_config(*(f"model/cell@model.{place}_cell={cell}" for place in PLACES))
@@ -353,13 +370,17 @@ def test_any_argument_may_be_given_instead(build_nvae: BuildNVAE) -> None:
     ],
 )
 @pytest.mark.parametrize("nested", [False, True])
-def test_no_other_name_is_looked_up_and_nothing_is_imported_or_run(
-    nested: bool, name: str, build_nvae: BuildNVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_other_names_are_not_looked_up_imported_or_run(
+    nested: bool,
+    name: str,
+    described: tuple[dict[str, Any], dict[str, torch.Tensor]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "harmful.py").write_text("import pathlib\npathlib.Path('harm').mkdir()\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    description = through_json(build_nvae())
+    description = dict(described[0])
     foreign = {"constructor": name, "command": "mkdir harm"}
     inner = {"constructor": "RegularCell", "normalization": foreign}
     description["encoder_cell"] = inner if nested else foreign
@@ -490,15 +511,14 @@ def changed(description: Any, path: tuple[Any, ...], value: Any) -> Any:
         (("encoder_cell", "constructor"), "a\nb"),
     ],
 )
-def test_what_is_no_description_is_refused_in_one_line(
-    path: tuple[Any, ...], value: Any, build_nvae: BuildNVAE
+def test_malformed_descriptions_are_refused_in_one_line(
+    path: tuple[Any, ...], value: Any, described: tuple[dict[str, Any], dict[str, torch.Tensor]]
 ) -> None:
-    model = build_nvae()
-    description = changed(through_json(model), path, value)
+    description = changed(described[0], path, value)
     with pytest.raises(ValueError, match=r"^[^\n]{10,}$"):
         restore(description, {})
     with pytest.raises(ValueError, match=r"^[^\n]{10,500}$"):
-        build(NVAE, description, model.state_dict(), {})
+        build(NVAE, description, described[1], {})
 
 
 @pytest.mark.parametrize(
@@ -524,7 +544,8 @@ def test_what_is_no_description_is_refused_in_one_line(
         (("encoder_cell", "dilations"), 3, ""),
         (("encoder_cell", "activation"), "ELU", ""),
         (("encoder_cell", "normalization"), {"constructor": "BernoulliLikelihood"}, ""),
-        (("encoder_cell", "normalization"), {"constructor": "RegularCell"}, ""),
+        (("encoder_cell", "normalization"), {"constructor": "RegularCell"}, "part of a cell"),
+        (("encoder_cell",), {"constructor": "NVAE"}, ""),
         (("encoder_cell", "convolution"), {"constructor": "ELU"}, ""),
         (
             ("encoder_cell", "convolution"),
@@ -554,16 +575,18 @@ def test_what_is_no_description_is_refused_in_one_line(
         (("hierarchy", "latent_channels"), 3, "size mismatch"),
     ],
 )
-def test_what_no_model_can_be_built_of_is_refused_in_one_line(
-    path: tuple[Any, ...], value: Any, message: str | None, build_nvae: BuildNVAE
+def test_descriptions_of_no_possible_model_are_refused_in_one_line(
+    path: tuple[Any, ...],
+    value: Any,
+    message: str | None,
+    described: tuple[dict[str, Any], dict[str, torch.Tensor]],
 ) -> None:
-    model = build_nvae()
-    description = changed(through_json(model), path, value)
+    description = changed(described[0], path, value)
     if message is None:
-        assert shapes(build(NVAE, description, model.state_dict(), {})) == shapes(model)
+        assert shapes(build(NVAE, description, described[1], {})).keys() == described[1].keys()
         return
     with pytest.raises(ValueError, match=r"^[^\n]{10,500}$") as error:
-        build(NVAE, description, model.state_dict(), {})
+        build(NVAE, description, described[1], {})
     assert message in str(error.value)
 
 
@@ -577,7 +600,7 @@ def test_parts_that_are_no_mappings_are_no_description(
         restore(description, {})
 
 
-def test_nesting_without_end_is_refused(build_nvae: BuildNVAE) -> None:
+def test_deep_nesting_is_refused(build_nvae: BuildNVAE) -> None:
     description = through_json(build_nvae())
     cell: dict[str, Any] = {"constructor": "RegularCell"}
     for _ in range(sys.getrecursionlimit()):
@@ -606,7 +629,7 @@ def model_or_error(description: object, weights: dict[str, torch.Tensor]) -> NVA
 def test_any_value_anywhere_is_refused_in_one_line_or_makes_a_model(build_nvae: BuildNVAE) -> None:
     model = build_nvae(encoder_cell=partial(RegularCell, dilations=(1, 1)))
     description, weights = through_json(model), model.state_dict()
-    values = (None, "x", "RegularCell", -1, 0, 1.5, [], [[]], {}, {"constructor": "Conv2d"})
+    values = (None, "x", -1, 1.5, [[]], {"constructor": "Conv2d"})
     num_refused = num_built = 0
     for path in paths(description):
         for value in (*values, KeyError) if path else values:
@@ -617,5 +640,5 @@ def test_any_value_anywhere_is_refused_in_one_line_or_makes_a_model(build_nvae: 
             else:
                 assert shapes(built) == shapes(model), (path, value)
                 num_built += 1
-    assert num_refused > 300
+    assert num_refused > 200
     assert num_built > 10
