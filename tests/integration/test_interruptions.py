@@ -63,10 +63,10 @@ Start = Callable[..., Attempt]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 96 images to train with and 20 to test with."""
+    """A folder with 96 images to train, 20 to validate and 20 to test with."""
     folder = tmp_path_factory.mktemp("interruptions")
     generator = np.random.default_rng(0)
-    for split, num_images in (("train", 96), ("test", 20)):
+    for split, num_images in (("train", 96), ("val", 20), ("test", 20)):
         (folder / "images" / split).mkdir(parents=True)
         for index in range(num_images):
             pixels = generator.integers(40, 200, 3) + generator.integers(0, 30, (16, 16, 3))
