@@ -52,7 +52,7 @@ BAD_SETTINGS = [
     ("+trainer.foo=1", "trainer.foo"),
     ("find_batch=true", "find_batch", "GPU"),
     ("what=data dataset=image_folder", "dataset.root", "does not exist"),
-    ("images=dataset num_steps=9999", "num_steps", "9999", "1000"),
+    ("images=dataset num_steps=9999", "num_steps", "9999", "there are 900"),
 ]
 
 
