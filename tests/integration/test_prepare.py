@@ -210,6 +210,7 @@ def test_preview_shows_what_was_prepared(prepared: Prepared, tmp_path: Path) -> 
     result = run(
         tmp_path, "nvae_lightning.preview", "dataset=image_folder",
         f"dataset.root={prepared[0]}", "dataset.image.size=16", "dataset.image.bits=5",
+        "dataset.validation_fraction=0",
         "output=seen.png",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
