@@ -336,14 +336,6 @@ def test_bad_input_gets_one_line_each(folder: Path) -> None:
     assert not (place / "harm").exists()
 
 
-def test_help_lists_the_groups_and_nothing_else_that_lies_around(folder: Path) -> None:
-    (result,) = run_all(folder, ("sample", "--help"))
-    groups = result["said"].partition("== Config ==")[0]
-    assert "mode: interpolate, prior, reconstruct, resample" in groups
-    assert "table2, table3" in groups
-    assert "conf/" not in groups
-
-
 def test_a_notebook_takes_five_lines(folder: Path) -> None:
     model = load_model(folder / "run" / "checkpoints" / "last.ckpt")
     x: Tensor = model.sample(2, temperature=0.7).sample()

@@ -75,8 +75,8 @@ def _auto_precision() -> str:
     return "bf16-mixed" if native else "16-mixed"
 
 
-def _auto_epochs(max_steps: int, epochs: int) -> int:
-    # Of another type, it is refused with all the others of another type.
+def _auto_epochs(max_steps: object, epochs: object) -> object:
+    # Other types are refused later, with those of all settings.
     return -1 if isinstance(max_steps, int) and max_steps > 0 else epochs
 
 

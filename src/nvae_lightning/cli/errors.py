@@ -87,4 +87,18 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return place + str(describe_system_error(error))
     message, _, _ = str(error).partition("Config search path:")
-    return place + " ".join(message.split())
+    message = " ".join(message.split())
+    return place + message + _given(place.partition(":")[0], message)
+
+
+def _given(key: str, message: str) -> str:
+    """Quote the overrides of a part whose own error does not name them."""
+    if not key or not HydraConfig.initialized():
+        return ""
+    given = []
+    for override in HydraConfig.get().overrides.task:
+        name, _, value = override.lstrip("+").partition("=")
+        is_said = name.rpartition(".")[2] in message and value in message
+        if (name == key or name.startswith(f"{key}.")) and not is_said:
+            given.append(override)
+    return f" (given: {' '.join(given)})" if given else ""
