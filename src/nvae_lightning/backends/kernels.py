@@ -108,8 +108,8 @@ class _NormalizeAndConvolve(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         gradient: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        x, *tensors, kernel, kernel_bias = ctx.saved_tensors
-        normalization = Normalization(*tensors, ctx.swish)
+        x, mean, inverse_std, weight, bias, kernel, kernel_bias = ctx.saved_tensors
+        normalization = Normalization(mean, inverse_std, weight, bias, ctx.swish)
 
         def share(sums: Tensor) -> Tensor:
             if num_ranks() > 1:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from lightning.pytorch import LightningDataModule
-from omegaconf import DictConfig, ListConfig, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.utilities.plain_data import fits, shown

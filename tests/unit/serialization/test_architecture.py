@@ -136,7 +136,10 @@ def described() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         preprocess_cell=RegularCell,
         postprocess_cell=decoder_cell,
         likelihood=partial(DiscretizedLogisticMixtureLikelihood, num_mixtures=2),
-        **{f"num_{place}_cells": 1 for place in PLACES},
+        num_encoder_cells=1,
+        num_decoder_cells=1,
+        num_preprocess_cells=1,
+        num_postprocess_cells=1,
     )
     return through_json(model), dict(model.state_dict())
 

@@ -267,11 +267,10 @@ def test_seed_is_that_of_the_samples(measure: Measure) -> None:
 def test_grey_binary_images_become_three_equal_colours(
     measure: Measure, grey_nvae: NVAE, tmp_path: Path
 ) -> None:
-    binary = {"image": ImageFormat(1, 6, 1)}
     networks = [Projection(6), Projection(6)]
     distances = []
     for network in networks:
-        distances.append(measure(network, grey_nvae, make_data(**binary))[NAME])
+        distances.append(measure(network, grey_nvae, make_data(image=ImageFormat(1, 6, 1)))[NAME])
         (file,) = (tmp_path / "cache").iterdir()
         file.unlink()
     first, second = (network.real() for network in networks)
