@@ -89,8 +89,8 @@ class _Counter(TorchDispatchMode):
         if operation in flop_registry:
             if operation is torch.ops.aten.convolution_backward:
                 # PyTorch ignores groups here: too many by the channels if depthwise.
-                gradient, _, kernel, *_, (for_input, for_kernel, _) = args
-                num_gradients = for_input + for_kernel
+                gradient, _, kernel, *_, (grad_input, grad_kernel, _) = args
+                num_gradients = grad_input + grad_kernel
                 self.flops += 2 * gradient.numel() * kernel[0].numel() * num_gradients
             else:
                 self.flops += flop_registry[operation](*args, **kwargs, out_val=result)

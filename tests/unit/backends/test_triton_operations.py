@@ -1,6 +1,6 @@
 """The Triton kernels against PyTorch's layers; without a GPU Triton's interpreter runs them.
 
-As a script this file compiles them for an H100, which takes no GPU, and prints what each takes.
+As a script this file compiles them for an H100, which needs no GPU, and prints the resources of each.
 """
 
 import importlib.util
@@ -243,7 +243,7 @@ def test_a_cpu_is_left_to_torch() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(DEVICE.type == "cpu", reason="takes a GPU of 24 GB")
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="requires a GPU with 24 GB")
 def test_maps_may_have_more_than_2_to_the_31_values() -> None:
     last = problem((1, 64, 256, 256)).to(torch.bfloat16)
     x = torch.zeros(600, 64, 256, 256, dtype=torch.bfloat16, device=DEVICE)
