@@ -7,15 +7,12 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
-from nvae_lightning.cli.command import is_search
 from nvae_lightning.cli.machine import HALF, check_precision
-from nvae_lightning.data import ImageDataModule
 from nvae_lightning.training.callbacks import Preemption
 from nvae_lightning.training.module import NVAEModule, check_cuda_graphs
 from nvae_lightning.utilities.files import whole_file
@@ -98,43 +95,3 @@ def build_inference_trainer(
             "trainer.devices=1 trainer.num_nodes=1 trainer.strategy=auto"
         )
     return trainer
-
-
-@rank_zero_only
-def check_metrics(config: DictConfig, datamodule: LightningDataModule, trainer: Trainer) -> None:
-    """Check that there is validation data for the metrics that callbacks and searches use.
-
-    ``callbacks.best``, which every run has, then saves nothing.
-
-    Raises:
-        ValueError: If there is none, or a metric of the test split is to be optimised.
-    """
-    metric = str(config.optimized_metric)
-    if metric.startswith("test/"):
-        raise ValueError(
-            f"optimized_metric: got {metric}, but the test split is only tested on; set "
-            "optimized_metric=val/bpd"
-        )
-    if _has_validation(datamodule, trainer):
-        return
-    used = {
-        f"callbacks.{name}.monitor": callback.get("monitor")
-        for name, callback in (config.callbacks or {}).items()
-        if name != "best"
-    }
-    if is_search():
-        used["optimized_metric"] = metric
-    for setting, value in used.items():
-        if str(value).startswith("val/"):
-            raise ValueError(
-                f"{setting}: got {value}, but there are no validation images; hold some of the "
-                "training images out with dataset.validation_fraction=0.1"
-            )
-
-
-def _has_validation(datamodule: LightningDataModule, trainer: Trainer) -> bool:
-    if trainer.limit_val_batches == 0:
-        return False
-    if isinstance(datamodule, ImageDataModule):
-        return bool(datamodule.val_dataloader())
-    return is_overridden("val_dataloader", datamodule, LightningDataModule)

@@ -49,6 +49,10 @@ def hide_warnings() -> None:
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
     # Our loaders read ahead in a thread, which it does not see.
     warnings.filterwarnings("ignore", message="The .* does not have many workers")
+    # Hydra has put its own files into the run's folder.
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")
+    # DDP's advice on 1x1 kernels, whose two memory formats are one.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # Every login node of SLURM has srun, and a run on it needs none.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 
@@ -27,9 +28,19 @@ def how_to_write(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals:
         return f"{override!r} is not a setting; write KEY=VALUE"
-    escaped = value.replace('"', '\\"')
-    quoted = shlex.quote(f'{key}="{escaped}"')
-    return f"{override}: quote the value, for Hydra and the shell: {quoted}"
+    return f"{override}: quote the value, for Hydra and the shell: {as_typed(key, value)}"
+
+
+def as_typed(key: str, value: object) -> str:
+    """Return an override as typed in a shell, quoted where Hydra or the shell requires it.
+
+    >>> print(as_typed("hydra.run.dir", "/runs/1"), as_typed("hydra.run.dir", "/my runs"))
+    hydra.run.dir=/runs/1 'hydra.run.dir="/my runs"'
+    """
+    if re.fullmatch(r"[\w./-]+", str(value)):
+        return f"{key}={value}"
+    escaped = str(value).replace('"', '\\"')
+    return shlex.quote(f'{key}="{escaped}"')
 
 
 def merge(first: Sequence[str], second: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -290,3 +291,11 @@ def check_end(progress: Progress, max_steps: int, max_epochs: int | None) -> str
         if end == reached:
             return f"already trained to trainer.{name}={end}; set a larger value to train further"
     return None
+
+
+def run_id(run: Path, *, resumed: bool) -> str:
+    """Return the name of the W&B run: the earlier one when a run is resumed, else a new one."""
+    earlier = (saved_settings(run) or {}).get("run_id") if resumed else None
+    if isinstance(earlier, str) and re.fullmatch(r"[\w-]+", earlier):
+        return earlier
+    return secrets.token_hex(4)

@@ -1,4 +1,4 @@
-"""Writing and reading of checkpoints by Lightning's trainer."""
+"""Checkpoints: the one to resume from, and Lightning's writing and reading of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from nvae_lightning.serialization.checkpoints import read_checkpoint
+from nvae_lightning.inference.loading import find_checkpoint as find_model
+from nvae_lightning.serialization.checkpoints import BEST, last_checkpoint, read_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -54,3 +55,35 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ValueError: If it is missing, damaged, or holds anything but tensors and plain values.
         """
         return read_checkpoint(Path(path))
+
+
+def find_checkpoint(path: str | None, folder: Path) -> Path | None:
+    """Return the whole checkpoint to resume from; None for a new training.
+
+    Raises:
+        ValueError: If it is asked for and not there, or damaged.
+    """
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+    found = last_checkpoint(folder) if path == "last" or requeued else None
+    if found is not None or path is None:
+        return found
+    if path == "last" or (path == "best" and not (folder / BEST).exists()):
+        raise ValueError(
+            f"ckpt_path={path}: no intact checkpoint in '{folder}'; "
+            "name the folder of the run to resume as hydra.run.dir=FOLDER"
+        )
+    if path == "best":
+        path = str(folder / BEST)
+    if Path(path).expanduser().is_dir():
+        try:
+            found = find_model(path)
+        except ValueError as error:
+            raise ValueError(f"ckpt_path: {error}") from error
+        if found is None:
+            raise ValueError(
+                f"ckpt_path: '{path}' holds weights without the state of a training; give the "
+                "folder of a run, or one of its checkpoints"
+            )
+        return found
+    read_checkpoint(Path(path).expanduser())
+    return Path(path).expanduser().absolute()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
 
 from nvae_lightning.utilities.files import check_not_deleted, whole_file
 
@@ -90,6 +92,15 @@ class _Writer(ExperimentWriter):
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         path = Path(self.metrics_file_path)
         _write(path, fieldnames, _whole_rows(path))
+
+
+@rank_zero_only
+def set_aside(metrics: Path, *, move: bool) -> None:
+    """Move or copy an existing metrics file to a numbered one, before rows of it are dropped."""
+    if metrics.exists():
+        number = len(list(metrics.parent.glob("metrics.*.csv")))
+        copy = metrics.with_name(f"metrics.{number}.csv")
+        metrics.rename(copy) if move else shutil.copyfile(metrics, copy)
 
 
 def _whole_rows(path: Path) -> list[dict[str, str]]:

@@ -7,7 +7,6 @@ import os
 import pickle
 import random
 import shutil
-import warnings
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -25,11 +24,7 @@ from nvae_lightning.serialization.checkpoints import (
     verify_checkpoint,
 )
 from nvae_lightning.training.callbacks import Checkpoint
-from nvae_lightning.training.checkpoints import AtomicCheckpointIO
-
-with warnings.catch_warnings():  # beartype's, of omegaconf's DictConfig
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from nvae_lightning.train import find_checkpoint
+from nvae_lightning.training.checkpoints import AtomicCheckpointIO, find_checkpoint
 
 CONTENT = {"state_dict": {"weight": torch.arange(300.0), "bias": torch.ones(5)}, "global_step": 7}
 

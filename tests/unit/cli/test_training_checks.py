@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 with warnings.catch_warnings():  # beartype's, of omegaconf's DictConfig
     warnings.simplefilter("ignore", DeprecationWarning)
-    from nvae_lightning.cli import building
+    from nvae_lightning.cli import training_checks
 
 BEST = {"best": {"monitor": "val/bpd"}, "guard": {"patience": 3}}
 STOPPING = {"early_stopping": {"monitor": "val/bpd"}}
@@ -33,18 +33,18 @@ def check(
 ) -> None:
     quiet: dict[str, Any] = {"logger": False, "accelerator": "cpu", "devices": 1}
     config = OmegaConf.create({"optimized_metric": metric, "callbacks": callbacks})
-    building.check_metrics(config, data, Trainer(**quiet, **trainer))
+    training_checks.check_metrics(config, data, Trainer(**quiet, **trainer))
 
 
 @pytest.fixture
 def search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run as a trial of a search."""
-    monkeypatch.setattr(building, "is_search", lambda: True)
+    monkeypatch.setattr(training_checks, "is_search", lambda: True)
 
 
 @pytest.fixture(autouse=True)
 def _no_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "is_search", lambda: False)
+    monkeypatch.setattr(training_checks, "is_search", lambda: False)
 
 
 def test_without_validation_data_the_best_checkpoint_is_allowed() -> None:
