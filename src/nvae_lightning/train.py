@@ -18,9 +18,14 @@ from nvae_lightning.cli.machine import hide_warnings, keep_freed_memory
 from nvae_lightning.cli.overrides import as_typed
 from nvae_lightning.cli.resume import check_resume, run_id
 from nvae_lightning.cli.setting_types import build_datamodule
-from nvae_lightning.cli.training_checks import check_data, check_metrics, check_training
+from nvae_lightning.cli.training_checks import (
+    check_data,
+    check_loaders,
+    check_metrics,
+    check_training,
+)
 from nvae_lightning.training.callbacks import start_wandb
-from nvae_lightning.training.checkpoints import find_checkpoint
+from nvae_lightning.training.checkpoints import checkpoint_to_resume
 from nvae_lightning.training.csv_logger import set_aside
 from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.training.slurm import requeued_at_sigusr1
@@ -74,15 +79,16 @@ def main(config: DictConfig) -> float | None:
     seed_everything(config.seed, workers=True, verbose=False)
 
     datamodule = build_datamodule(config)
-    checkpoint = find_checkpoint(config.ckpt_path, run_dir / "checkpoints")
+    checkpoint = checkpoint_to_resume(config.ckpt_path, run_dir / "checkpoints")
     if checkpoint is not None:
         check_resume(config, checkpoint, run_dir)
-    trainer = build_trainer(config, run_dir)
-    check_data(datamodule, trainer)
-    check_metrics(config, datamodule, trainer)
-    module = build_module(config)
+    check_data(datamodule)
     config.run_id = run_id(run_dir, resumed=checkpoint is not None)
     config.version = version()
+    module = build_module(config)
+    trainer = build_trainer(config, run_dir)
+    check_loaders(datamodule, trainer)
+    check_metrics(config, datamodule, trainer)
     config.device = device_name(trainer.strategy.root_device, trainer.world_size)
     config.num_devices = trainer.world_size
     resolved: Any = OmegaConf.to_container(config, resolve=True)

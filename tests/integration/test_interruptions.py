@@ -1,4 +1,4 @@
-"""Ending a training at any moment, and going on: the same weights, bit for bit, and metrics."""
+"""Interrupted and resumed trainings have bitwise the weights, and the metrics, of a whole one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if not hasattr(os, "fork"):
     pytest.skip("attempts are forks of one process", allow_module_level=True)
 
 NUM_STEPS = 36
-# Pictures take half of the time, and are no part of what is resumed.
+# Pictures take half of the time and do not affect the resumed state.
 TINY = (
     "dataset=image_folder", "dataset.image.size=16", "dataset.batch_size=8", "model=tiny",
     "model.hierarchy.num_groups=[1,1]", "trainer=cpu", "logger=csv", "trainer.max_epochs=3",
@@ -77,7 +77,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(root: Path) -> Start:
-    """Start a training in a folder, with code that harms it."""
+    """Start a training in a folder, with code that interrupts it."""
 
     def start(folder: str, *overrides: str, sabotage: str = "", **environment: str) -> Attempt:
         log = root / f"{folder}.log"
@@ -100,7 +100,7 @@ def finish(attempt: Attempt) -> str:
 
 @pytest.fixture(scope="module")
 def whole(root: Path, start: Start) -> Path:
-    """The run that nothing interrupts."""
+    """The uninterrupted run."""
     finish(start("whole"))
     return root / "whole"
 
@@ -164,7 +164,7 @@ def test_kills_at_random_moments_change_nothing(
     steps_at_kills: list[int] = []
     while len(steps_at_kills) < num_kills:
         before = newest(folder)
-        # Towards the end as kills go on, and now and then a step back.
+        # On average later with each kill.
         due = round((len(steps_at_kills) + generator.uniform(0, 3)) * NUM_STEPS / num_kills)
         interval = generator.choice([1, 1, 1, 2, 3])
         attempt = start(
@@ -199,7 +199,7 @@ def test_kills_at_random_moments_change_nothing(
     assert_same_training(whole, folder)
 
 
-# What is done to the process, at the step that is to be filled in.
+# Code that interrupts the process at a step.
 KILL_WITHIN_CHECKPOINT = """
 import io, os
 save = torch.save
@@ -320,7 +320,7 @@ def test_kills_around_a_checkpoint_change_nothing(
     assert_same_training(whole, folder)
 
 
-def test_a_signal_saves_the_step_at_hand_and_the_run_goes_on(
+def test_a_signal_saves_the_current_step_and_the_run_resumes(
     root: Path, start: Start, whole: Path
 ) -> None:
     folder = root / "signals"
@@ -339,7 +339,7 @@ def test_a_signal_saves_the_step_at_hand_and_the_run_goes_on(
     assert_same_training(whole, folder)
 
 
-def test_a_signal_in_the_test_is_no_success_and_the_test_is_made_after_a_resume(
+def test_a_signal_in_the_test_fails_and_a_resume_tests(
     root: Path, start: Start, whole: Path
 ) -> None:
     folder = root / "in-test"
@@ -353,9 +353,7 @@ def test_a_signal_in_the_test_is_no_success_and_the_test_is_made_after_a_resume(
     assert_same_training(whole, folder)
 
 
-def test_ctrl_c_twice_ends_within_the_step_and_says_that_it_is_not_saved(
-    root: Path, start: Start
-) -> None:
+def test_a_second_ctrl_c_ends_within_the_step_without_saving(root: Path, start: Start) -> None:
     sabotage = TWO_SIGNALS.format(number=int(signal.SIGINT))
     rarely = "callbacks.checkpoint.every_n_train_steps=5"
     status, text = start("twice", rarely, sabotage=sabotage).end()
@@ -366,7 +364,7 @@ def test_ctrl_c_twice_ends_within_the_step_and_says_that_it_is_not_saved(
 
 
 @pytest.mark.slow
-def test_the_real_command_ends_well_at_a_signal(root: Path) -> None:
+def test_the_real_command_saves_at_a_signal(root: Path) -> None:
     log = root / "command.log"
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -388,9 +386,7 @@ def test_the_real_command_ends_well_at_a_signal(root: Path) -> None:
 
 
 @pytest.mark.parametrize("job_name", ["bash", "train"])
-def test_slurm_puts_the_job_in_the_queue_again(
-    root: Path, start: Start, whole: Path, job_name: str
-) -> None:
+def test_slurm_requeues_the_job(root: Path, start: Start, whole: Path, job_name: str) -> None:
     folder = root / f"slurm-{job_name}"
     programs = root / f"programs-{job_name}"
     programs.mkdir()
@@ -411,12 +407,10 @@ def test_slurm_puts_the_job_in_the_queue_again(
     assert_same_training(whole, folder)
 
 
-def test_slurm_puts_a_job_that_tests_in_the_queue_again(
-    root: Path, start: Start, whole: Path
-) -> None:
+def test_slurm_requeues_a_job_in_its_test(root: Path, start: Start, whole: Path) -> None:
     folder, programs = root / "slurm-test", root / "programs-test"
     programs.mkdir()
-    # SLURM ends scontrol with the rest of the job: it has done its work.
+    # SLURM kills scontrol, too, after it has requeued the job.
     (programs / "scontrol").write_text(
         f'#!/bin/sh\necho "$@" >> {programs}/calls\nkill -TERM $$\n'
     )
@@ -435,7 +429,7 @@ def test_slurm_puts_a_job_that_tests_in_the_queue_again(
     assert_same_training(whole, folder)
 
 
-def test_slurm_without_its_programs_is_a_warning(root: Path, start: Start) -> None:
+def test_a_missing_scontrol_is_a_warning(root: Path, start: Start) -> None:
     sabotage = SIGNAL.format(step=2, number=int(signal.SIGUSR1))
     status, text = start(
         "no-scontrol", sabotage=sabotage, SLURM_JOB_ID="123", SLURM_JOB_NAME="bash"
@@ -467,7 +461,7 @@ def test_accumulated_gradients_are_not_lost(root: Path, start: Start) -> None:
 
 
 @pytest.mark.slow
-def test_averaged_weights_survive_and_leave_the_training_alone(
+def test_averaged_weights_resume_exactly_and_do_not_change_the_training(
     root: Path, start: Start, whole: Path
 ) -> None:
     averaged = ("callbacks=ema", "callbacks.ema.decay=0.9", "callbacks.checkpoint.keep=99")
@@ -498,7 +492,7 @@ def test_averaged_weights_survive_and_leave_the_training_alone(
 
 
 @pytest.mark.slow
-def test_the_run_keeps_its_name_at_wandb(root: Path, start: Start) -> None:
+def test_a_resumed_run_keeps_its_wandb_id(root: Path, start: Start) -> None:
     folder = root / "named"
     logger = ("logger=default", "trainer.max_epochs=1")
     sabotage = SIGNAL.format(step=3, number=int(signal.SIGTERM))

@@ -1,4 +1,4 @@
-"""When one of two ranks of the training command dies or stops, the other does not wait for it."""
+"""If one of two ranks of the training command dies or stops, the other one ends."""
 
 import ctypes
 import os
@@ -21,7 +21,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
-    """Wait for something that another process does."""
+    """Wait for another process."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
@@ -45,7 +45,7 @@ def other_ranks(group: int) -> list[int]:
 
 @pytest.fixture
 def _adopt_orphans() -> Iterator[None]:
-    # A process whose parent has died becomes this one's child, whose exit status can be had.
+    # A process whose parent has died becomes this one's child, so that its exit status is known.
     libc = ctypes.CDLL(None)
     assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     yield

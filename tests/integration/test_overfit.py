@@ -1,4 +1,4 @@
-"""A model that can learn at all learns eight images by heart."""
+"""A model overfits eight images."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from nvae_lightning.model import NVAE, BernoulliLikelihood, Hierarchy, Image
 from nvae_lightning.objective import elbo
 
 
-def test_eight_digits_are_learned_by_heart(build_nvae: Any) -> None:
+def test_a_model_memorises_eight_digits(build_nvae: Any) -> None:
     pixels, _ = mnist_data()
     digits = torch.from_numpy(pixels[::625]).reshape(8, 1, 28, 28).float()
     x = (F.avg_pool2d(digits, 2) > 100).float()

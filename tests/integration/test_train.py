@@ -66,7 +66,7 @@ def test_a_run_leaves_everything_in_its_folder(trained: tuple[Path, str]) -> Non
     for name in expected:
         assert all(math.isfinite(value) for value in _column(run, name)), name
     assert len(_column(run, "train/loss")) == 4
-    for phrase in ("ELBO", "NLL (10 importance samples)", "active channels", "images a second"):
+    for phrase in ("ELBO", "NLL (10 importance samples)", "active channels", "images per second"):
         assert phrase in output
     assert str(run) in output
 
@@ -141,7 +141,7 @@ def test_a_run_resumes_from_its_last_checkpoint(
     assert "trained          2 steps" in second.stdout
     other = run_train(*QUICK, "model=small", "ckpt_path=run/checkpoints/last.ckpt")
     assert other.returncode == 1
-    assert "error: model: got small, but the run in " in other.stderr
+    assert "error: model: got 'small', but the run in " in other.stderr
 
 
 SPY = """

@@ -314,8 +314,8 @@ def test_bad_input_gets_one_line_each(folder: Path) -> None:
         (("sample", RUN, "trainer.accelerator=abacus"), "abacus"),
         (("sample", RUN, "mode=resample", "mode.keep=3"), "write mode.keep=[3]"),
         (("sample", RUN, "seed=-1"), "seed must be at least 0"),
-        (("evaluate", RUN, "trainer.limit_test_batches=0"), "leaves nothing to evaluate"),
-        (("score", RUN, "images=images", "trainer.limit_predict_batches=0"), "nothing to score"),
+        (("evaluate", RUN, "trainer.limit_test_batches=0"), "leaves no batch to evaluate"),
+        (("score", RUN, "images=images", "trainer.limit_predict_batches=0"), "no batch to score"),
         (
             ("score", RUN, "images=images", "trainer=cpu", "trainer.devices=2"),
             "trainer.devices: got 2 in all",

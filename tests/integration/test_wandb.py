@@ -1,4 +1,4 @@
-"""What the loggers have of a run, read back: W&B without a network, TensorBoard and CSV."""
+"""The records of a run in W&B (offline), TensorBoard and CSV."""
 
 import csv
 import json
@@ -62,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
-    """All that W&B has written of a run, as its own command reads it."""
+    """All records of a W&B run, read by its own command."""
     pytest.importorskip("wandb", minversion="0.31", reason="older ones cannot read a run back")
     (log,) = run.glob("wandb/offline-run-*/*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
@@ -83,7 +83,7 @@ def _of_type(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def at_wandb(records: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """By name, all values in order; files have names like ``val/samples.filenames``."""
+    """All values by name, in order; files have names like ``val/samples.filenames``."""
     values: dict[str, list[Any]] = {}
     for row in _of_type(records, "history"):
         for name, value in row["item"].items():
@@ -97,7 +97,7 @@ def _columns(run: Path) -> dict[str, list[float]]:
     return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
 
 
-def test_every_name_is_at_every_logger_with_the_same_finite_values(
+def test_all_loggers_have_the_same_finite_values(
     run: Path, at_wandb: dict[str, list[Any]]
 ) -> None:
     columns = _columns(run)
@@ -131,7 +131,7 @@ def test_pictures_are_at_wandb_and_tensorboard(run: Path, at_wandb: dict[str, li
             assert np.array_equal(np.asarray(logged), np.asarray(written.convert("RGB")))
 
 
-def test_the_table_holds_what_the_groups_have_come_to(
+def test_the_table_contains_the_latest_values_of_the_groups(
     run: Path, records: list[dict[str, Any]], at_wandb: dict[str, list[Any]]
 ) -> None:
     (files,) = run.glob("wandb/offline-run-*/files")
@@ -145,7 +145,7 @@ def test_the_table_holds_what_the_groups_have_come_to(
         [group, group, *(pytest.approx(columns[f"{name}/{group:02d}"][-1]) for name in names)]
         for group in (0, 1)
     ]
-    for artifact in _of_type(records, "artifact"):  # what is uploaded later
+    for artifact in _of_type(records, "artifact"):  # uploaded later
         for content in artifact["manifest"]["contents"]:
             assert Path(content["local_path"]).is_relative_to(run)
             assert Path(content["local_path"]).is_file()
@@ -175,7 +175,7 @@ def test_wandb_sync_finds_the_run(run: Path) -> None:
     assert "Would sync 1 run" in result.stdout + result.stderr
 
 
-def test_the_norm_of_the_weights_is_that_before_the_step(run: Path) -> None:
+def test_the_logged_norm_of_the_weights_is_from_before_the_step(run: Path) -> None:
     logged = _columns(run)["train/weight_norm"]
     for step in (1, 2, 3):
         model = load_model(run / "checkpoints" / f"step{step:07d}.ckpt")
@@ -196,7 +196,7 @@ def test_the_history_is_in_the_checkpoints(run: Path) -> None:
                 assert state[name][:, group].tolist() == pytest.approx(expected)
 
 
-def test_panels_show_all_that_is_logged(at_wandb: dict[str, list[Any]]) -> None:
+def test_panels_show_all_logged_values(at_wandb: dict[str, list[Any]]) -> None:
     shown: set[str] = set()
     patterns: list[str] = []
     workspace = build_workspace("entity", "project", "name")
@@ -211,7 +211,7 @@ def test_panels_show_all_that_is_logged(at_wandb: dict[str, list[Any]]) -> None:
         if not name.startswith("_"):
             assert name in shown or any(re.search(p, name) for p in patterns), name
     assert all(any(re.search(p, name) for name in logged) for p in patterns)
-    others = {  # of callbacks that are not among the default ones, and of W&B itself
+    others = {  # of callbacks outside the defaults, and of W&B itself
         "test/fid", "test/temperatures", "test/sampling_ms_per_image", "train/peak_memory_gib",
         "train/diverged", "system/gpu.0.gpu", "system/gpu.0.memoryAllocated", "",
     }  # fmt: skip
@@ -250,7 +250,7 @@ def attempt(override):
         run(main)
     except SystemExit as exit:
         print(exit.code)
-sys.modules["wandb_workspaces"] = None  # as if it was not installed
+sys.modules["wandb_workspaces"] = None  # as if not installed
 attempt("save=false")
 del sys.modules["wandb_workspaces"]
 for override in ("save=1", "save=false", "save=true"):
@@ -262,7 +262,7 @@ def test_the_dashboard_is_written_without_a_network_and_errors_are_one_line(
     tmp_path: Path,
 ) -> None:
     environment = {name: value for name, value in QUIET.items() if not name.startswith("WANDB_")}
-    # Nobody is logged in there, and nothing is reached.
+    # Without a login and without a network.
     environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
     environment |= {"WANDB_BASE_URL": "http://127.0.0.1:1"}
     result = run_python("-c", DASHBOARD, cwd=tmp_path, env=environment)

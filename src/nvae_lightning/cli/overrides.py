@@ -37,7 +37,7 @@ def as_typed(key: str, value: object) -> str:
     >>> print(as_typed("hydra.run.dir", "/runs/1"), as_typed("hydra.run.dir", "/my runs"))
     hydra.run.dir=/runs/1 'hydra.run.dir="/my runs"'
     """
-    if re.fullmatch(r"[\w./-]+", str(value)):
+    if re.fullmatch(r"[\w./-]+", str(value), re.ASCII):
         return f"{key}={value}"
     escaped = str(value).replace('"', '\\"')
     return shlex.quote(f'{key}="{escaped}"')

@@ -29,7 +29,9 @@ def check_training(config: DictConfig) -> None:
     check_type("ckpt_path", config.ckpt_path, str | None)
     if HydraConfig.get().mode is RunMode.MULTIRUN and "TORCHELASTIC_RUN_ID" in os.environ:
         if int(os.environ["WORLD_SIZE"]) > 1:
-            raise ValueError("hydra.mode: torchrun cannot start a sweep; use trainer=ddp instead")
+            raise ValueError(
+                "hydra.mode: got MULTIRUN, but torchrun cannot start a sweep; set trainer=ddp"
+            )
     trainer = config.trainer
     for name, value, minimum in (
         ("trainer.num_nodes", trainer.num_nodes, 1),
@@ -53,35 +55,44 @@ def check_training(config: DictConfig) -> None:
 
 
 @rank_zero_only
-def check_data(datamodule: LightningDataModule, trainer: Trainer) -> None:
-    """Load our own data and build its loaders before loggers begin to write; print a summary.
+def check_data(datamodule: LightningDataModule) -> None:
+    """Load this package's data and print a summary; Lightning loads them after loggers start.
 
     Raises:
-        ValueError: If data are missing, damaged, or too few for the devices.
+        ValueError: If data are missing or damaged.
     """
-    if not isinstance(datamodule, ImageDataModule):
-        return
-    datamodule.trainer = trainer
-    datamodule.prepare_data()
-    datamodule.setup("fit")
-    print("\n".join(datamodule.summary.lines()))
-    datamodule.train_dataloader()
-    datamodule.val_dataloader()
+    if isinstance(datamodule, ImageDataModule):
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        print("\n".join(datamodule.summary.lines()))
+
+
+@rank_zero_only
+def check_loaders(datamodule: LightningDataModule, trainer: Trainer) -> None:
+    """Build the loaders of this package's data; Lightning builds them after loggers start.
+
+    Raises:
+        ValueError: If there are fewer images than the devices need.
+    """
+    if isinstance(datamodule, ImageDataModule):
+        datamodule.trainer = trainer
+        datamodule.train_dataloader()
+        datamodule.val_dataloader()
 
 
 @rank_zero_only
 def check_metrics(config: DictConfig, datamodule: LightningDataModule, trainer: Trainer) -> None:
     """Check that there is validation data for the metrics that callbacks and searches use.
 
-    ``callbacks.best``, which every run has, then saves nothing.
+    Without it, only ``callbacks.best`` is accepted, which is part of every run and saves nothing.
 
     Raises:
-        ValueError: If there is none, or a metric of the test split is to be optimised.
+        ValueError: If there is none, or `optimized_metric` is a metric of the test split.
     """
     metric = str(config.optimized_metric)
     if metric.startswith("test/"):
         raise ValueError(
-            f"optimized_metric: got {metric}, but the test split is only tested on; set "
+            f"optimized_metric: got {metric}, but nothing is selected on the test split; set "
             "optimized_metric=val/bpd"
         )
     if _has_validation(datamodule, trainer):
@@ -96,8 +107,8 @@ def check_metrics(config: DictConfig, datamodule: LightningDataModule, trainer: 
     for setting, value in used.items():
         if str(value).startswith("val/"):
             raise ValueError(
-                f"{setting}: got {value}, but there are no validation images; hold some of the "
-                "training images out with dataset.validation_fraction=0.1"
+                f"{setting}: got {value}, but there are no validation images; hold out some "
+                "of the training images with dataset.validation_fraction=0.1"
             )
 
 

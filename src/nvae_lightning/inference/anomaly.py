@@ -22,14 +22,14 @@ class AnomalyScores(ImageModule):
         LLR^{>k} = L - L^{>k}
 
     where the bound :math:`L^{>k}` draws the k finest groups from their priors instead of the
-    posterior: the ratio is their share of the likelihood. Foreign images have high ratios, because
-    the coarse groups do not fit them, even where simple textures make them likely.
+    posterior: the ratio is their share of the likelihood. Foreign images have high ratios because
+    the coarse groups do not fit them, even if simple textures make them likely.
 
     Source: Havtorn et al. 2021.
 
     Args:
         model: Trained model.
-        ks: Numbers k of finest groups; by default all, at most eight of them.
+        ks: Numbers k of finest groups; by default up to eight, evenly spaced.
         num_importance_samples: Samples per image and bound.
         memory_budget: See :meth:`NVAE.log_weights`.
 
@@ -56,8 +56,8 @@ class AnomalyScores(ImageModule):
         for k in ks:
             if not 1 <= k <= most:
                 raise ValueError(
-                    f"k: got {k}, but the model has {most + 1} groups, of which at least one is "
-                    f"inferred: give numbers from 1 to {most}"
+                    f"k: got {k}, but at least one of the model's {most + 1} groups must be "
+                    f"inferred; give numbers from 1 to {most}"
                 )
         self.model.eval()
         self.ks = list(ks)
@@ -66,7 +66,7 @@ class AnomalyScores(ImageModule):
 
     @property
     def names(self) -> list[str]:
-        """Return the names of the scores, in their order."""
+        """Names of the scores, in order."""
         return ["log_likelihood", *(f"llr_{k}" for k in self.ks)]
 
     def predict_step(
@@ -92,17 +92,17 @@ class AnomalyScores(ImageModule):
 def auroc(
     foreign: Float[Tensor, "count score"], known: Float[Tensor, "count_known score"]
 ) -> list[float]:
-    """Return the area under the ROC curve for detecting foreign images, of each score.
+    """Return each score's area under the ROC curve for detecting foreign images.
 
-    A lower log-likelihood, the first score, or a higher ratio counts as foreign. 1 is perfect
-    and 0.5 is chance.
+    A lower log-likelihood (the first score) or a higher ratio counts as foreign. 1 is perfect and
+    0.5 is chance.
     """
     scores = torch.cat([foreign, known]).double()
     scores[:, 0] = -scores[:, 0]
     is_foreign = torch.arange(len(scores)) < len(foreign)
     areas = []
     for score in scores.unbind(1):
-        # Ranks instead of nats: torchmetrics would take nats for logits, which saturate.
+        # Ranks instead of nats: torchmetrics would treat nats as logits, which saturate.
         _, ranks = score.unique(return_inverse=True)
         areas.append(float(binary_auroc(ranks.double() / len(ranks), is_foreign.int())))
     return areas

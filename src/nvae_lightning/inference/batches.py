@@ -21,7 +21,7 @@ Images = Float[Tensor, "batch channel height width"]
 def images_of(batch: object) -> Tensor:
     """Return the images of a batch: a tensor, or the first item of a tuple or list.
 
-    What follows the images in a tuple, such as the labels of torchvision's datasets, is ignored.
+    Further items, for example labels, are ignored.
 
     Raises:
         ValueError: If the batch is anything else.
@@ -35,41 +35,46 @@ def images_of(batch: object) -> Tensor:
     elif images is not batch:
         found += f" that begins with {type(images).__name__}"
     raise ValueError(
-        f"batch: got a {found}, but the module takes a tensor of images, or a tuple or list that "
-        "begins with one, as (images, labels); return that from the dataset, or from the "
-        "DataLoader's collate_fn"
+        f"batch: got a {found}, but it must be a tensor of images, or a tuple or list that begins "
+        "with one, as (images, labels); return that from the dataset or the DataLoader's "
+        "collate_fn"
     )
+
+
+def seed_torch(*entropy: int) -> None:
+    """Seed torch with a hash of numbers."""
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0] >> 1))
 
 
 class SeededModule(LightningModule):
     """LightningModule that seeds the random numbers of every batch.
 
-    What is drawn for a batch, from flips to latents, depends only on the seed, the rank and the
-    place of the batch in the run, so a resumed training draws what the uninterrupted one would
-    have drawn. The seed is that of Lightning's ``seed_everything``, else PyTorch's seed when the
-    trainer starts.
+    All random numbers of a batch, from flips to latents, depend only on the seed, the rank and the
+    batch's position in the run, so a resumed training draws the same numbers as an uninterrupted
+    one. The seed is that of Lightning's ``seed_everything``, or else PyTorch's when the trainer
+    starts.
     """
 
     _seed = 0
 
     def setup(self, stage: str) -> None:
-        """Note PyTorch's seed, which that of each batch replaces."""
+        """Keep PyTorch's seed, which seeding each batch overwrites."""
         self._seed = torch.initial_seed()
 
     def _on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:  # noqa: ANN401
-        # Lightning calls this whether or not a data module overrides the hooks of the transfer.
+        # Lightning calls this even if a data module overrides the hooks of the transfer.
         if (trainer := self._trainer) is not None:
             seed = int(os.environ.get("PL_GLOBAL_SEED", self._seed))
-            entropy = np.random.SeedSequence([seed, *_place(trainer), trainer.global_rank])
-            torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+            seed_torch(seed, *_place(trainer), trainer.global_rank)
         return super()._on_before_batch_transfer(batch, dataloader_idx)
 
 
 def _place(trainer: Trainer) -> tuple[int, int, int]:
-    """Return the place of the batch that is about to be transferred.
+    """Return the position in the run of the batch that is about to be transferred.
 
-    In training it is the epoch and the number of images of all ranks up to the end of the batch:
-    the same on any number of ranks that share the batch.
+    In training it is the epoch and the number of images, over all ranks, up to the end of the
+    batch: it does not depend on the number of ranks that share the batch.
     """
     if trainer.training:
         num_batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready + 1
@@ -102,8 +107,8 @@ class ImageModule(SeededModule):
         super().__init__()
         if not isinstance(model, NVAE):
             raise ValueError(
-                f"module.model: got {type(model).__name__}, but it must be an NVAE; "
-                "give one that is built by nvae_lightning.model.NVAE"
+                f"module.model: got {type(model).__name__}, but it must be a "
+                "nvae_lightning.model.NVAE; give one"
             )
         self.model = model.to(memory_format=torch.channels_last)
         self._checked: set[tuple[str, int]] = set()

@@ -37,9 +37,9 @@ class _Split:
 class EvaluationModule(ImageModule):
     """Measurement of the ELBO and, in a test, of the importance-weighted log-likelihood.
 
-    All metrics are those of the whole split, on any number of devices. With several data loaders
-    in a stage those of each loader are logged, too, with its number appended to their names as
-    Lightning does: ``val/elbo/dataloader_idx_1``.
+    All metrics cover the whole split, on any number of devices. With several data loaders in a
+    stage, the metrics of each loader are logged, too, under Lightning's names:
+    ``val/elbo/dataloader_idx_1``.
 
     Args:
         model: Model to evaluate.
@@ -67,7 +67,7 @@ class EvaluationModule(ImageModule):
         self._splits: defaultdict[int, _Split] = defaultdict(_Split)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the sums of an earlier evaluation."""
+        """Reset the sums."""
         self._splits.clear()
 
     on_test_epoch_start = on_validation_epoch_start
@@ -87,7 +87,7 @@ class EvaluationModule(ImageModule):
         self._splits[dataloader_idx].nlls.append(-self._log_likelihood(x))
 
     def on_test_epoch_end(self) -> None:
-        """Log the metrics of every split, and the step, which loggers would count from 0."""
+        """Log the metrics of every split and the step, which loggers would count from 0."""
         self._log_splits("test")
         self.log("step", float(self.global_step), sync_dist=True)
 
@@ -96,7 +96,7 @@ class EvaluationModule(ImageModule):
     ) -> Float[Tensor, " batch"]:
         """Return the importance-weighted log-likelihood of each image, in nats.
 
-        ``torch.cat(trainer.predict(module, loader))`` holds those of all images, in their order.
+        ``torch.cat(trainer.predict(module, loader))`` contains those of all images, in order.
         """
         return self._log_likelihood(self._input(batch, "predict", dataloader_idx))
 
@@ -142,7 +142,7 @@ class EvaluationModule(ImageModule):
         moments = torch.stack([torch.ones_like(nlls), nlls, nlls.square()]).sum(1)
         count, total, squares = (mean_over_ranks(moments) * self.trainer.world_size).unbind()
         mean = total / count
-        # NLLs vary between images by far more than their mean is uncertain: nothing cancels here.
+        # NLLs vary widely between images, so that this difference does not cancel.
         variance = (squares - total.square() / count).clamp_min(0) / (count - 1).clamp_min(1)
         return {
             "nll": mean,

@@ -23,7 +23,7 @@ def find_checkpoint(source: str | Path) -> Path | None:
     None for a folder of :meth:`NVAE.save_pretrained` and for a name on the hub.
 
     Raises:
-        ValueError: If nothing of that name exists, or the folder holds no checkpoint.
+        ValueError: If the source does not exist, or the folder contains no checkpoint.
     """
     path = Path(source).expanduser().absolute()
     if path.is_file():
@@ -34,12 +34,12 @@ def find_checkpoint(source: str | Path) -> Path | None:
         found = last_checkpoint(path / "checkpoints") or last_checkpoint(path)
         if found is None:
             raise ValueError(
-                f"'{path}' holds no intact checkpoint and no {CONFIG}: give the folder of a run, "
+                f"'{path}' contains no intact checkpoint and no {CONFIG}; give a run's folder, "
                 "its checkpoint, or the folder of save_pretrained"
             )
         return found
     if not is_hub_name(str(source)):
-        raise ValueError(f"'{source}' does not exist: give a checkpoint, or the folder of a run")
+        raise ValueError(f"'{source}' does not exist; give a checkpoint, or the folder of a run")
     return None
 
 
@@ -55,7 +55,7 @@ def load_model(source: str | Path, *, allow_nonfinite: bool = False, **given: An
             from outside this package; not available for checkpoints of the published code.
 
     Raises:
-        ValueError: If the model is missing, damaged or foreign, or would run code.
+        ValueError: If the model is missing, damaged or not an NVAE, or would run code.
     """
     model = _load(source, given, allow_nonfinite)
     Compute().apply(model)
@@ -69,12 +69,15 @@ def _load(source: str | Path, given: dict[str, Any], allow_nonfinite: bool) -> N
     content = read_torch_file(path)
     if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
         if given:
-            raise ValueError(f"'{path}' is no checkpoint of ours and takes no {', '.join(given)}")
+            raise ValueError(
+                f"'{path}' is a checkpoint of the published code, which accepts no "
+                f"{', '.join(given)}; leave them out"
+            )
         return build_checkpoint(path, content, allow_nonfinite=allow_nonfinite)
     weights = content.get("state_dict")
     if ARCHITECTURE not in content or not isinstance(weights, dict):
         raise ValueError(
-            f"'{path}' is a Lightning checkpoint, but not of an NVAE: give one that is"
+            f"'{path}' is a Lightning checkpoint, but not of an NVAE; give one that is"
         )
     weights = weights_of(_PREFIX, weights)
     try:

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, Trainer
 
 from nvae_lightning.inference.evaluation import EvaluationModule
+from nvae_lightning.inference.metrics import groups_of
 from nvae_lightning.model import NVAE, DiscretizedLogisticMixtureLikelihood
 from nvae_lightning.model.decoder import FirstGroup
 from nvae_lightning.utilities import figures
@@ -19,7 +20,7 @@ from nvae_lightning.utilities.files import write_text
 def measure(
     trainer: Trainer, module: EvaluationModule, datamodule: LightningDataModule
 ) -> dict[str, Any]:
-    """Evaluate the test split; names end in the unit of the value.
+    """Evaluate the test split; the names of the results end in their units.
 
     Raises:
         ValueError: If the trainer's limit leaves no image.
@@ -32,8 +33,8 @@ def measure(
     }
     if "nll" not in found:
         raise ValueError(
-            f"trainer.limit_test_batches: got {trainer.limit_test_batches}, which leaves nothing "
-            "to evaluate; set a larger one"
+            f"trainer.limit_test_batches: got {trainer.limit_test_batches}, which leaves no batch "
+            "to evaluate; set a larger number"
         )
     return {
         "nll_nats": found["nll"],
@@ -43,8 +44,8 @@ def measure(
         "elbo_bpd": found["bpd"],
         "distortion_nats": found["distortion"],
         "rate_nats": found["rate"],
-        "rate_per_group": _by_group(found, "kl_group/"),
-        "active_channels": _by_group(found, "active_channels/"),
+        "rate_per_group": groups_of(found, "kl_group"),
+        "active_channels": groups_of(found, "active_channels"),
         "num_images": int(found["num_images"]),
         "num_importance_samples": module.num_importance_samples,
         **{k: v for k, v in found.items() if k.startswith(("fid", "frechet_distance"))},
@@ -54,16 +55,8 @@ def measure(
     }
 
 
-def _by_group(found: dict[str, float], prefix: str) -> list[float]:
-    return [found[name] for name in sorted(found) if name.removeprefix(prefix).isdecimal()]
-
-
 def correct_likelihood(model: NVAE) -> bool:
-    """Replace the numerics of published weights by the correct ones, in place.
-
-    Returns:
-        Whether they differ.
-    """
+    """Correct the numerics of published weights in place; return whether they differed."""
     first = model.decoder.groups[0]
     assert isinstance(first, FirstGroup)
     changed, first.prior_std = first.prior_std != 1.0, 1.0

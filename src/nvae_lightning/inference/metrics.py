@@ -6,7 +6,8 @@ A new metric is a field of :class:`Statistics`, set in :meth:`Statistics.of`, an
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -56,6 +57,11 @@ def metrics(statistics: Statistics, num_dims: int) -> dict[str, Tensor]:
         **by_group("kl_group", statistics.rate),
         **by_group("active_channels", torch.stack(active)),
     }
+
+
+def groups_of(found: Mapping[str, Any], name: str) -> list[Any]:
+    """Return the values of ``name/00`` and so on, coarsest first."""
+    return [found[key] for key in sorted(found) if key.removeprefix(f"{name}/").isdecimal()]
 
 
 def by_group(name: str, values: Float[Tensor, " group"]) -> dict[str, Tensor]:

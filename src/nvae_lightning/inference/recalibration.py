@@ -74,7 +74,7 @@ def recalibrate(
     Args:
         model: Model to sample from.
         temperature: Factor on the standard deviation of the priors, one or one per scale.
-        num_passes: Number of passes, each of which moves the running statistics by 5 %.
+        num_passes: Number of passes; each one moves the running statistics by 5 %.
         batch_size: Number of images per pass.
         seed: Seed of the samples; other random numbers are unaffected.
 
@@ -101,17 +101,7 @@ def cached_recalibration(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Return the result of :func:`recalibrate`, measured once per model and settings.
 
-    Args:
-        model: Model to sample from.
-        folder: Folder of the cached files.
-        name: First part of the file's name.
-        temperature: Factor on the standard deviation of the priors, one or one per scale.
-        num_passes: Number of passes.
-        batch_size: Number of images per pass.
-        seed: Seed of the samples.
-
-    Raises:
-        ValueError: If a number is out of range.
+    It is cached in `folder`, in a file whose name begins with `name`.
     """
     scales = [temperature] if isinstance(temperature, int | float) else temperature
     device = next(model.parameters()).device

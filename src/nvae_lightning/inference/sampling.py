@@ -14,13 +14,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nvae_lightning.backends import GraphedSampler
+from nvae_lightning.inference.batches import Images
 from nvae_lightning.inference.recalibration import with_statistics
 from nvae_lightning.model import NVAE
 from nvae_lightning.model.nvae import Temperature
 
-Images = Float[Tensor, "count channel height width"]
-
 _PROGRESS = partial(tqdm, leave=False, disable=None)  # on a terminal only
+
+
+def batch_sizes(count: int, batch_size: int) -> list[int]:
+    """Split a number of images into batches."""
+    return [min(batch_size, count - start) for start in range(0, count, batch_size)]
+
+
+def sample_means(model: NVAE, count: int, batch_size: int, temperature: Temperature) -> Images:
+    """Draw the means of p(x | z), batch by batch."""
+    sizes = batch_sizes(count, batch_size)
+    return torch.cat([model.sample(size, temperature).mean for size in sizes])
 
 
 @dataclass(frozen=True)
@@ -42,13 +52,13 @@ class Settings:
 
     Args:
         model: Model in evaluation mode.
-        num_samples: Number of samples, pairs or images; each kind says which.
+        num_samples: Number of samples, pairs or images, depending on the kind.
         temperature: Factor on the standard deviation of the priors, one or one per scale.
-        load: Function that returns a number of images to start from.
+        load: Function from a number of images to that many images to start from.
         batch_size: Number of images per pass.
         statistics: Function that measures the statistics of batch normalisation for samples; None
-            keeps the model's own. They apply to samples of all groups only: latents inferred from
-            images go with the model's own statistics.
+            keeps the model's own. They are used only if all groups are sampled, not with latents
+            inferred from images.
 
     Raises:
         ValueError: If a number is below 1.
@@ -68,13 +78,13 @@ class Settings:
 
     def sizes(self, count: int) -> list[int]:
         """Split a number of images into batches."""
-        return [min(self.batch_size, count - start) for start in range(0, count, self.batch_size)]
+        return batch_sizes(count, self.batch_size)
 
     def sample(self, *, cuda_graphs: bool = False) -> Images:
         """Draw images from the prior: means of p(x | z).
 
         Args:
-            cuda_graphs: Whether to draw with CUDA graphs.
+            cuda_graphs: Whether to use CUDA graphs.
 
         Raises:
             ValueError: If CUDA graphs are requested without a CUDA device.
@@ -93,15 +103,7 @@ class Settings:
 
 @torch.no_grad()
 def prior(settings: Settings, *, cuda_graphs: bool = False) -> Drawing:
-    """Draw ``num_samples`` images from the prior.
-
-    Args:
-        settings: Settings of all kinds.
-        cuda_graphs: Whether to draw with CUDA graphs.
-
-    Raises:
-        ValueError: If CUDA graphs are requested without a CUDA device.
-    """
+    """Draw ``num_samples`` images from the prior; see :meth:`Settings.sample`."""
     images = settings.sample(cuda_graphs=cuda_graphs)
     return Drawing(images, math.ceil(math.sqrt(settings.num_samples)))
 
@@ -143,8 +145,8 @@ def interpolate(settings: Settings, *, num_steps: int = 8) -> Drawing:
 
     Args:
         settings: Settings of all kinds.
-        num_steps: Number of images between the two originals of a row, both reconstructions
-            included.
+        num_steps: Number of images between the two originals of a row, including their
+            reconstructions.
 
     Raises:
         ValueError: If there are fewer than two.
@@ -180,13 +182,13 @@ def _slerp(first: Tensor, second: Tensor, weights: Float[Tensor, " step"]) -> Te
 
 @torch.no_grad()
 def resample(settings: Settings, *, keep: Sequence[int] | None = None) -> Drawing:
-    """Keep the top groups of an image and sample the others again, ``num_samples`` times.
+    """Keep the top groups of an image and resample the others, ``num_samples`` times.
 
     Each row begins with the image and keeps a different number of groups.
 
     Args:
         settings: Settings of all kinds.
-        keep: Numbers of groups to keep; by default ten at most, from none to all.
+        keep: Numbers of groups to keep; by default at most ten, from none to all.
 
     Raises:
         ValueError: If a number is negative or exceeds that of the groups.

@@ -31,8 +31,8 @@ def score(
     batches = trainer.predict(module, datamodule)
     if not batches:
         raise ValueError(
-            f"trainer.limit_predict_batches: got {trainer.limit_predict_batches}, which leaves "
-            "nothing to score; set a larger one"
+            f"trainer.limit_predict_batches: got {trainer.limit_predict_batches}, which leaves no "
+            "batch to score; set a larger number"
         )
     scores = torch.cat([batch for batch in batches if isinstance(batch, Tensor)]).cpu()
     names = datamodule.names if isinstance(datamodule, AllImages) else range(len(scores))
@@ -66,11 +66,7 @@ def draw_extremes(scores: Tensor, datamodule: ImageDataModule, file: Path) -> No
 def compare(
     scores: Tensor, reference: Tensor, module: AnomalyScores, folder: Path
 ) -> dict[str, float]:
-    """Write ``auroc.json`` and ``histograms.png``: how well each score separates two sets.
-
-    Returns:
-        AUROC by the name of the score.
-    """
+    """Return the AUROC of each score by its name; write ``auroc.json`` and ``histograms.png``."""
     areas = auroc(scores, reference)
     columns = {
         name: (scores[:, index], reference[:, index]) for index, name in enumerate(module.names)

@@ -25,7 +25,7 @@ from nvae_lightning.utilities.live_bytes import peak_bytes
 
 Model = TypeVar("Model", bound="NVAE")
 Latents = Sequence[FeatureMap]
-Temperature = float | Sequence[float]
+Temperature = int | float | Sequence[int | float]
 
 #: Bytes of feature maps at one time during likelihood estimation; small ones suit CPU caches.
 _CPU_MEMORY_BUDGET = 1 << 27
@@ -285,7 +285,7 @@ class NVAE(nn.Module):
             )
         if not all(0.0 <= value < math.inf for value in per_scale):
             raise ValueError(f"temperature must be finite and not negative, got {temperature}")
-        return [per_scale[k] for k, _ in self.hierarchy.groups]
+        return [float(per_scale[k]) for k, _ in self.hierarchy.groups]
 
     def _check(
         self, name: str, tensors: Latents, at_least: int, batch_size: int | None = None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from nvae_lightning.inference.loading import find_checkpoint as find_model
+from nvae_lightning.inference.loading import find_checkpoint
 from nvae_lightning.serialization.checkpoints import BEST, last_checkpoint, read_checkpoint
 
 
@@ -57,26 +57,29 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
-def find_checkpoint(path: str | None, folder: Path) -> Path | None:
-    """Return the whole checkpoint to resume from; None for a new training.
+def checkpoint_to_resume(path: str | None, folder: Path) -> Path | None:
+    """Return the intact checkpoint to resume from; None for a new training.
+
+    Args:
+        path: The setting `ckpt_path`.
+        folder: Folder of this run's own checkpoints.
 
     Raises:
-        ValueError: If it is asked for and not there, or damaged.
+        ValueError: If the checkpoint is missing or damaged.
     """
     requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
     found = last_checkpoint(folder) if path == "last" or requeued else None
     if found is not None or path is None:
         return found
-    if path == "last" or (path == "best" and not (folder / BEST).exists()):
+    source = folder / BEST if path == "best" else Path(path).expanduser().absolute()
+    if path == "last" or (path == "best" and not source.exists()):
         raise ValueError(
             f"ckpt_path={path}: no intact checkpoint in '{folder}'; "
             "name the folder of the run to resume as hydra.run.dir=FOLDER"
         )
-    if path == "best":
-        path = str(folder / BEST)
-    if Path(path).expanduser().is_dir():
+    if source.is_dir():
         try:
-            found = find_model(path)
+            found = find_checkpoint(source)
         except ValueError as error:
             raise ValueError(f"ckpt_path: {error}") from error
         if found is None:
@@ -85,5 +88,5 @@ def find_checkpoint(path: str | None, folder: Path) -> Path | None:
                 "folder of a run, or one of its checkpoints"
             )
         return found
-    read_checkpoint(Path(path).expanduser())
-    return Path(path).expanduser().absolute()
+    read_checkpoint(source)
+    return source

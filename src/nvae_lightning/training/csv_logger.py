@@ -1,4 +1,4 @@
-"""metrics.csv, one file over all interruptions of a run."""
+"""metrics.csv: one file per run, continued after interruptions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ResumableCSVLogger(CSVLogger):
     """CSVLogger that continues the metrics of a resumed run; Lightning's deletes them.
 
     It keeps the rows before the step that the run resumes from and drops the others, which will be
-    logged again. :meth:`resume` is called when the checkpoint has been read.
+    logged again. Call :meth:`resume` once the checkpoint has been read.
 
     Args:
         save_dir: Folder of the run.
@@ -35,9 +35,9 @@ class ResumableCSVLogger(CSVLogger):
 
         Args:
             first_step: Step that the run resumes from, counted from 0.
-            last_row: Metrics of the step before, if it was a logging step: they are written after
-                the checkpoint, so the run may have been killed in between.
-            is_validated: Whether the checkpoint was made after the validation that may follow the
+            last_row: Metrics of the step before, if it was a logging step. They are written after
+                the checkpoint, and missing if the run was killed in between.
+            is_validated: Whether the checkpoint was made after any validation that follows the
                 step before. If not, the run validates again, and its earlier rows are dropped.
         """
         path = Path(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
@@ -68,7 +68,7 @@ class ResumableCSVLogger(CSVLogger):
         return self._experiment  # pyright: ignore[reportReturnType] -- of fabric's class there
 
     def finalize(self, status: str) -> None:
-        """Save the remaining rows, unless the training failed because its folder is gone."""
+        """Save the remaining rows, unless the training failed because its folder was deleted."""
         if status != "failed" or Path(self.log_dir).is_dir():
             super().finalize(status)
 
@@ -104,7 +104,7 @@ def set_aside(metrics: Path, *, move: bool) -> None:
 
 
 def _whole_rows(path: Path) -> list[dict[str, str]]:
-    """Read all rows except a truncated last one."""
+    """Read all rows but a truncated last one."""
     text = path.read_text(encoding="utf-8")
     lines = text[: text.rfind("\n") + 1].splitlines()
     return [row for row in csv.DictReader(lines) if (row.get("step") or "").isdecimal()]

@@ -1,4 +1,4 @@
-"""Trainings that diverge."""
+"""Divergence of a training."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from nvae_lightning.training.module import NVAEModule
 
 
 class DivergedError(RuntimeError):
-    """A training that neither skipped steps nor rollbacks have kept finite."""
+    """Divergence of a training in spite of skipped steps and rollbacks."""
 
 
 def describe_nonfinite(module: NVAEModule) -> str:
-    """Say where this rank sees NaN or infinite values, as close to the cause as possible."""
+    """Name the places of NaN or infinite values on this rank, as near the cause as possible."""
     places = []
     terms = module.last_terms
     if terms is not None:

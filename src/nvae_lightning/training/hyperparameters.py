@@ -20,7 +20,7 @@ _NAMES = (
     "kl", "penalty", "optimizer", "final_learning_rate", "warmup_epochs", "num_importance_samples",
 )  # fmt: skip
 
-#: Functions and classes that a description may name: no other is called.
+#: Functions and classes that a description may name; no others are called.
 _KNOWN: dict[str, Any] = {
     f"{known.__module__}.{known.__qualname__}": known
     for known in (
@@ -44,11 +44,11 @@ def describe_training(module: object) -> dict[str, Any]:
 def restore_training(description: object, given: Mapping[str, object]) -> dict[str, Any]:
     """Turn a description by :func:`describe_training` into arguments of the module.
 
-    Only constructors of this package and of ``torch.optim`` are called. Any other is replaced by
-    the default, with a warning that says what to give.
+    Only constructors of this package and of ``torch.optim`` are called. Any other is replaced with
+    the default; a warning says how to set it.
 
     Args:
-        description: Plain data; None for early checkpoints, which have none.
+        description: Plain data, or None for early checkpoints, which have no description.
         given: Arguments that replace those described.
 
     Raises:
@@ -88,7 +88,7 @@ def _restore(name: str, value: Any) -> Any:  # noqa: ANN401
 
 
 def check_optimizer(constructor: Callable[..., torch.optim.Optimizer]) -> None:
-    """Build the optimiser once: the training would report a bad setting too late.
+    """Build the optimiser once, to report a bad setting before the training begins.
 
     Raises:
         ValueError: If a number is out of range.

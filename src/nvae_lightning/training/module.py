@@ -66,7 +66,7 @@ class Loss(NamedTuple):
 
 
 def is_logging_step(trainer: Trainer, step: int) -> bool:
-    """Whether loggers record the ``step``-th optimiser step, counted from 1."""
+    """Return whether loggers record an optimiser step, counted from 1."""
     interval: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
     return interval > 0 and step > 0 and step % interval == 0
 
@@ -75,7 +75,7 @@ def check_cuda_graphs(trainer: Trainer) -> None:
     """Check that a trainer's steps can be captured as CUDA graphs.
 
     Raises:
-        ValueError: If they run on no CUDA device, on several, or over several batches.
+        ValueError: If the trainer has no CUDA device or several, or accumulates gradients.
     """
     graphs.check_device(trainer.strategy.root_device)
     for name, number in (
@@ -84,8 +84,8 @@ def check_cuda_graphs(trainer: Trainer) -> None:
     ):
         if number > 1:
             raise ValueError(
-                f"cuda_graphs: got true with trainer.{name}={number}, but graphs capture steps of "
-                f"one device and one batch; set trainer.{name}=1, or leave cuda_graphs out"
+                f"cuda_graphs: got true with trainer.{name}={number}, but a graph captures a step "
+                f"of one device and one batch; set trainer.{name}=1, or leave cuda_graphs out"
             )
 
 
@@ -107,16 +107,16 @@ class NVAEModule(EvaluationModule):
         penalty: Penalties on the weights.
         optimizer: Constructor of the optimiser, called with the parameters.
         final_learning_rate: Learning rate at the end of the training.
-        warmup_epochs: Epochs over which the learning rate rises; at most a tenth of all steps.
+        warmup_epochs: Number of epochs of linear warm-up; at most a tenth of all steps.
         num_importance_samples: Samples per image of the log-likelihood in tests and predictions.
-        cuda_graphs: Whether CUDA graphs compute the loss and its gradients, at less cost to the
-            host: on one CUDA device, without accumulation of gradients.
+        cuda_graphs: Whether to launch the loss and its gradients as CUDA graphs, at less cost to
+            the host; requires one CUDA device and no accumulation of gradients.
 
     Attributes:
         penalty_factor: Factor on λ after rollbacks, saved with a checkpoint.
         learning_rate_factor: Factor on the learning rate after rollbacks, saved with a checkpoint.
         last_terms: Terms of the last training batch.
-        loss_is_finite: Whether the loss of every batch of the optimiser step was finite.
+        loss_is_finite: Whether the losses of all batches of the optimiser step are finite.
 
     Raises:
         ValueError: If a number is out of range.
@@ -217,7 +217,7 @@ class NVAEModule(EvaluationModule):
 
     def _log_step(self, found: Loss, beta: float, weight: float) -> None:
         batch = Statistics(found.distortion.mean(), found.rate.mean(1), found.channel_rates)
-        # The batches of all ranks have one size.
+        # All ranks have batches of one size.
         means = Statistics(*map(mean_over_ranks, batch))
         balance = torch.ones(len(found.rate))
         if self.size_factor is not None and beta < 1.0:
@@ -236,7 +236,7 @@ class NVAEModule(EvaluationModule):
             self.log(f"train/{name}", value, prog_bar=name == "bpd", batch_size=size)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norms of the weights and of the gradient that the optimiser is about to use."""
+        """Log the norms of the weights and of the gradient."""
         if self._is_logging_step:
             weights = [p.detach() for p in self.model.parameters()]
             self.log("train/weight_norm", get_total_norm(weights))
@@ -246,16 +246,20 @@ class NVAEModule(EvaluationModule):
 
     @property
     def _is_logging_step(self) -> bool:
-        # Values synchronise with the device, so they are read only where a logger records them.
+        # Reading values synchronises with the device, so only logged ones are read.
         return is_logging_step(self.trainer, self.global_step + 1)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Build the optimiser, and the learning rate's schedule over the whole training."""
+        """Build the optimiser and its learning-rate schedule, which covers the whole training.
+
+        Raises:
+            ValueError: If the training has no end.
+        """
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf"):
             raise ValueError(
-                "trainer.max_steps and trainer.max_epochs set no end of the training, which its "
-                "schedules require; set one of them"
+                "trainer.max_steps and trainer.max_epochs: got no limit, but schedules require an "
+                "end of the training; set one of them"
             )
         self.total_steps = int(total_steps)
         optimizer = self.optimizer(self.model.parameters())
@@ -273,7 +277,7 @@ class NVAEModule(EvaluationModule):
                 warmup_steps=warmup_steps,
                 total_steps=self.total_steps,
             )
-            # A resume restores the initial rate of the checkpoint, which may be another than peak.
+            # A resume restores the checkpoint's initial rate, which may differ from the peak.
             return self.learning_rate_factor * rate / optimizer.param_groups[0]["initial_lr"]
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -283,7 +287,7 @@ class NVAEModule(EvaluationModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Check that CUDA graphs are possible, if they are asked for."""
+        """Check that CUDA graphs, if requested, are possible."""
         super().setup(stage)
         if stage == "fit" and self.cuda_graphs:
             check_cuda_graphs(self.trainer)
@@ -300,11 +304,11 @@ class NVAEModule(EvaluationModule):
                 self.spectral_penalty()  # its first call differs from the later ones
 
     def on_train_end(self) -> None:
-        """Free the memory of CUDA graphs: the weights may be moved now."""
+        """Release the CUDA graphs: the weights may move to another device now."""
         self._graphed = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add architecture, hyperparameters, seed, and the factors that rollbacks change."""
+        """Add the architecture, the hyperparameters, the seed and the factors of rollbacks."""
         checkpoint[ARCHITECTURE] = self.model.architecture
         checkpoint[HYPERPARAMETERS] = describe_training(self)
         checkpoint["seed"] = self._seed
@@ -314,7 +318,7 @@ class NVAEModule(EvaluationModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the seed and the factors that rollbacks change."""
+        """Restore the seed and the factors of rollbacks."""
         self._seed = checkpoint.get("seed", self._seed)
         factors = checkpoint.get("factors", {})
         self.penalty_factor = factors.get("penalty", 1.0)
@@ -332,8 +336,8 @@ class NVAEModule(EvaluationModule):
     ) -> Module:
         """Rebuild the module of a checkpoint, with its weights.
 
-        Model, objective and optimiser are the checkpoint's, which is read as data: nothing in it
-        is run. Early checkpoints lack objective and optimiser, which are then the defaults.
+        The checkpoint describes model, objective and optimiser as data: no code in it is run.
+        Early checkpoints lack objective and optimiser, which are then the defaults.
 
         Args:
             checkpoint_path: Checkpoint of a training.
@@ -348,8 +352,8 @@ class NVAEModule(EvaluationModule):
         """
         if not weights_only:
             raise ValueError(
-                "weights_only: got False, but only tensors and plain values are read from "
-                "checkpoints; leave it out"
+                "weights_only: got False, but checkpoints are read as tensors and plain values "
+                "only; leave it out"
             )
         content = read_torch_file(checkpoint_path)
         try:

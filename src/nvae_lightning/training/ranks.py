@@ -1,4 +1,4 @@
-"""The trainer of every command, and its ranks."""
+"""The trainer of all commands, and its ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nvae_lightning.training.callbacks import Heartbeat
 def strategy_of_a_command(strategy: object) -> object:
     """Return the strategy to use; warn if it differs from the one that is set.
 
-    A process forked or spawned by the command would not return the trained weights.
+    Forked or spawned ranks would not return the trained weights to the command.
 
     >>> strategy_of_a_command("ddp_find_unused_parameters_true")
     'ddp_find_unused_parameters_true'
@@ -50,10 +50,10 @@ def devices_of_a_command(devices: object, environment: Mapping[str, str] = os.en
 
 
 def make_trainer(*, timeout_minutes: int | float, **settings: Any) -> Trainer:
-    """Build Lightning's trainer; it ends if one of several ranks stops answering.
+    """Build Lightning's trainer; it ends all ranks if one of them stops answering.
 
     Args:
-        timeout_minutes: Time after which a rank that does not answer ends the others.
+        timeout_minutes: Time without an answer of a rank after which the others end.
         settings: Arguments of the trainer.
 
     Raises:
@@ -83,7 +83,7 @@ def make_trainer(*, timeout_minutes: int | float, **settings: Any) -> Trainer:
 
 
 def _signature() -> inspect.Signature:
-    """Return the trainer's signature with the time-out; settings are checked against it."""
+    """Return Lightning's signature with the time-out, for the checks of settings."""
     own = inspect.signature(make_trainer, eval_str=True).parameters["timeout_minutes"]
     lightnings = inspect.signature(Trainer, eval_str=True)
     return lightnings.replace(parameters=[*lightnings.parameters.values(), own])

@@ -16,8 +16,8 @@ from nvae_lightning.utilities.signals import Interrupted, is_first_rank
 class requeued_at_sigusr1(ContextDecorator):
     """Requeue this SLURM job, if it is one, after SIGUSR1 has ended it.
 
-    ``sbatch --signal=USR1@120`` sends the signal before the time limit. Requeueing comes last:
-    SLURM then kills what is left of the job.
+    ``sbatch --signal=USR1@120`` sends the signal before the time limit. Requeueing comes last,
+    because SLURM then kills the job.
     """
 
     def __enter__(self) -> None:
@@ -43,6 +43,6 @@ def _requeue() -> None:
         status = subprocess.run(["scontrol", "requeue", job]).returncode
     except OSError as error:
         status = str(error)
-    # A negative status is a signal: SLURM has killed scontrol with the rest of the job.
+    # A negative status is a signal: SLURM has killed scontrol with the job.
     if isinstance(status, str) or status > 0:
         rank_zero_warn(f"the job was not requeued ({status}): run scontrol requeue {job}")

@@ -1,3 +1,5 @@
+"""Anomaly scores and their AUROC."""
+
 from __future__ import annotations
 
 import pytest
@@ -7,9 +9,7 @@ from nvae_lightning.inference.anomaly import AnomalyScores, auroc
 from nvae_lightning.model import NVAE
 
 
-def test_ratios_are_what_the_finest_groups_add_to_the_bound(
-    nvae: NVAE, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ratios_are_differences_of_bounds(nvae: NVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     module = AnomalyScores(nvae, num_importance_samples=3)
     assert module.names == ["log_likelihood", "llr_1", "llr_2"]
     image = nvae.image
@@ -23,18 +23,20 @@ def test_ratios_are_what_the_finest_groups_add_to_the_bound(
 
 
 @pytest.mark.parametrize("k", [0, 3, -1])
-def test_k_leaves_a_group_to_infer(nvae: NVAE, k: int) -> None:
-    with pytest.raises(ValueError, match=f"k: got {k}, but the model has 3 groups.* from 1 to 2"):
+def test_a_k_without_inferred_groups_is_refused(nvae: NVAE, k: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"k: got {k}, but at least one of the model's 3 .* from 1 to 2"
+    ):
         AnomalyScores(nvae, ks=[1, k])
 
 
-def test_there_is_at_least_one_sample(nvae: NVAE) -> None:
+def test_zero_importance_samples_are_refused(nvae: NVAE) -> None:
     with pytest.raises(ValueError, match="num_importance_samples must be at least 1, got 0"):
         AnomalyScores(nvae, num_importance_samples=0)
 
 
-def test_areas_count_the_pairs_in_the_right_order() -> None:
-    # Likelihoods of thousands of nats, a thousandth apart: a sigmoid would see them all alike.
+def test_auroc_is_the_fraction_of_correctly_ordered_pairs() -> None:
+    # Thousands of nats, a thousandth apart, are equal after a sigmoid.
     foreign = torch.tensor([[-5000.002, 3.0], [-5000.001, 1.0], [-4999.998, 2.0]]).double()
     known = torch.tensor([[-5000.0, 0.5], [-4999.999, 2.5]]).double()
     likelihood, ratio = auroc(foreign, known)

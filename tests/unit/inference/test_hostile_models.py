@@ -1,4 +1,4 @@
-"""Model files as an attacker would make them: refused within seconds, in a line that says why."""
+"""Malicious model files are refused within seconds, with a one-line reason."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ SIZES: list[tuple[tuple[str | int, ...], object]] = [
 
 
 @pytest.mark.parametrize(("path", "value"), SIZES, ids=lambda value: str(value)[:30])
-def test_absurd_sizes_are_refused_fast(
+def test_huge_sizes_are_refused_quickly(
     path: tuple[str | int, ...], value: object, folder: Path
 ) -> None:
     change_config(folder, path, value)
@@ -126,7 +126,7 @@ def test_absurd_sizes_are_refused_fast(
     ],
     ids=str,
 )
-def test_values_of_other_types_are_refused_and_not_converted(
+def test_values_of_wrong_types_are_refused(
     path: tuple[str | int, ...], value: object, folder: Path
 ) -> None:
     change_config(folder, path, value)
@@ -156,7 +156,7 @@ def test_json_bombs_are_refused(text: str, message: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "sparse"])
-def test_what_is_no_file_is_not_opened(kind: str, file: str, folder: Path) -> None:
+def test_special_files_are_not_opened(kind: str, file: str, folder: Path) -> None:
     path = folder / file
     path.unlink()
     if kind == "folder":
@@ -173,7 +173,7 @@ def test_what_is_no_file_is_not_opened(kind: str, file: str, folder: Path) -> No
         assert "not a regular file" in message
 
 
-def test_weights_that_claim_more_than_there_is_are_refused(folder: Path) -> None:
+def test_weights_that_claim_more_bytes_than_the_file_has_are_refused(folder: Path) -> None:
     head = json.dumps({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}})
     content = struct.pack("<Q", len(head)) + head.encode()
     (folder / "model.safetensors").write_bytes(content + bytes(100))
@@ -182,7 +182,7 @@ def test_weights_that_claim_more_than_there_is_are_refused(folder: Path) -> None
 
 @pytest.mark.filterwarnings("ignore:.*an older one is used:UserWarning")
 @pytest.mark.parametrize("kind", ["pipe", "device", "sparse", "folder"])
-def test_checkpoints_that_are_no_files_are_not_opened(kind: str, tmp_path: Path) -> None:
+def test_checkpoints_that_are_special_files_are_not_opened(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     if kind == "pipe":
         os.mkfifo(path)
@@ -225,7 +225,7 @@ def test_compressed_or_shared_members_are_not_unpacked(colour_nvae: NVAE, tmp_pa
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_weights_of_other_kinds_than_real_numbers_are_refused_by_name(
+def test_weights_of_unsuitable_dtypes_are_refused_by_name(
     convert: Callable[[Tensor], Tensor], colour_nvae: NVAE, tmp_path: Path
 ) -> None:
     name = "encoder.stem.weight"
@@ -235,7 +235,7 @@ def test_weights_of_other_kinds_than_real_numbers_are_refused_by_name(
     assert name in refusal(path)
 
 
-def test_real_numbers_of_any_precision_and_whole_counts_are_loaded(
+def test_floats_of_any_precision_and_integer_counts_are_loaded(
     colour_nvae: NVAE, tmp_path: Path
 ) -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
@@ -251,14 +251,14 @@ def test_real_numbers_of_any_precision_and_whole_counts_are_loaded(
             torch.testing.assert_close(value, weights[f"model.{name}"].to(value.dtype))
 
 
-def test_real_numbers_in_place_of_counts_are_refused(folder: Path) -> None:
+def test_float_counts_are_refused(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     name = next(name for name in weights if name.endswith("num_batches_tracked"))
     save_file({**weights, name: weights[name].float()}, folder / "model.safetensors")
     assert f"{name} has dtype float32, but the model has int64" in refusal(folder)
 
 
-def test_numbers_that_stand_for_many_are_refused(colour_nvae: NVAE, tmp_path: Path) -> None:
+def test_expanded_tensors_are_refused(colour_nvae: NVAE, tmp_path: Path) -> None:
     state = {f"model.{name}": value for name, value in colour_nvae.state_dict().items()}
     name = "model.encoder.stem.weight"
     shape = state[name].shape
@@ -273,7 +273,7 @@ def test_numbers_that_stand_for_many_are_refused(colour_nvae: NVAE, tmp_path: Pa
     assert "share memory" in refusal(path)
 
 
-def test_weights_in_another_order_in_memory_are_loaded(colour_nvae: NVAE, tmp_path: Path) -> None:
+def test_weights_in_another_memory_layout_are_loaded(colour_nvae: NVAE, tmp_path: Path) -> None:
     model = colour_nvae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     loaded = load_model(checkpoint_of(model, tmp_path / "a.ckpt")).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
@@ -355,7 +355,7 @@ def test_descriptions_in_checkpoints_are_plain_data(
     ],
     ids=lambda changes: str(changes)[:40],
 )
-def test_absurd_published_settings_are_refused_fast(
+def test_huge_published_settings_are_refused_quickly(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:
     model = build_published(PUBLISHED)
@@ -369,7 +369,7 @@ def test_absurd_published_settings_are_refused_fast(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_published_weights_of_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
+def test_published_weights_of_unsuitable_dtypes_are_refused_by_name(tmp_path: Path) -> None:
     model = build_published(PUBLISHED)
     names = published_names(model)
     weights = {names[name]: value for name, value in model.state_dict().items()}

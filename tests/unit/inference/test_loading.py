@@ -1,4 +1,4 @@
-"""Models from checkpoints, run folders and folders of save_pretrained; or an error in a line."""
+"""Models from checkpoints, run folders and folders of save_pretrained, or one-line errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ PUBLISHED: dict[str, Any] = {
 
 @pytest.fixture
 def train(build_nvae: BuildNVAE, tmp_path: Path) -> Train:
-    """Train a tiny model for two steps, by which its weights change; checkpoints in a folder."""
+    """Train a tiny model for two steps, with checkpoints in a folder."""
 
     def run(folder: Path, *callbacks: Callback, num_steps: int = 2, **overrides: Any) -> NVAE:
         module = NVAEModule(
@@ -98,7 +98,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_folder(_cache: Path, train: Train, tmp_path: Path) -> Path:
-    """A copy of the folder of a training: two checkpoints, and the model's weights at the end."""
+    """A copy of the folder of a training: two checkpoints and the final weights."""
     if not (_cache / "run").exists():
         model = train(_cache / "run")
         torch.save(model.state_dict(), _cache / "run" / "weights.pt")
@@ -107,7 +107,7 @@ def run_folder(_cache: Path, train: Train, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checkpoint(run_folder: Path) -> Path:
-    """The newest checkpoint of a training, alone."""
+    """The newest checkpoint of a training, without its run folder."""
     path = run_folder.parent / "one.ckpt"
     shutil.copy(run_folder / "checkpoints" / "step0000002.ckpt", path)
     return path
@@ -115,7 +115,7 @@ def checkpoint(run_folder: Path) -> Path:
 
 @pytest.fixture
 def published(tmp_path: Path) -> tuple[Path, NVAE]:
-    """A checkpoint as the published code writes it, and its model."""
+    """A checkpoint in the format of the published code, and its model."""
     model = build_published(PUBLISHED).eval()
     names = published_names(model)
     weights = {names[name]: tensor for name, tensor in model.state_dict().items()}
@@ -132,11 +132,11 @@ def assert_weights(model: NVAE, expected: dict[str, Tensor]) -> None:
 
 
 def assert_same(one: NVAE, other: NVAE) -> None:
-    """Same weights, and exactly the same outputs of the same noise."""
+    """Compare weights, and outputs from the same noise, exactly."""
     assert_weights(one, other.state_dict())
     x = torch.rand(2, 3, one.image.size, one.image.size)
     noise = [torch.randn(2, *shape) for shape in one.latent_shapes]
-    # Another layout, or layers that are not folded, round otherwise.
+    # Another layout, or unfolded layers, would round differently.
     for model in (one, other):
         Compute().apply(model)
         model.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -149,7 +149,7 @@ def assert_same(one: NVAE, other: NVAE) -> None:
 
 
 def refusal(source: str | Path, named: str | Path | None = None, **given: Any) -> str:
-    """The error of loading it, which names the file in one line that can be read."""
+    """Return the error of loading a file, which names the file in one line."""
     with pytest.raises(ValueError, match=re.escape(f"'{named or source}'")) as error:
         load_model(source, **given)
     message = str(error.value)
@@ -159,7 +159,7 @@ def refusal(source: str | Path, named: str | Path | None = None, **given: Any) -
 
 
 def change(path: Path, **changes: Any) -> None:
-    """Change what a checkpoint holds; KeyError takes it away."""
+    """Change the content of a checkpoint; KeyError removes an item."""
     content = {**torch.load(path, weights_only=True), **changes}
     torch.save({name: v for name, v in content.items() if v is not KeyError}, path)
 
@@ -182,7 +182,7 @@ def test_the_model_of_a_training_is_loaded_from_its_checkpoint(
 
 
 @pytest.mark.parametrize("below", ["", "checkpoints"])
-def test_a_run_s_folder_gives_the_newest_checkpoint(below: str, run_folder: Path) -> None:
+def test_the_newest_checkpoint_of_a_run_folder_is_loaded(below: str, run_folder: Path) -> None:
     expected = torch.load(run_folder / "weights.pt", weights_only=True)
     assert_weights(load_model(run_folder / below), expected)
     assert_weights(load_model(str(run_folder / below)), expected)
@@ -202,7 +202,7 @@ def test_a_relative_path_and_a_home_folder_are_found(
     assert path.resolve() == newest
 
 
-def test_an_older_checkpoint_takes_the_place_of_a_damaged_one(run_folder: Path) -> None:
+def test_an_older_checkpoint_replaces_a_damaged_one(run_folder: Path) -> None:
     folder = run_folder / "checkpoints"
     newest = folder / "step0000002.ckpt"
     times = newest.stat()
@@ -211,7 +211,7 @@ def test_an_older_checkpoint_takes_the_place_of_a_damaged_one(run_folder: Path) 
     with pytest.warns(UserWarning, match=r"0002.ckpt' is damaged .*an older one is used"):
         loaded = load_model(run_folder)
     assert_weights(loaded, load_model(folder / "step0000001.ckpt").state_dict())
-    refusal(newest)  # which has been asked for by name
+    refusal(newest)  # because it is requested by name
 
 
 def test_a_folder_of_save_pretrained_is_loaded(colour_nvae: NVAE, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_converted_checkpoint_is_loaded(published: tuple[Path, NVAE], tmp_path
         assert_same(load_model(source), model)
 
 
-def test_a_name_of_the_hub_is_asked_for(
+def test_a_hub_name_is_downloaded(
     colour_nvae: NVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     colour_nvae.save_pretrained(tmp_path / "saved")
@@ -254,14 +254,14 @@ def test_a_name_of_the_hub_is_asked_for(
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert_same(load_model("owner/name"), colour_nvae)
     assert names == ["owner/name", "owner/name"]
-    refusal("saved/name")  # the folder is there, so that this is a path
+    refusal("saved/name")  # the folder exists, so this is a path
 
 
 # ------------------------------------------------------------------------------ averaged weights
 
 
 class Spy(Callback):
-    """Keep the parameters after every step."""
+    """Record the parameters after every step."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Tensor]] = []
@@ -279,7 +279,7 @@ class Spy(Callback):
         self.seen.append({name: tensor.clone() for name, tensor in state.items()})
 
 
-def test_averaged_weights_are_what_is_loaded(train: Train, tmp_path: Path) -> None:
+def test_averaged_weights_are_loaded(train: Train, tmp_path: Path) -> None:
     spy = Spy()
     train(tmp_path / "run", spy, EMA(decay=0.75), num_steps=2)
     loaded = load_model(tmp_path / "run")
@@ -293,7 +293,7 @@ def test_averaged_weights_are_what_is_loaded(train: Train, tmp_path: Path) -> No
         else:  # running statistics and counts are the latest
             assert torch.equal(tensor, last[name]), name
     assert difference > 1e-4
-    # From the file of a training that goes on, too, whose latest weights are beside them.
+    # Also from the checkpoint of an unfinished training, which contains the latest weights, too.
     content = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     latest = content["current_model_state"]
     assert all(torch.equal(latest[f"model.{name}"], tensor) for name, tensor in last.items())
@@ -303,26 +303,26 @@ def test_averaged_weights_are_what_is_loaded(train: Train, tmp_path: Path) -> No
 
 
 class Kind(enum.Enum):
-    """What a cell of somebody else may be given."""
+    """An argument of a cell from outside the package."""
 
     ONE = 1
 
 
 class OwnCell(RegularCell):
-    """A cell that is not of the package."""
+    """A cell from outside the package."""
 
     def __init__(self, *args: Any, kind: Kind, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.kind = kind
 
 
-def test_a_training_with_other_cells_can_be_read_and_is_loaded_with_them(
+def test_a_model_with_cells_from_outside_is_loaded_if_they_are_given(
     train: Train, tmp_path: Path
 ) -> None:
     cell = partial(OwnCell, kind=Kind.ONE)
     model = train(tmp_path / "run", encoder_cell=cell)
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert read_checkpoint(path)["global_step"] == 2  # as a training does that goes on
+    assert read_checkpoint(path)["global_step"] == 2  # like a resumed training
     message = refusal(path)
     assert "encoder_cell is '" in message
     assert "pass it as encoder_cell=CONSTRUCTOR" in message
@@ -332,10 +332,10 @@ def test_a_training_with_other_cells_can_be_read_and_is_loaded_with_them(
     assert_same(load_model(tmp_path / "saved", encoder_cell=cell), model)
 
 
-def test_what_is_given_must_fit(checkpoint: Path, published: tuple[Path, NVAE]) -> None:
+def test_unsuitable_arguments_are_refused(checkpoint: Path, published: tuple[Path, NVAE]) -> None:
     assert "encoder." in refusal(checkpoint, encoder_cell=DepthwiseCell)
     assert "unexpected keyword argument 'nonsense'" in refusal(checkpoint, nonsense=1)
-    assert "takes no first_prior_std" in refusal(published[0], first_prior_std=1.0)
+    assert "accepts no first_prior_std" in refusal(published[0], first_prior_std=1.0)
     assert load_model(checkpoint, first_prior_std=2.0).decoder.groups[0].prior_std == 2.0
 
 
@@ -343,7 +343,7 @@ def test_what_is_given_must_fit(checkpoint: Path, published: tuple[Path, NVAE]) 
 
 
 @pytest.mark.parametrize("name", ["missing", "missing.ckpt", "runs/2024/missing", "a b/c"])
-def test_what_is_missing_is_named(
+def test_missing_sources_are_named(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(*args: Any, **kwargs: Any) -> str:
@@ -353,18 +353,18 @@ def test_what_is_missing_is_named(
     monkeypatch.chdir(tmp_path)
     for source in (name, tmp_path / name, f"./{name}"):
         message = refusal(source)
-        assert "does not exist: give a checkpoint, or the folder of a run" in message
+        assert "does not exist; give a checkpoint, or the folder of a run" in message
 
 
 def test_folders_without_a_model_are_named(tmp_path: Path) -> None:
-    assert "holds no intact checkpoint and no config.json" in refusal(tmp_path)
+    assert "contains no intact checkpoint and no config.json" in refusal(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").symlink_to("gone.ckpt")
     (tmp_path / "notes.txt").write_text("text")
-    assert "holds no intact checkpoint and no config.json" in refusal(tmp_path)
+    assert "contains no intact checkpoint and no config.json" in refusal(tmp_path)
     (tmp_path / "checkpoints" / "step.ckpt").write_bytes(b"PK damaged")
     with pytest.warns(UserWarning, match="is damaged"):
-        assert "holds no intact checkpoint" in refusal(tmp_path)
+        assert "contains no intact checkpoint" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "content"])
@@ -379,7 +379,7 @@ def test_damaged_folders_of_save_pretrained_are_named(
     assert ("format and version" if missing == "content" else missing) in refusal(tmp_path)
 
 
-def test_checkpoints_cut_off_anywhere_are_refused(checkpoint: Path) -> None:
+def test_truncated_checkpoints_are_refused(checkpoint: Path) -> None:
     content = checkpoint.read_bytes()
     lengths = random.Random(0).sample(range(len(content)), 20)
     for length in (0, len(content) - 1, *lengths):
@@ -396,7 +396,7 @@ def model_or_error(path: Path) -> NVAE | str:
 
 
 @pytest.mark.parametrize("kind", ["training", "published"])
-def test_other_bytes_in_checkpoints_are_refused_or_harmless(
+def test_changed_bytes_in_checkpoints_are_refused_or_harmless(
     kind: str, checkpoint: Path, published: tuple[Path, NVAE]
 ) -> None:
     path = checkpoint if kind == "training" else published[0]
@@ -412,13 +412,13 @@ def test_other_bytes_in_checkpoints_are_refused_or_harmless(
             assert str(path) in model
             assert "\n" not in model
             num_refused += 1
-        else:  # of what aligns the tensors in the file, or an unused field of the format
+        else:  # padding between tensors, or an unused field of the format
             assert_weights(model, expected)
     assert num_refused > 30
 
 
 @pytest.mark.parametrize("kind", ["training", "published"])
-def test_other_bytes_in_weights_are_noticed(
+def test_changed_bytes_in_weights_are_detected(
     kind: str, checkpoint: Path, published: tuple[Path, NVAE]
 ) -> None:
     path = checkpoint if kind == "training" else published[0]
@@ -432,7 +432,7 @@ def test_other_bytes_in_weights_are_noticed(
 
 
 class Harmful:
-    """What makes a folder when it is unpickled."""
+    """Object that creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -455,7 +455,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(
         torch.save(content, checkpoint, _use_new_zipfile_serialization=form == "zip")
     assert "nothing of it was run" in refusal(checkpoint)
     assert not harm.exists()
-    # What it would have done.
+    # The harm that it would have done.
     if form == "pickle":
         pickle.loads(checkpoint.read_bytes())
     else:
@@ -494,7 +494,7 @@ def test_the_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
     trainer.fit(Line(), torch.utils.data.DataLoader(torch.ones(4, 1)))  # pyright: ignore[reportArgumentType]
     trainer.save_checkpoint(tmp_path / "line.ckpt")
     message = refusal(tmp_path / "line.ckpt")
-    assert "is a Lightning checkpoint, but not of an NVAE: give one that is" in message
+    assert "is a Lightning checkpoint, but not of an NVAE; give one that is" in message
 
 
 def test_weights_of_another_shape_are_refused(checkpoint: Path) -> None:
@@ -540,7 +540,7 @@ def test_a_description_of_another_model_is_refused(checkpoint: Path) -> None:
         ({"pytorch-lightning_version": KeyError}, "lacks args: give a published checkpoint"),
     ],
 )
-def test_what_a_training_does_not_write_is_refused(
+def test_content_that_no_training_writes_is_refused(
     changes: dict[str, Any], message: str, checkpoint: Path
 ) -> None:
     change(checkpoint, **changes)

@@ -32,7 +32,7 @@ Draw = Callable[..., Settings]
 
 @pytest.fixture
 def settings(colour_nvae: NVAE) -> Draw:
-    """Settings of an evaluated model, with images by their number."""
+    """Settings of a model in evaluation mode."""
 
     def build(num_samples: int = 4, **overrides: Any) -> Settings:
         arguments: dict[str, Any] = {"temperature": 1.0, "batch_size": 3, "load": _images}
@@ -53,7 +53,7 @@ def _state(model: NVAE) -> dict[str, Tensor]:
 # --- batch normalisation ----------------------------------------------------------------------
 
 
-def test_recalibration_leaves_the_model_and_the_random_numbers_alone(nvae: NVAE) -> None:
+def test_recalibration_does_not_change_the_model_or_random_numbers(nvae: NVAE) -> None:
     nvae.eval()
     before, flags = _state(nvae), [module.training for module in nvae.modules()]
     torch.manual_seed(2)
@@ -69,7 +69,7 @@ def test_recalibration_leaves_the_model_and_the_random_numbers_alone(nvae: NVAE)
     assert all(torch.equal(value, before[name]) for name, value in nvae.state_dict().items())
 
 
-def test_recalibration_is_running_statistics_of_samples_in_training(nvae: NVAE) -> None:
+def test_recalibration_gives_the_running_statistics_of_samples(nvae: NVAE) -> None:
     trained = copy.deepcopy(nvae).eval()
     for module in trained.decoder.modules():
         if isinstance(module, BatchNorm):
@@ -141,7 +141,7 @@ def test_statistics_are_measured_once_per_model_and_settings(
 
 
 @pytest.mark.parametrize("setting", ["num_passes", "batch_size"])
-def test_recalibration_takes_at_least_one(nvae: NVAE, setting: str) -> None:
+def test_recalibration_numbers_below_one_are_refused(nvae: NVAE, setting: str) -> None:
     with pytest.raises(ValueError, match=f"recalibration: {setting} must be at least 1, got 0"):
         recalibrate(nvae, **{"num_passes": 1, "batch_size": 1, setting: 0})
 
@@ -150,7 +150,7 @@ def test_recalibration_takes_at_least_one(nvae: NVAE, setting: str) -> None:
 
 
 @pytest.mark.parametrize("draw", [prior, reconstruct, interpolate, resample])
-def test_the_batch_size_changes_nothing_but_the_random_numbers(draw: Any, settings: Draw) -> None:
+def test_the_batch_size_changes_only_the_random_numbers(draw: Any, settings: Draw) -> None:
     drawings = [draw(settings(batch_size=size, temperature=0.0)) for size in (1, 3, 64)]
     for drawing in drawings:
         assert len(drawing.images) % drawing.num_columns in (0, 4)
@@ -198,13 +198,13 @@ def test_spherical_interpolation_keeps_the_length_of_noise() -> None:
     torch.testing.assert_close(angles.acos(), angles.acos()[:1].expand(4))
 
 
-def test_interpolation_between_equals_is_no_division_by_zero() -> None:
+def test_interpolation_between_equal_images_is_finite() -> None:
     noise = torch.randn(10)
     path = _slerp(noise, noise, torch.linspace(0, 1, 3))
     torch.testing.assert_close(path, noise.expand(3, -1))
 
 
-def test_rows_that_keep_all_groups_are_alike_and_those_that_keep_none_are_not(
+def test_rows_that_keep_all_groups_are_equal_and_rows_that_keep_none_differ(
     settings: Draw,
 ) -> None:
     given = settings(4)
@@ -218,14 +218,14 @@ def test_rows_that_keep_all_groups_are_alike_and_those_that_keep_none_are_not(
     assert len(few) == 5
 
 
-def test_temperature_zero_leaves_one_image(settings: Draw) -> None:
+def test_temperature_zero_gives_one_image(settings: Draw) -> None:
     images = prior(settings(5, temperature=0.0)).images
     torch.testing.assert_close(images, images[:1].expand(5, -1, -1, -1))
     assert (prior(settings(5)).images.var(0) > 0).any()
     assert prior(settings(5)).num_columns == math.ceil(math.sqrt(5))
 
 
-def test_only_what_is_drawn_from_the_prior_as_a_whole_has_the_statistics_of_samples(
+def test_only_samples_of_all_groups_use_the_statistics_of_samples(
     settings: Draw,
 ) -> None:
     model = settings().model
@@ -265,6 +265,6 @@ def test_settings_of_pictures_are_checked(
 
 
 @pytest.mark.parametrize("setting", ["num_samples", "batch_size"])
-def test_there_has_to_be_something_to_draw(settings: Draw, setting: str) -> None:
+def test_zero_images_are_refused(settings: Draw, setting: str) -> None:
     with pytest.raises(ValueError, match=f"{setting} must be at least 1, got 0"):
         settings(**{setting: 0})

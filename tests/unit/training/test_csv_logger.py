@@ -1,4 +1,4 @@
-"""One metrics.csv over all interruptions."""
+"""One metrics.csv per run, continued after interruptions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_rows_before_the_step_stay_and_later_ones_are_logged_again(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.csv"]
 
 
-def test_a_last_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
+def test_a_truncated_last_line_is_dropped(tmp_path: Path) -> None:
     write(tmp_path, 3)
     whole = (tmp_path / "metrics.csv").read_text()
     before = rows(tmp_path)
@@ -85,7 +85,7 @@ def test_a_resume_before_all_rows_drops_them(tmp_path: Path) -> None:
     assert rows(tmp_path) == [{"step": "9", "train/loss": "0.25"}]
 
 
-def test_new_columns_come_in_beside_the_old(tmp_path: Path) -> None:
+def test_new_columns_are_added(tmp_path: Path) -> None:
     write(tmp_path, 2)
     logger = ResumableCSVLogger(str(tmp_path))
     logger.resume(2, {"train/loss": 1 / 3})
@@ -95,7 +95,7 @@ def test_new_columns_come_in_beside_the_old(tmp_path: Path) -> None:
     assert rows(tmp_path)[-1] == {"step": "2", "train/loss": str(2 / 3), "train/new": "7.0"}
 
 
-def test_a_deleted_folder_is_not_made_again(tmp_path: Path) -> None:
+def test_a_deleted_folder_is_not_recreated(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     logger = ResumableCSVLogger(str(folder))
     logger.log_metrics({"train/loss": 1.0}, 0)

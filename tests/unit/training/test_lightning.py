@@ -41,7 +41,7 @@ class Images(LightningDataModule):
         return DataLoader(self.images[:4], batch_size=4)  # pyright: ignore
 
     def on_before_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
-        self.noise.append(torch.rand(1))  # as of a random flip
+        self.noise.append(torch.rand(1))  # like a random flip
         return batch.float() / 255
 
 
@@ -98,17 +98,17 @@ def test_the_loss_requires_no_trainer(build_nvae: BuildNVAE) -> None:
     assert heavier.item() > found.loss.item() + 0.4 * sum(penalties.values())
 
 
-def test_seed_everything_decides_on_all_random_numbers(
+def test_seed_everything_determines_all_random_numbers(
     build_nvae: BuildNVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = build_nvae().state_dict()
     runs = []
     for seed in (1, 1, 2):
-        monkeypatch.setenv("PL_GLOBAL_SEED", "")  # put back at the end
+        monkeypatch.setenv("PL_GLOBAL_SEED", "")  # restored at the end
         model, data = build_nvae(), Images()
         model.load_state_dict(state)
         seed_everything(seed, verbose=False)
-        # The data module's hook does not take the place of the seeding.
+        # The data module's own hook does not disable the seeding.
         trainer(tmp_path, max_epochs=1).fit(NVAEModule(model), data)
         runs.append((torch.cat(data.noise), next(model.parameters()).detach()))
     assert len(runs[0][0].unique()) == 4  # of three batches and a validation
@@ -118,7 +118,7 @@ def test_seed_everything_decides_on_all_random_numbers(
 
 
 @pytest.mark.filterwarnings("ignore:Images does not save its place in an epoch")
-def test_fast_dev_run_makes_a_step_and_writes_nothing(
+def test_fast_dev_run_takes_one_step_and_writes_nothing(
     build_nvae: BuildNVAE, tmp_path: Path
 ) -> None:
     folder = tmp_path / "checkpoints"
@@ -136,7 +136,7 @@ def test_fast_dev_run_makes_a_step_and_writes_nothing(
 
 
 class Watch(Callback):
-    """Record what a training step sees."""
+    """Record the batches and gradients of training steps."""
 
     def __init__(self) -> None:
         self.batches: list[Tensor] = []
@@ -213,7 +213,7 @@ def test_best_checkpoint_and_early_stopping_resume(build_nvae: BuildNVAE, tmp_pa
     assert stopping.wait_count == whole_stopping.wait_count
     assert stopping.best_score == whole_stopping.best_score == pytest.approx(min(bpds))
     assert step_of(folder / BEST) == 3 * (lowest + 1)
-    # The best checkpoint is one to resume from, too.
+    # Resume from the best checkpoint, too.
     again, rest = fit(6, folder / BEST)
     assert rest == bpds[lowest + 1 :]
     assert again.global_step == 18

@@ -1,4 +1,4 @@
-"""NVAEModule as a user of plain Lightning meets it, without a config."""
+"""NVAEModule in plain Lightning, without a config."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def bound(module: NVAEModule, folder: Path) -> float:
     return metrics["val/elbo"]
 
 
-def test_a_module_without_settings_has_the_papers(build_nvae: BuildNVAE) -> None:
+def test_the_defaults_are_the_papers(build_nvae: BuildNVAE) -> None:
     module = NVAEModule(build_nvae())
     optimizer = module.optimizer([torch.nn.Parameter(torch.zeros(1))])
     assert isinstance(optimizer, torch.optim.Adamax)
@@ -134,7 +134,7 @@ def test_a_checkpoint_of_an_earlier_version_gets_the_defaults(
     assert NVAEModule.load_from_checkpoint(old).penalty == Penalty()
 
 
-def test_what_a_checkpoint_names_is_not_called_unless_it_is_known(
+def test_unknown_constructors_in_a_checkpoint_are_not_called(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -211,7 +211,7 @@ class Stream(IterableDataset[Tensor]):
         return iter(images())
 
 
-def test_data_without_a_length_are_trained_on(build_nvae: BuildNVAE, tmp_path: Path) -> None:
+def test_training_on_data_without_a_length(build_nvae: BuildNVAE, tmp_path: Path) -> None:
     plain = trainer(tmp_path, max_epochs=None, max_steps=3, limit_val_batches=0)
     plain.fit(NVAEModule(build_nvae()), loader(Stream()), loader(Stream()))
     assert plain.global_step == 3
@@ -225,7 +225,7 @@ def test_each_of_several_loaders_is_measured(build_nvae: BuildNVAE, tmp_path: Pa
         assert plain.callback_metrics[f"test/num_images{suffix}"] == count
 
 
-# --- images that are not what the model takes --------------------------------------------------
+# --- unsuitable images --------------------------------------------------------------------
 
 WRONG = {
     "bytes": (lambda x: (255 * x).byte(), "got dtype torch.uint8, .* pass x / 255"),
@@ -269,7 +269,7 @@ def test_wrong_images_are_refused_by_the_model(kind: str, colour_nvae: NVAE) -> 
     x = make(images(2))
     with pytest.raises(ValueError, match=f"^images: .*{message}"):
         colour_nvae.log_likelihood(x, num_samples=1)
-    if kind != "between":  # for inference the levels do not matter
+    if kind != "between":  # inference accepts any levels
         for infer in (colour_nvae, colour_nvae.encode):
             with pytest.raises(ValueError, match=f"^images: .*{message}"):
                 infer(x)
@@ -317,18 +317,18 @@ def test_other_batches_are_refused(batch: Any, message: str, checkpoint: Path) -
         module.validation_step(batch, 0)
 
 
-def test_values_are_looked_at_in_the_first_batch_only(
+def test_values_are_checked_in_the_first_batch_only(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = NVAEModule.load_from_checkpoint(checkpoint)
-    looked_at: list[str] = []
+    checked: list[str] = []
     look = module.model.check_images
 
     def check(x: Tensor, *, name: str = "images", **settings: Any) -> None:
-        looked_at.append(name)
+        checked.append(name)
         look(x, name=name, **settings)
 
     monkeypatch.setattr(module.model, "check_images", check)
     trainer(tmp_path, max_epochs=2).fit(module, labelled(), labelled())
-    assert sorted(set(looked_at)) == ["train images", "val images"]
-    assert len(looked_at) == 2
+    assert sorted(set(checked)) == ["train images", "val images"]
+    assert len(checked) == 2

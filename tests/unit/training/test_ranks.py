@@ -1,4 +1,4 @@
-"""The trainer of every command: its strategy, its devices, and ranks that stop."""
+"""The trainer of all commands: strategy, devices, and ranks that stop."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_strategies_that_fork_are_replaced_by_ddp_with_a_warning(method: str, re
     )
 
 
-def test_other_strategies_stay() -> None:
+def test_other_strategies_are_unchanged() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for strategy in ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp", "ddp_forks"):
             assert strategy_of_a_command(strategy) == strategy
 
 
-def test_all_devices_under_torchrun_are_one_for_each_process() -> None:
+def test_torchrun_decides_on_the_number_of_devices() -> None:
     torchrun = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}
     assert devices_of_a_command("auto", torchrun) == 2
     assert devices_of_a_command(1, torchrun) == 1
@@ -71,12 +71,12 @@ def test_one_rank_has_no_heartbeat() -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
-def test_a_timeout_that_is_no_time_is_refused(value: int | float) -> None:
+def test_a_timeout_out_of_range_is_refused(value: int | float) -> None:
     with pytest.raises(ValueError, match=r"^trainer.timeout_minutes.*got"):
         make_trainer(timeout_minutes=value, accelerator="cpu", **QUIET)
 
 
-def test_the_rank_that_is_silent_is_missing() -> None:
+def test_silent_ranks_are_missing() -> None:
     assert missing_ranks([0, 1, 4, 9], 5, own=0) == [3]
     assert missing_ranks([0, 6, 4, 9], 5, own=2) == [1, 3]
     assert missing_ranks([9, 9, 9, 9], 5, own=2) == [0]  # the store does not answer
@@ -95,7 +95,7 @@ def test_silence_counts_until_a_rank_answers_or_is_done(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(heartbeat, "_leave", leave)
     counts = iter(range(10**6))
-    # Rank 1 has done its work, rank 2 has stopped after 3 beats.
+    # Rank 1 has finished, rank 2 has stopped after 3 beats.
     monkeypatch.setattr(
         Heartbeat,
         "_seen",

@@ -24,7 +24,7 @@ class Checkpoint(ModelCheckpoint):
     Args:
         dirpath: Folder of the checkpoints.
         every_n_train_steps: Optimiser steps between two checkpoints.
-        keep: Number of checkpoints to keep; with more than one, a damaged one can be replaced.
+        keep: Number of checkpoints to keep; an older one replaces a damaged one.
 
     Raises:
         ValueError: If a number is out of range.
@@ -54,7 +54,7 @@ class Checkpoint(ModelCheckpoint):
         return type(self).__name__
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remove what interrupted writes have left."""
+        """Remove the partial files of interrupted writes."""
         super().setup(trainer, pl_module, stage)
         if trainer.is_global_zero:
             for path in Path(str(self.dirpath)).glob(".*.partial"):
@@ -62,7 +62,7 @@ class Checkpoint(ModelCheckpoint):
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Move checkpoints away that would count as later than this run's."""
+        """Move away checkpoints with more steps than this run has."""
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
         folder, resumed = Path(str(self.dirpath)), trainer.ckpt_path
@@ -85,10 +85,11 @@ class Checkpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Save at the interval, except where a better moment follows.
+        """Save at the interval.
 
-        That is within an accumulated step, in an epoch's or the training's last step, and while
-        steps are skipped, when a checkpoint to roll back to must not be pruned.
+        Not within an accumulated step; not in the last step of an epoch or of the training, which
+        is saved after its validation; not while steps are skipped, when checkpoints to roll back
+        to must not be pruned.
         """
         loop = trainer.fit_loop.epoch_loop
         is_within = loop.batch_progress.is_last_batch or loop._should_accumulate()
@@ -96,22 +97,22 @@ class Checkpoint(ModelCheckpoint):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was due in the last step, after its validation: it need not be repeated."""
+        """Save, if due, after the validation, which a resume then need not repeat."""
         is_due = trainer.global_step - self._last_global_step_saved >= self._every_n_train_steps
         is_end = trainer.global_step == getattr(pl_module, "total_steps", None)
         if (is_due and not _is_skipping(trainer)) or is_end or trainer.should_stop:
             self.save_now(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if the end came earlier than expected."""
+        """Save if the training ended earlier than planned."""
         self.save_now(trainer)
 
     def save_now(self, trainer: Trainer, *, again: bool = False) -> None:
-        """Save, unless this step is saved.
+        """Save, unless this step is saved already.
 
         Args:
-            trainer: The trainer.
-            again: Whether to save again, at another place in the loops of the same step.
+            trainer: Trainer to save.
+            again: Whether to save this step again, at a later place in Lightning's loops.
         """
         is_due = again or self._last_global_step_saved != trainer.global_step
         if is_due and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
@@ -121,7 +122,7 @@ class Checkpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if trainer.is_global_zero:
             check_not_deleted(Path(filepath).parent)
-        # What has been logged so far must not be lost if the process is killed.
+        # A checkpoint's metrics must be on disk, in case the process is killed.
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):
                 logger.save()
@@ -149,9 +150,9 @@ class Checkpoint(ModelCheckpoint):
 
 
 def is_last_step(trainer: Trainer) -> bool:
-    """Whether the step just made is the last of ``trainer.max_steps``.
+    """Return whether this step is the last of ``trainer.max_steps``.
 
-    It is saved after its validation: Lightning makes none when no step is left after a resume.
+    It is saved after its validation, which Lightning skips in a resume without further steps.
     """
     return trainer.global_step == trainer.max_steps
 

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 class EMA(EMAWeightAveraging):
     """Exponential moving average of the weights, by Lightning; buffers are the latest.
 
-    The model has the averaged weights during all of a validation, so that pictures show them, too:
-    list this callback after those that draw. After the training it keeps them.
+    The model has the averaged weights during the whole validation, including pictures, if this
+    callback is listed after those that draw. It keeps them after the training.
 
     Args:
         decay: Weight of the old average in every step, 0 to 1.
@@ -45,7 +45,7 @@ class EMA(EMAWeightAveraging):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the average; what the latest model has initialised counts as initialised in it."""
+        """Add the average, with the extra state of the latest model."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         latest = checkpoint.get("current_model_state", {})
         extra = {name: value for name, value in latest.items() if name.endswith("_extra_state")}

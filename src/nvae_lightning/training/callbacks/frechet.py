@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,9 @@ from tqdm import tqdm
 
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.storage import checksum
+from nvae_lightning.inference.batches import seed_torch
 from nvae_lightning.inference.evaluation import EvaluationModule
+from nvae_lightning.model.nvae import Temperature
 from nvae_lightning.utilities.files import whole_file
 from nvae_lightning.utilities.images import as_bytes
 
@@ -81,7 +81,7 @@ class FrechetDistance(Callback):
         feature_extractor: nn.Module | None = None,
         num_samples: int = 50_000,
         batch_size: int = 64,
-        temperature: int | float | Sequence[int | float] = 1.0,
+        temperature: Temperature = 1.0,
         cache: str | Path = "~/.cache/nvae_lightning/frechet",
         seed: int = 0,
     ) -> None:
@@ -100,25 +100,24 @@ class FrechetDistance(Callback):
         self._check_network()
         self.num_samples = num_samples
         self.batch_size = batch_size
-        self.temperature = _as_temperature(temperature)
+        self.temperature = temperature
         self.cache = Path(cache).expanduser().absolute()
         self.seed = seed
         self._metric: FrechetInceptionDistance | None = None
 
     @property
     def name(self) -> str:
-        """Return the name of the logged distance."""
+        """Name of the logged distance."""
         if self.feature_extractor is None:
             return "test/fid"
         return f"test/frechet_distance_{type(self.feature_extractor).__name__}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check everything that could fail before a training or a test begins.
+        """Check all settings before a training or a test begins.
 
         Raises:
             ValueError: If the data module is not one of images, there are fewer samples than
-                devices, the number of temperatures is not that of the scales, or the network's
-                weights or features are unsuitable.
+                devices, or the temperature, the network's weights or its features are unsuitable.
         """
         if stage not in ("fit", "test"):
             return
@@ -129,12 +128,10 @@ class FrechetDistance(Callback):
                 f"devices draws at least one; set fid.num_samples={trainer.world_size} or more"
             )
         assert isinstance(pl_module, EvaluationModule)
-        num_scales = len(pl_module.model.hierarchy.scales)
-        if isinstance(self.temperature, list) and len(self.temperature) != num_scales:
-            raise ValueError(
-                f"fid.temperature must be one number, or one for each of {num_scales} scales, "
-                f"got {self.temperature}"
-            )
+        try:
+            pl_module.model.temperature_of_groups(self.temperature)
+        except ValueError as error:
+            raise ValueError(f"fid.{error}") from error
         device: torch.device = trainer.strategy.root_device
         if device.type == "mps":  # which has no float64
             device = torch.device("cpu")
@@ -187,8 +184,8 @@ class FrechetDistance(Callback):
             raise ValueError(f"fid.weights: '{self.weights}' is not a file; {_REMEDY}")
         if importlib.util.find_spec("torch_fidelity") is None:
             raise ValueError(
-                f"fid.weights: got '{self.weights}', which takes torch-fidelity's network; "
-                'pip install "nvae-lightning[fid]", or give another one as fid.feature_extractor'
+                f"fid.weights: got '{self.weights}', which requires torch-fidelity; "
+                'pip install "nvae-lightning[fid]", or set fid.feature_extractor'
             )
 
     def _build(self, image_size: int, device: torch.device) -> FrechetInceptionDistance:
@@ -211,7 +208,7 @@ class FrechetDistance(Callback):
             metric = FrechetInceptionDistance(
                 2048, feature_extractor_weights_path=str(self.weights), antialias=False
             )
-        except Exception as error:  # many kinds, each of many lines
+        except Exception as error:  # of many types, with long messages
             raise ValueError(
                 f"fid.weights: '{self.weights}' does not hold the weights of torch-fidelity's "
                 f"Inception network ({type(error).__name__}); {_REMEDY}"
@@ -225,7 +222,7 @@ class FrechetDistance(Callback):
         path, known = Path(), None
         if trainer.is_global_zero:  # nodes may have different caches
             path = self.cache / f"{self._fingerprint(data)}.safetensors"
-            known = _read(path, metric, num_images)
+            known = _read(path)
         if trainer.strategy.broadcast(known is not None):
             # On the first rank only: the statistics of all ranks are summed.
             for name, value in (known or {}).items():
@@ -251,8 +248,7 @@ class FrechetDistance(Callback):
         assert isinstance(pl_module, EvaluationModule)
         model = pl_module.model
         share = len(range(trainer.global_rank, self.num_samples, trainer.world_size))
-        entropy = np.random.SeedSequence([self.seed, trainer.global_rank])
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        seed_torch(self.seed, trainer.global_rank)
         starts = range(0, share, self.batch_size)
         for start in tqdm(starts, "Samples", **_bar_options(trainer)):
             likelihood = model.sample(min(self.batch_size, share - start), self.temperature)
@@ -310,19 +306,6 @@ class _Features(nn.Module):
         return self.network(images).double()
 
 
-def _as_temperature(temperature: int | float | Sequence[int | float]) -> float | list[float]:
-    single = isinstance(temperature, int | float)
-    values: list[Any] = [temperature] if single else list(temperature)
-    if not values or not all(
-        isinstance(value, int | float) and 0.0 <= value < math.inf for value in values
-    ):
-        raise ValueError(
-            f"fid.temperature must be finite and not negative, got {temperature!r}: give one "
-            "number, or one per scale"
-        )
-    return float(values[0]) if single else [float(value) for value in values]
-
-
 def _images_of(trainer: Trainer) -> ImageDataModule:
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, ImageDataModule):
@@ -354,29 +337,16 @@ def _hash_of_tensors(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read(
-    path: Path, metric: FrechetInceptionDistance, num_images: int
-) -> dict[str, Tensor] | None:
+def _read(path: Path) -> dict[str, Tensor] | None:
     """Return the cached statistics of the training images, if they exist and are intact."""
     try:
         known = safetensors.torch.load(path.read_bytes())
+        return {name: known[name] for name in _REAL}
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, SafetensorError) as error:
-        reason = str(error)
-    else:
-        found = {name: (value.shape, value.dtype) for name, value in known.items()}
-        states = {name: getattr(metric, name) for name in _REAL}
-        if found != {name: (value.shape, value.dtype) for name, value in states.items()}:
-            reason = "it holds something else"
-        elif known["real_features_num_samples"] != num_images:
-            reason = f"it does not describe {num_images} images"
-        elif not all(value.isfinite().all() for value in known.values()):
-            reason = "it holds infinite values"
-        else:
-            return known
-    rank_zero_warn(f"fid.cache: '{path}' is not usable ({reason}) and is computed again")
-    return None
+    except (OSError, SafetensorError, KeyError) as error:
+        rank_zero_warn(f"fid.cache: '{path}' is not usable ({error}) and is computed again")
+        return None
 
 
 def _write(path: Path, statistics: dict[str, Tensor]) -> None:

@@ -24,18 +24,17 @@ class Guard(Callback):
     """Skip steps whose loss or gradient is not finite; roll back after too many in a row.
 
     A skipped step leaves weights, optimiser and running statistics as they were, on all ranks,
-    whichever rank saw the value. After `patience` skipped steps in a row, weights and optimiser
-    roll back to the last checkpoint before them, with λ raised and the learning rate lowered;
+    whichever rank has the value. After `patience` skipped steps in a row, weights and optimiser
+    roll back to the last checkpoint before them, with a higher λ and a lower learning rate;
     schedules and data continue. After `max_rollbacks` rollbacks the training ends.
 
-    With fp16 the gradient scaler handles gradients that overflow, as long as it can lower its
-    scale.
+    In fp16 the gradient scaler handles gradients that overflow, until its scale is 1.
 
     Args:
         max_grad_norm: Gradient norm above which steps are skipped, too; None disables the limit.
-            After `patience` of these in a row, one is made with the gradient clipped to the limit.
+            After `patience` of these in a row, the next one is clipped to the limit instead.
         patience: Number of skipped steps in a row before a rollback.
-        max_rollbacks: Number of rollbacks before the training is given up.
+        max_rollbacks: Maximum number of rollbacks.
         penalty_factor: Factor on λ at each rollback.
         learning_rate_factor: Factor on the learning rate at each rollback.
 
@@ -96,7 +95,7 @@ class Guard(Callback):
         self._in_a_row = state_dict["in_a_row"].copy()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copy the running statistics: a forward pass changes them before its loss is known."""
+        """Copy the running statistics, which a forward pass changes before its loss is known."""
         self._statistics = [b for n, b in pl_module.named_buffers() if ".running_" in n]
         self._kept = [b.clone() for b in self._statistics]
 
@@ -104,7 +103,7 @@ class Guard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Decide together with all ranks whether to make this step."""
+        """Make or skip this step, on all ranks alike."""
         assert isinstance(pl_module, NVAEModule)
         parameters = [p for p in pl_module.parameters() if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -146,7 +145,7 @@ class Guard(Callback):
         rank_zero_warn(f"step {trainer.global_step} skipped: {seen or 'seen on another rank'}")
         _copy(self._statistics, self._kept)
         for parameter in module.parameters():
-            parameter.grad = None  # which optimisers pass over
+            parameter.grad = None  # optimisers skip parameters without a gradient
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
@@ -155,7 +154,7 @@ class Guard(Callback):
         """Roll back if too many steps in a row were skipped.
 
         Raises:
-            DivergedError: If there were too many rollbacks, or there is no checkpoint to use.
+            DivergedError: After too many rollbacks, or without a checkpoint to roll back to.
         """
         assert isinstance(pl_module, NVAEModule)
         if self._in_a_row[_NOT_FINITE] < self.patience:
@@ -180,9 +179,8 @@ class Guard(Callback):
         self._in_a_row = dict.fromkeys(self._in_a_row, 0)
         rank_zero_warn(
             f"step {trainer.global_step}: rolled back to '{path}' after {self.patience} skipped "
-            "steps; "
-            f"λ is now {pl_module.penalty_factor:g} times and the learning rate "
-            f"{pl_module.learning_rate_factor:g} times what is set"
+            f"steps; λ is now {pl_module.penalty_factor:g} times and the learning rate "
+            f"{pl_module.learning_rate_factor:g} times its setting"
         )
 
     def _diverged(self, trainer: Trainer, when: str) -> DivergedError:
@@ -190,7 +188,16 @@ class Guard(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({"train/diverged": 1.0}, step=trainer.global_step - 1)
             logger.save()
-        return DivergedError(self._report(trainer, when))
+        seen = [self._seen]
+        if trainer.world_size > 1:
+            seen = [""] * trainer.world_size
+            torch.distributed.all_gather_object(seen, self._seen)
+        first = next(filter(None, seen), "a gradient that is not finite")
+        return DivergedError(
+            f"the training has diverged: {self.patience} steps in a row were skipped up to step "
+            f"{trainer.global_step}, {when}; seen: {first}. Try a higher penalty.weight, a lower "
+            "optimizer.lr, trainer.precision=bf16-mixed or 32-true, callbacks.guard.max_grad_norm"
+        )
 
     def _last_good(self, trainer: Trainer) -> str | None:
         """Return the latest intact checkpoint that was not made while steps were skipped."""
@@ -209,18 +216,6 @@ class Guard(Callback):
             if not any(guard.get("in_a_row", {}).values()):
                 return str(path)
         return None
-
-    def _report(self, trainer: Trainer, when: str) -> str:
-        seen = [self._seen]
-        if trainer.world_size > 1:
-            seen = [""] * trainer.world_size
-            torch.distributed.all_gather_object(seen, self._seen)
-        first = next(filter(None, seen), "a gradient that is not finite")
-        return (
-            f"the training has diverged: {self.patience} steps in a row were skipped up to step "
-            f"{trainer.global_step}, {when}; seen: {first}. Try a higher penalty.weight, a lower "
-            "optimizer.lr, trainer.precision=bf16-mixed or 32-true, callbacks.guard.max_grad_norm"
-        )
 
 
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:

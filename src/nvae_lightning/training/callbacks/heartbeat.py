@@ -24,14 +24,14 @@ _DONE = b"done"
 
 
 class Heartbeat(Callback):
-    """End all ranks with a one-line error if one stops: through a signal, or with its machine.
+    """End all ranks with a one-line error if one stops, or if its machine does.
 
     Every rank increments its own counter in the store of the process group and watches the other
-    counters. Time is counted in intervals in which this rank was running, so that a job that is
-    suspended as a whole (Ctrl-Z) can be continued.
+    counters. Only intervals in which this rank runs are counted, so that a job that is suspended
+    as a whole (Ctrl-Z) can continue.
 
     Args:
-        timeout_minutes: Time after which a rank whose counter stands still is given up.
+        timeout_minutes: Time after which a rank whose counter stands still counts as missing.
     """
 
     def __init__(self, timeout_minutes: int | float) -> None:
@@ -88,7 +88,7 @@ class Heartbeat(Callback):
                 self._leave(missing)
 
     def _leave(self, missing: list[int]) -> None:
-        """Exit, and kill those processes on this machine that cannot exit themselves."""
+        """Exit, and kill the processes on this machine that cannot exit by themselves."""
         position = [r for r in range(self._num_ranks) if r not in missing].index(self._rank)
         time.sleep(position * self.interval)  # the first one ends the others
         names = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
@@ -110,7 +110,7 @@ class Heartbeat(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Exit silently if another rank has exited because of a silent one."""
+        """Exit without a message if another rank has reported the missing one."""
         if self._ended.is_set():
             return
         is_ours = not isinstance(exception, RuntimeError)  # which collectives raise

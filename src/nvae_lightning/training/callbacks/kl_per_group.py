@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from nvae_lightning.inference.metrics import groups_of
 from nvae_lightning.training.callbacks.pictures import log_picture
 from nvae_lightning.training.module import NVAEModule, is_logging_step
 from nvae_lightning.utilities import figures
@@ -23,8 +24,8 @@ _LOGGED = {"rates": "kl_group", "balance": "kl_balance", "active": "active_chann
 class KLPerGroup(Callback):
     """Draw ``kl_per_group.png`` and ``kl_heatmap.png`` after every validation and the training.
 
-    Loggers receive them as ``train/kl_per_group`` and ``train/kl_heatmap``. The history survives a
-    resume. W&B also receives ``val/groups``, a table of the latest values.
+    Loggers receive them as ``train/kl_per_group`` and ``train/kl_heatmap``, and W&B a table of the
+    latest values as ``val/groups``. Checkpoints contain the history.
 
     Attributes:
         steps: Logging steps so far.
@@ -37,7 +38,7 @@ class KLPerGroup(Callback):
         self._num_drawn = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the history as tensors: it has as many values as steps times groups."""
+        """Return the history as tensors, which are smaller than lists."""
         return {
             "steps": torch.tensor(self.steps),
             **{name: torch.tensor(values) for name, values in self.history.items()},
@@ -60,7 +61,7 @@ class KLPerGroup(Callback):
             return
         self.steps.append(step)
         for name, logged in _LOGGED.items():
-            self.history[name].append(_by_group(trainer, f"train/{logged}/"))
+            self.history[name].append(_values(trainer, f"train/{logged}"))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw, and log the table."""
@@ -101,9 +102,9 @@ class KLPerGroup(Callback):
         columns = {
             "group": list(range(len(scales))),
             "scale": scales,
-            "KL (nats)": _by_group(trainer, "val/kl_group/"),
+            "KL (nats)": _values(trainer, "val/kl_group"),
             "balancing factor": self.history["balance"][-1],  # known in training only
-            "active channels": _by_group(trainer, "val/active_channels/"),
+            "active channels": _values(trainer, "val/active_channels"),
         }
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
         for logger in trainer.loggers:
@@ -111,9 +112,6 @@ class KLPerGroup(Callback):
                 logger.log_table("val/groups", list(columns), rows, step=trainer.global_step)
 
 
-def _by_group(trainer: Trainer, prefix: str) -> list[float]:
-    """Return the last logged value of every group, coarsest first."""
-    metrics = trainer.callback_metrics
-    names = sorted(name for name in metrics if name.removeprefix(prefix).isdecimal())
-    values = [metrics[name] for name in names]
-    return torch.stack(values).tolist()  # one synchronisation instead of one per group
+def _values(trainer: Trainer, name: str) -> list[float]:
+    # One synchronisation instead of one per group.
+    return torch.stack(groups_of(trainer.callback_metrics, name)).tolist()

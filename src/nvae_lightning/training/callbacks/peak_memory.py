@@ -18,9 +18,9 @@ _COUNTED_STEP = 2  # the first creates the optimiser's state
 class PeakMemory(Callback):
     """Log ``train/peak_memory_gib``: the peak size of all tensors on a device.
 
-    On a GPU the allocator counts it from the start of the training. Elsewhere the tensors of one
-    early step are counted, with weights and optimiser state: the memory of a process depends on
-    what ran in it before, such as another job of a sweep.
+    On a GPU the allocator counts them from the start of the training. Elsewhere the tensors of one
+    early step, the weights and the optimiser's state are counted, because the memory of the
+    process would include earlier jobs of a sweep.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class PeakMemory(Callback):
 
 
 def _kept_bytes(trainer: Trainer, module: LightningModule) -> int:
-    """Return the bytes of all tensors that outlive a step."""
+    """Return the bytes of the parameters, the buffers and the optimiser's state."""
     states = [optimizer.state_dict()["state"] for optimizer in trainer.optimizers]
     kept = chain(module.parameters(), module.buffers(), tree_leaves(states))
     return sum(value.nbytes for value in kept if isinstance(value, Tensor))

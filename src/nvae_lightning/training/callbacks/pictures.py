@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from nvae_lightning.inference.batches import images_of
+from nvae_lightning.inference.sampling import sample_means
 from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.utilities.files import whole_file
 from nvae_lightning.utilities.images import grid
@@ -108,12 +109,7 @@ class Pictures(Callback):
         with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(self.seed)
             # In chunks of a batch, a size that is known to fit into memory.
-            samples = torch.cat(
-                [
-                    model.sample(min(self._chunk, self.num_images - start), self.temperature).mean
-                    for start in range(0, self.num_images, self._chunk)
-                ]
-            )
+            samples = sample_means(model, self.num_images, self._chunk, self.temperature)
             reconstructions = torch.cat(
                 [model(chunk).likelihood.mean for chunk in images.split(self._chunk)]
             )

@@ -40,7 +40,7 @@ class EndRanks(Callback):
             return
         if not isinstance(launcher, _SubprocessScriptLauncher):
             return
-        # Lightning's observer would take their exit status for a failure and kill this process.
+        # Lightning's observer would treat their exit status as a failure and kill this process.
         ranks, launcher.procs[:] = list(launcher.procs), []
         for rank in ranks:
             rank.send_signal(exception.signum)
@@ -56,11 +56,11 @@ class Preemption(EndRanks):
     """Save a checkpoint and exit at SIGTERM, SIGUSR1 or Ctrl-C, after the current step.
 
     All ranks exit after the same step, whichever received the signal. Under SLURM the job is
-    requeued after SIGUSR1 (``sbatch --signal=USR1@120``). A second Ctrl-C exits immediately; so
-    does a process whose step does not end, because another rank has died.
+    requeued after SIGUSR1 (``sbatch --signal=USR1@120``). A second Ctrl-C exits immediately, as
+    does a process whose step never ends because another rank has died.
 
     Args:
-        check_every_n_steps: Steps between two exchanges of signals among several ranks.
+        check_every_n_steps: Steps between two exchanges of received signals among the ranks.
         grace_seconds: Time limit for the current step.
     """
 
@@ -119,7 +119,7 @@ class Preemption(EndRanks):
                 self._end(trainer, received)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lift the time limit during a validation: the run exits after it."""
+        """Suspend the time limit during a validation, after which the run exits."""
         self._is_validating = True
         self._stop_watchdog()
 
@@ -157,7 +157,7 @@ class Preemption(EndRanks):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Restore the signal handlers: Lightning does not tear callbacks down here."""
+        """Restore the signal handlers; Lightning calls no `teardown` after an exception."""
         self.teardown(trainer, pl_module, "fit")
         super().on_exception(trainer, pl_module, exception)
 

@@ -25,15 +25,14 @@ _COUNTS = ("ready", "started", "processed", "completed")
 class Resumption(Callback):
     """Continue metrics.csv, the data and the loops where the checkpoint was made.
 
-    Lightning's own restoration of the place in the data fails when a schedule has asked for the
-    number of training steps. It restores the counts of its loops, but infers from them where in a
-    step or an epoch the checkpoint was made, and so miscounts steps (2.6): here the place is set
-    explicitly.
+    Lightning 2.6 does not restore the place in the data if a schedule depends on the number of
+    training steps. It infers from the counts of its loops where in a step or an epoch the
+    checkpoint was made, and so miscounts steps: this callback sets the place explicitly.
 
     The place in the data is a number of images. With a different number of images per step, the
     rest of the epoch has a different number of steps; schedules count steps as before.
 
-    Other data modules than this package's have no such place. The states of the random number
+    Other data modules than this package's do not save a place. The states of the random number
     generators are saved instead, so that a resume from the end of an epoch is exact; within an
     epoch Lightning draws the remaining batches again.
     """
@@ -44,7 +43,7 @@ class Resumption(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the batch size, and the metrics that are written after the checkpoint."""
+        """Add the place in the data, and the metrics that are logged after the checkpoint."""
         row = {}
         if is_logging_step(trainer, trainer.global_step):
             metrics = trainer.logged_metrics
@@ -64,7 +63,7 @@ class Resumption(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Read the place of the checkpoint, and continue metrics.csv from it."""
+        """Read the checkpoint's place, and continue metrics.csv from there."""
         state = checkpoint.get(_KEY)
         if state is None or trainer.state.fn != "fit":
             return
@@ -94,7 +93,7 @@ class Resumption(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the loader, or else the random number generators, and the loops to the place."""
+        """Set the loops and the loader, or the random number generators, to the place."""
         loader, place = _loader(trainer), self._place
         if loader is None:
             data = getattr(trainer, "datamodule", None)
@@ -118,18 +117,18 @@ class Resumption(Callback):
 
 @dataclass(frozen=True)
 class _Place:
-    """Where in the loops a checkpoint was made."""
+    """Place in the loops at which a checkpoint was made."""
 
     loader: dict[str, int] | None
     random: dict[str, Any] | None  # states of the generators, if the loader has no place
     epoch: int  # counted from 0
-    num_batches: int  # that were trained on in this epoch
+    num_batches: int  # trained on in this epoch
     is_last_batch: bool
-    is_validated: bool  # whether any validation due after the last batch has been made
+    is_validated: bool  # whether the validation after the last batch, if due, is complete
 
 
 def _set_loops(trainer: Trainer, place: _Place) -> None:
-    """Set Lightning's loops to a place just before they run."""
+    """Set Lightning's loops to a place before they run."""
     loop, steps = trainer.fit_loop.epoch_loop, trainer.global_step
     limit, num_batches = trainer.num_training_batches, place.num_batches
     is_last = place.is_last_batch or num_batches >= limit
@@ -152,7 +151,7 @@ def _set_loops(trainer: Trainer, place: _Place) -> None:
         counts.load_state_dict(dict.fromkeys(_COUNTS, ready))
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
-    # Lightning counts the step again when a validation is due, whether or not it was made.
+    # Lightning counts the step again when a validation is due, even if it is complete.
     is_due = loop._should_check_val_fx(fetcher)
     loop._batches_that_stepped = steps - (is_due and not loop._should_accumulate())
     if is_due and not place.is_validated:

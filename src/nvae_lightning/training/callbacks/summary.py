@@ -1,4 +1,4 @@
-"""The summary that closes a training."""
+"""A summary of the results."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nvae_lightning.inference.batches import images_of
+from nvae_lightning.inference.metrics import groups_of
 from nvae_lightning.training.module import NVAEModule
 
 
@@ -44,10 +45,7 @@ class Summary(Callback):
         assert isinstance(pl_module, NVAEModule)
         metrics = trainer.callback_metrics
         hierarchy = pl_module.model.hierarchy
-        active = sum(
-            float(metrics[f"test/active_channels/{group:02d}"])
-            for group in range(hierarchy.num_groups)
-        )
+        active = float(sum(groups_of(metrics, "test/active_channels")))
         table = Table("", "nats per image", "bits per dim", title="Test", title_justify="left")
         for name in metrics:
             if name.startswith("test/elbo"):
@@ -71,6 +69,6 @@ class Summary(Callback):
             num_steps = trainer.global_step - self._first_step
             console.print(
                 f"trained          {num_steps} steps in {self._seconds:.0f} s, "
-                f"{self._num_images / self._seconds:.0f} images a second, validation included"
+                f"{self._num_images / self._seconds:.0f} images per second, including validation"
             )
         console.print(f"everything is in {trainer.default_root_dir}", soft_wrap=True)

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from nvae_lightning.inference.recalibration import recalibrate, with_statistics
+from nvae_lightning.inference.sampling import sample_means
 from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.utilities import figures
 
@@ -18,8 +19,8 @@ from nvae_lightning.utilities import figures
 class Temperatures(Callback):
     """Write ``temperatures.png`` after the test: a row of samples per temperature.
 
-    The statistics of batch normalisation are recalibrated for each temperature. The images of a
-    column share their noise.
+    Batch normalisation is recalibrated for each temperature. The images of a column share their
+    noise.
 
     Source: Vahdat & Kautz 2020, Sec. 4.2.
 
@@ -73,11 +74,8 @@ class Temperatures(Callback):
                 )  # fmt: skip
                 torch.manual_seed(self.seed)
                 with with_statistics(model, statistics):
-                    images = [
-                        model.sample(min(self.batch_size, self.num_images - start), temperature)
-                        for start in range(0, self.num_images, self.batch_size)
-                    ]
-                rows.append(torch.cat([likelihood.mean for likelihood in images]))
+                    images = sample_means(model, self.num_images, self.batch_size, temperature)
+                rows.append(images)
         if not trainer.is_global_zero:
             return
         labels = [f"t = {temperature:g}" for temperature in self.temperatures]

@@ -11,7 +11,7 @@ from nvae_lightning.training.module import is_logging_step
 
 
 class Throughput(Callback):
-    """Log ``train/images_per_second`` of all devices together, without the time of validation."""
+    """Log ``train/images_per_second`` over all devices, excluding the time of validation."""
 
     def __init__(self) -> None:
         self._started = 0.0

@@ -17,7 +17,7 @@ def start_wandb(loggers: Sequence[Logger]) -> None:
     """Start the W&B runs before the training, without asking for a key.
 
     Raises:
-        ValueError: If W&B starts none: without a key, or because of an invalid setting.
+        ValueError: If a run does not start: without a key, or because of an invalid setting.
     """
     for logger in loggers:
         if not isinstance(logger, WandbLogger):
@@ -26,7 +26,7 @@ def start_wandb(loggers: Sequence[Logger]) -> None:
 
         terminal = sys.stdin
         try:
-            # Some invalid variables would end W&B's own process, others would be ignored.
+            # W&B's own process exits at some invalid variables and ignores others.
             wandb.Settings().update_from_env_vars(dict(os.environ))
             with open(os.devnull, encoding="utf-8") as sys.stdin:
                 _ = logger.experiment
@@ -58,7 +58,7 @@ def _finish() -> None:
 
 
 class FinishWandb(Callback):
-    """End the W&B run with the job: the next job of the process would continue it."""
+    """End the W&B run with its job, or the next job of the process would continue it."""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finish after the test that follows a training."""

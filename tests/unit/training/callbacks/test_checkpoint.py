@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, and refused where they are not."""
+"""Atomic checkpoints, and the refusal of damaged ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nvae_lightning.serialization.checkpoints import (
     verify_checkpoint,
 )
 from nvae_lightning.training.callbacks import Checkpoint
-from nvae_lightning.training.checkpoints import AtomicCheckpointIO, find_checkpoint
+from nvae_lightning.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
 
 CONTENT = {"state_dict": {"weight": torch.arange(300.0), "bias": torch.ones(5)}, "global_step": 7}
 
@@ -40,13 +40,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def change(path: Path, content: bytes) -> None:
-    """Overwrite a file as a failing disk would: its time stays."""
+    """Overwrite a file without changing its times, as a failing disk would."""
     times = path.stat()
     path.write_bytes(content)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def test_a_checkpoint_cut_off_anywhere_is_refused_and_the_previous_one_used(
+def test_a_truncated_checkpoint_is_refused_and_the_previous_one_used(
     folder: Path,
 ) -> None:
     path = folder / "step0000008.ckpt"
@@ -61,9 +61,9 @@ def test_a_checkpoint_cut_off_anywhere_is_refused_and_the_previous_one_used(
             assert "\n" not in str(error.value)
             assert "give another one, or last" in str(error.value)
         with pytest.raises(ValueError, match="damaged"):
-            find_checkpoint(str(path), folder)
+            checkpoint_to_resume(str(path), folder)
         with pytest.warns(UserWarning, match=r"0008.ckpt' is damaged .*an older one is used"):
-            assert find_checkpoint("last", folder) == folder / "step0000007.ckpt"
+            assert checkpoint_to_resume("last", folder) == folder / "step0000007.ckpt"
 
 
 def test_changed_bytes_are_refused_or_harmless(folder: Path) -> None:
@@ -76,7 +76,7 @@ def test_changed_bytes_are_refused_or_harmless(folder: Path) -> None:
         change(path, content[:position] + bytes([byte]) + content[position + 1 :])
         with suppress(ValueError):
             found = read_checkpoint(path)
-            # Not refused: what aligns the tensors in the file, or an unused field of the format.
+            # Not refused: padding between tensors, or an unused field of the format.
             for name, value in CONTENT["state_dict"].items():
                 assert value.equal(found["state_dict"][name])
             continue
@@ -87,7 +87,7 @@ def test_changed_bytes_are_refused_or_harmless(folder: Path) -> None:
 
 
 class Harmful:
-    """What touches a file when it is unpickled."""
+    """Object that creates a folder when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("harm",)
@@ -107,7 +107,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(
         assert not Path("harm").exists()
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_other_files_are_refused_as_checkpoints(tmp_path: Path) -> None:
     zipped = tmp_path / "zipped.ckpt"
     with zipfile.ZipFile(zipped, "w") as archive:
         archive.writestr("readme.txt", "hello")
@@ -124,33 +124,33 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
             read_checkpoint(tmp_path / name)
 
 
-def test_last_without_any_whole_checkpoint_names_the_folder(tmp_path: Path) -> None:
+def test_last_without_an_intact_checkpoint_names_the_folder(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"ckpt_path=last: no intact checkpoint in .*hydra.run.dir"
     ):
-        find_checkpoint("last", tmp_path / "nowhere")
+        checkpoint_to_resume("last", tmp_path / "nowhere")
     (tmp_path / "last.ckpt").symlink_to("gone.ckpt")
     assert last_checkpoint(tmp_path) is None
-    assert find_checkpoint(None, tmp_path) is None
+    assert checkpoint_to_resume(None, tmp_path) is None
 
 
-def test_a_job_queued_again_goes_on_with_its_own_checkpoint(
+def test_a_requeued_job_resumes_from_its_own_checkpoint(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path_factory.mktemp("other") / "step.ckpt"
     shutil.copy(folder / "step0000007.ckpt", other)
     newest = folder / "step0000008.ckpt"
-    assert find_checkpoint(None, folder) is None
-    assert find_checkpoint(str(other), folder) == other
+    assert checkpoint_to_resume(None, folder) is None
+    assert checkpoint_to_resume(str(other), folder) == other
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert find_checkpoint(None, folder) == newest
-    assert find_checkpoint(str(other), folder) == newest
-    assert find_checkpoint(str(other), other.parent / "nowhere") == other
-    assert find_checkpoint(None, folder / "nowhere") is None
+    assert checkpoint_to_resume(None, folder) == newest
+    assert checkpoint_to_resume(str(other), folder) == newest
+    assert checkpoint_to_resume(str(other), other.parent / "nowhere") == other
+    assert checkpoint_to_resume(None, folder / "nowhere") is None
 
 
 @pytest.mark.parametrize("failing", ["torch.save", "os.fsync"])
-def test_a_full_disk_leaves_what_was_there(
+def test_a_full_disk_does_not_change_earlier_checkpoints(
     folder: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     def fail(*arguments: object) -> None:
@@ -209,7 +209,7 @@ def test_the_newest_are_kept_and_last_is_the_newest(train: Any) -> None:
         assert torch.load(folder / name, weights_only=True)["global_step"] == step
 
 
-def test_last_is_a_copy_where_there_are_no_links(
+def test_last_is_a_copy_on_file_systems_without_links(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object) -> None:
@@ -237,7 +237,7 @@ def test_a_clock_that_is_set_back_changes_nothing(
     assert last_checkpoint(folder) == folder / "step0000006.ckpt"
 
 
-def test_the_last_checkpoint_is_that_of_the_most_steps(folder: Path) -> None:
+def test_the_last_checkpoint_has_the_most_steps(folder: Path) -> None:
     newest = folder / "step0000008.ckpt"
     os.utime(folder / "step0000007.ckpt")  # as a copy of the folder may do
     assert last_checkpoint(folder) == newest
@@ -253,7 +253,7 @@ def test_the_last_checkpoint_is_that_of_the_most_steps(folder: Path) -> None:
     assert last_checkpoint(folder) == folder / "step10000000.ckpt"
 
 
-def test_checkpoints_of_an_earlier_run_are_set_aside(train: Any) -> None:
+def test_checkpoints_of_an_earlier_run_are_moved(train: Any) -> None:
     folder = train(9, every_n_train_steps=1)
     train(2, every_n_train_steps=1)
     assert names(folder) == ["earlier.0", "last.ckpt", "step0000001.ckpt", "step0000002.ckpt"]
@@ -261,7 +261,7 @@ def test_checkpoints_of_an_earlier_run_are_set_aside(train: Any) -> None:
     assert last_checkpoint(folder) == folder / "step0000002.ckpt"
 
 
-def test_checkpoints_after_the_one_resumed_from_are_set_aside(train: Any) -> None:
+def test_checkpoints_after_the_resumed_one_are_moved(train: Any) -> None:
     folder = train(12, every_n_train_steps=4, keep=9)
     train(8, folder / "step0000004.ckpt", every_n_train_steps=1, keep=2)
     assert names(folder) == ["earlier.0", "last.ckpt", "step0000007.ckpt", "step0000008.ckpt"]
@@ -270,7 +270,7 @@ def test_checkpoints_after_the_one_resumed_from_are_set_aside(train: Any) -> Non
     assert names(folder) == ["earlier.0", "last.ckpt", "step0000008.ckpt", "step0000009.ckpt"]
 
 
-def test_a_kill_before_the_link_is_set_is_made_up_for(train: Any) -> None:
+def test_a_missing_link_is_restored_by_a_resume(train: Any) -> None:
     folder = train(2, every_n_train_steps=1)
     (folder / "last.ckpt").unlink()
     train(2, folder / "step0000002.ckpt")
@@ -278,7 +278,7 @@ def test_a_kill_before_the_link_is_set_is_made_up_for(train: Any) -> None:
 
 
 @pytest.mark.parametrize("deleted", ["run", "run/checkpoints"])
-def test_a_folder_deleted_during_the_run_is_not_made_again(tmp_path: Path, deleted: str) -> None:
+def test_a_folder_deleted_during_the_run_is_not_recreated(tmp_path: Path, deleted: str) -> None:
     folder, gone = tmp_path / "run" / "checkpoints", tmp_path / deleted
 
     class Deleting(Line):

@@ -1,4 +1,4 @@
-"""Averaged weights take the place of the latest while a model is validated and tested."""
+"""Averaged weights replace the latest ones in validation and test."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def _weights(module: LightningModule) -> Tensor:
 
 
 class Spy(Callback):
-    """Follow the average by its formula; keep the weights that validations and the test see."""
+    """Compute the average by its formula; record the weights in validation and test."""
 
     def __init__(self) -> None:
         self.average = torch.empty(0)
@@ -50,7 +50,7 @@ class Spy(Callback):
         self.seen["test"] = _weights(pl_module), self.average
 
 
-def test_validation_and_test_see_the_average_and_training_the_latest(tmp_path: Path) -> None:
+def test_validation_and_test_use_the_average_and_training_the_latest(tmp_path: Path) -> None:
     with initialize_config_dir(str(CONFIG_ROOT / "conf"), version_base="1.3"):
         config = compose("train", ["dataset.batch_size=8", "num_importance_samples=1"])
     spy = Spy()
@@ -70,7 +70,7 @@ def test_validation_and_test_see_the_average_and_training_the_latest(tmp_path: P
     assert (spy.average - spy.latest).abs().max() > 1e-4
 
 
-def test_what_has_been_initialised_is_so_in_the_saved_average(tmp_path: Path) -> None:
+def test_the_saved_average_has_the_extra_state_of_the_latest_model(tmp_path: Path) -> None:
     with initialize_config_dir(str(CONFIG_ROOT / "conf"), version_base="1.3"):
         config = compose("train", ["dataset.batch_size=8"])
     trainer = Trainer(

@@ -55,7 +55,7 @@ class Projection(nn.Module):
         return images.flatten(1).float() / 255 @ self.projection
 
     def images(self) -> Tensor:
-        """All images but those that tell the number of features."""
+        """All images except those for measuring the number of features."""
         return torch.cat(self.seen[1:])
 
     def real(self) -> Tensor:
@@ -169,7 +169,7 @@ def test_samples_are_the_means_of_the_likelihood_rounded_to_eight_bits(
     torch.testing.assert_close(network.fake() / 255, torch.cat(means), rtol=0, atol=0.5 / 254)
 
 
-def test_training_images_are_looked_at_once(measure: Measure) -> None:
+def test_statistics_of_training_images_are_cached(measure: Measure) -> None:
     networks = [Projection(), Projection()]
     first, second = (measure(network) for network in networks)
     assert [len(network.images()) - NUM_SAMPLES for network in networks] == [NUM_IMAGES, 0]
@@ -186,7 +186,7 @@ def test_training_images_are_looked_at_once(measure: Measure) -> None:
         (Projection(), {"image": ImageFormat(3, 8, 1)}),
     ],
 )
-def test_other_images_or_another_network_are_looked_at_anew(
+def test_other_images_or_another_network_have_their_own_cache(
     measure: Measure, network: nn.Module, data: dict[str, Any], tmp_path: Path
 ) -> None:
     measure(Projection())
@@ -198,22 +198,12 @@ def test_other_images_or_another_network_are_looked_at_anew(
     assert [len(path.name) for path in files] == [64 + len(".safetensors")] * 2
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "of another number", "not finite"])
-def test_a_damaged_cache_is_made_anew(measure: Measure, tmp_path: Path, damage: str) -> None:
-    from safetensors.torch import load_file, save_file
-
+@pytest.mark.parametrize("length", [-8, 0])
+def test_a_damaged_cache_is_replaced(measure: Measure, tmp_path: Path, length: int) -> None:
     before = measure(Projection())
     (file,) = (tmp_path / "cache").iterdir()
     whole = file.read_bytes()
-    if damage in ("truncated", "empty"):
-        file.write_bytes(whole[:-8] if damage == "truncated" else b"")
-    else:
-        statistics = load_file(file)
-        if damage == "not finite":
-            statistics["real_features_sum"][0] = torch.nan
-        else:
-            statistics["real_features_num_samples"] += 1
-        save_file(statistics, file)
+    file.write_bytes(whole[:length])
     network = Projection()
     with pytest.warns(UserWarning, match=r"fid\.cache: .* is not usable .* computed again"):
         after = measure(network)
@@ -222,7 +212,7 @@ def test_a_damaged_cache_is_made_anew(measure: Measure, tmp_path: Path, damage: 
     assert file.read_bytes() == whole
 
 
-def test_a_cache_that_cannot_be_written_is_warned_of(measure: Measure, tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_a_warning(measure: Measure, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder would be")
     with pytest.warns(UserWarning, match=r"fid\.cache: .* is not writable"):
         metrics = measure(Projection())
@@ -282,7 +272,7 @@ def test_grey_binary_images_become_three_equal_colours(
 
 
 class State(Callback):
-    """Remember what a callback must not change."""
+    """Record the state that a callback must not change."""
 
     def __init__(self) -> None:
         self.random: Tensor | None = None
@@ -293,7 +283,7 @@ class State(Callback):
         self.training = [module.training for module in pl_module.model.modules()]  # pyright: ignore
 
 
-def test_random_numbers_and_model_are_left_alone(tmp_path: Path, colour_nvae: NVAE) -> None:
+def test_random_numbers_and_model_are_unchanged(tmp_path: Path, colour_nvae: NVAE) -> None:
     before, after = State(), State()
     weights = {name: value.clone() for name, value in colour_nvae.state_dict().items()}
     fid = FrechetDistance(feature_extractor=Projection(), num_samples=4, cache=tmp_path)
@@ -315,9 +305,6 @@ def test_random_numbers_and_model_are_left_alone(tmp_path: Path, colour_nvae: NV
         ({"num_samples": True}, r"fid\.num_samples must be a whole number.*got True"),
         ({"batch_size": 0}, r"fid\.batch_size must be .* at least 1, got 0"),
         ({"seed": -1}, r"fid\.seed must be .* at least 0, got -1"),
-        ({"temperature": -0.5}, r"fid\.temperature must be finite and not negative, got -0\.5"),
-        ({"temperature": [1.0, float("inf")]}, r"fid\.temperature .*got \[1\.0, inf\]"),
-        ({"temperature": []}, r"fid\.temperature .*got \[\]"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
@@ -345,11 +332,12 @@ class Maps(nn.Module):
 @pytest.mark.parametrize(
     ("network", "settings", "message"),
     [
-        (Projection(), {"temperature": [1.0]}, r"fid\.temperature .* each of 2 scales, got \[1"),
+        (Projection(), {"temperature": [1.0]}, r"fid\.temperature .* each of 2 scales, got 1"),
+        (Projection(), {"temperature": -0.5}, r"fid\.temperature must be finite and not negative"),
         (Maps(), {}, r"fid\.feature_extractor must map .* \(2, 3, 8, 8\) .* got \(2, 3, 8, 8\)"),
     ],
 )
-def test_what_does_not_fit_the_model_fails_before_the_test(
+def test_settings_that_do_not_fit_the_model_fail_before_the_test(
     measure: Measure, colour_nvae: NVAE, monkeypatch: pytest.MonkeyPatch,
     network: nn.Module, settings: dict[str, Any], message: str,
 ) -> None:  # fmt: skip
@@ -430,7 +418,7 @@ def test_files_that_are_not_the_inception_network_are_refused(
 
 
 class Recorder(FrechetDistance):
-    """Write down what the ranks have counted, apart and together."""
+    """Record the counts of each rank and of all ranks."""
 
     folder: Path
 
@@ -476,7 +464,7 @@ def main(folder: Path, num_ranks: int, temperature: float, cache: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(written_by_this_file: Path) -> Path:
-    """Folder of what all ranks wrote; a process of their own, as they fork."""
+    """Folder of the records of all ranks, which fork from a process of their own."""
     return written_by_this_file
 
 

@@ -1,3 +1,5 @@
+"""Skipped steps, rollbacks and the end of a diverged training."""
+
 import copy
 import csv
 import re
@@ -62,7 +64,7 @@ class BadGradient(Callback):
 
 
 class Recorder(Callback):
-    """Keep, after every step, what a skipped one must leave alone."""
+    """Record, after every step, the state that a skipped one must not change."""
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
@@ -141,7 +143,7 @@ def is_finite(state: Any) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
-def test_a_fine_training_is_left_alone(run: Any) -> None:
+def test_the_guard_does_not_change_a_finite_training(run: Any) -> None:
     torch.manual_seed(1)
     run1 = run(max_grad_norm=1e9)
     torch.manual_seed(1)
@@ -203,7 +205,7 @@ def test_cells_without_batch_normalisation_are_guarded(tmp_path: Path, build_nva
 
 
 @pytest.mark.filterwarnings("ignore:step .* skipped")
-def test_large_gradients_are_skipped_until_one_step_is_made_with_a_clipped_one(run: Any) -> None:
+def test_after_too_many_large_gradients_one_is_clipped(run: Any) -> None:
     bad = BadGradient(lambda step: step >= 1, 1e9)
     guarded = run(max_grad_norm=1e4, patience=2)
     norms = []
@@ -222,7 +224,7 @@ def test_large_gradients_are_skipped_until_one_step_is_made_with_a_clipped_one(r
 
 
 @pytest.mark.filterwarnings("ignore:step .* skipped")
-def test_gradients_large_and_not_finite_by_turns_do_not_block_for_ever(run: Any) -> None:
+def test_alternating_large_and_nonfinite_gradients_do_not_block_forever(run: Any) -> None:
     bad = [
         BadGradient(lambda step: step % 3 < 2, 1e9),
         BadGradient(lambda step: step % 3 == 2, torch.nan),
@@ -233,7 +235,7 @@ def test_gradients_large_and_not_finite_by_turns_do_not_block_for_ever(run: Any)
 
 
 @pytest.mark.filterwarnings("ignore:step .* skipped")
-def test_after_too_many_skipped_steps_it_goes_back_and_on(run: Any) -> None:
+def test_too_many_skipped_steps_roll_back_and_the_training_continues(run: Any) -> None:
     guarded = run(patience=3, penalty_factor=3.0, learning_rate_factor=0.25)
     # Checkpoints at 2 and 4, and none at 6, while the steps 5, 6 and 7 are being skipped.
     expected = r"step 8: rolled back to '.*step0000004.ckpt' after 3 .*; λ is now 3 .* rate 0.25 "
@@ -256,15 +258,15 @@ def test_after_too_many_skipped_steps_it_goes_back_and_on(run: Any) -> None:
     assert guarded.guard.num_rollbacks == 1
     assert guarded.trainer.global_step == 10
     assert states[8]["logged"]["train/rollbacks"] == 1
-    # At once, and not from the step after the next on.
+    # From the next step on.
     assert [round(state["rate"], 9) for state in states[6:]] == [1e-3] + 3 * [2.5e-4]
     after = read_checkpoint(guarded.folder / "step0000010.ckpt")
     assert after["factors"] == {"penalty": 3.0, "learning_rate": 0.25}
 
 
 @pytest.mark.filterwarnings("ignore:step .* skipped")
-@pytest.mark.filterwarnings("ignore:step .* back to")
-def test_it_does_not_go_back_to_a_checkpoint_of_the_weights_that_failed(run: Any) -> None:
+@pytest.mark.filterwarnings("ignore:step .* rolled back to")
+def test_a_rollback_does_not_use_a_checkpoint_made_while_steps_were_skipped(run: Any) -> None:
     guarded = run(patience=3)
     bad = (*range(5, 8), *range(9, 12))
     states = guarded(12, lambda batch: batch in bad, save_every=4)
@@ -277,9 +279,9 @@ def test_it_does_not_go_back_to_a_checkpoint_of_the_weights_that_failed(run: Any
 
 
 @pytest.mark.filterwarnings("ignore:step .* skipped")
-@pytest.mark.filterwarnings("ignore:step .* back to")
+@pytest.mark.filterwarnings("ignore:step .* rolled back to")
 @pytest.mark.parametrize("where", ["image", "gradient"])
-def test_a_training_that_never_recovers_ends_and_says_why(run: Any, where: str) -> None:
+def test_a_training_that_never_recovers_ends_with_the_reason(run: Any, where: str) -> None:
     guarded = run(patience=2, max_rollbacks=2)
     place = {"image": r"KL of groups 0, 1, 2, distortion", "gradient": r"model\.encoder\.stem"}
     gradient = BadGradient(lambda step: where == "gradient" and step >= 3, torch.nan)
@@ -296,14 +298,14 @@ def test_a_training_that_never_recovers_ends_and_says_why(run: Any, where: str) 
 
 
 @pytest.mark.filterwarnings("ignore:step .* skipped")
-def test_a_training_without_a_checkpoint_ends_and_says_why(run: Any) -> None:
+def test_a_training_without_a_checkpoint_ends_with_the_reason(run: Any) -> None:
     with pytest.raises(DivergedError, match="before the first checkpoint; seen: KL of groups"):
         run(patience=2)(9, lambda batch: True)
 
 
 @pytest.mark.filterwarnings("ignore:step .* skipped")
 @pytest.mark.parametrize("diverges", [True, False])
-def test_metrics_say_that_a_training_diverged(run: Any, tmp_path: Path, diverges: bool) -> None:
+def test_the_divergence_is_logged(run: Any, tmp_path: Path, diverges: bool) -> None:
     guarded = run(patience=1, max_rollbacks=0)
     guarded.logger = ResumableCSVLogger(str(tmp_path))
     if diverges:
@@ -319,7 +321,7 @@ def test_metrics_say_that_a_training_diverged(run: Any, tmp_path: Path, diverges
 
 @pytest.mark.filterwarnings("ignore:step .* skipped")
 @pytest.mark.filterwarnings("ignore:ckpt_path.* is damaged .*another one is used")
-def test_a_damaged_checkpoint_is_passed_over(run: Any) -> None:
+def test_a_rollback_skips_a_damaged_checkpoint(run: Any) -> None:
     guarded = run(patience=2)
 
     class Damage(Callback):
@@ -334,7 +336,7 @@ def test_a_damaged_checkpoint_is_passed_over(run: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:step .* skipped")
-def test_counts_go_on_after_a_resume(run: Any) -> None:
+def test_counts_survive_a_resume(run: Any) -> None:
     guarded = run(patience=3)
     guarded(3, lambda batch: batch in (1, 2))
     saved = read_checkpoint(guarded.folder / "step0000003.ckpt")

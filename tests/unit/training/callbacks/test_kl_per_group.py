@@ -1,4 +1,4 @@
-"""The history of the groups outlives the process."""
+"""The history of the groups is saved in checkpoints."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nvae_lightning.training.callbacks import KLPerGroup
 
 
 def reloaded(state: dict[str, Any], path: Path) -> KLPerGroup:
-    """Give a state to another callback, by way of a checkpoint."""
+    """Load a state into another callback, through a checkpoint."""
     torch.save(state, path)
     callback = KLPerGroup()
     callback.load_state_dict(torch.load(path, weights_only=True))
     return callback
 
 
-def test_history_goes_on_after_a_resume(tmp_path: Path) -> None:
+def test_history_survives_a_resume(tmp_path: Path) -> None:
     first = KLPerGroup()
     first.steps = [50, 100]
     first.history = {
@@ -36,7 +36,7 @@ def test_history_goes_on_after_a_resume(tmp_path: Path) -> None:
     assert reloaded(second.state_dict(), tmp_path / "state").history == second.history
 
 
-def test_a_history_that_has_not_begun_is_none(tmp_path: Path) -> None:
+def test_an_empty_history_is_restored(tmp_path: Path) -> None:
     callback = reloaded(KLPerGroup().state_dict(), tmp_path / "state")
     assert callback.steps == []
     assert callback.history == {"rates": [], "balance": [], "active": []}

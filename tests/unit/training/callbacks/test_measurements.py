@@ -1,4 +1,4 @@
-"""What callbacks measure after a training and in it: samples over temperatures, speed, memory."""
+"""Samples at several temperatures, sampling speed, and peak memory."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_row_per_temperature_of_the_same_noise(
         assert torch.equal(value, before[0][name]), name
 
 
-def test_temperatures_leave_random_numbers_alone(measure: Measure) -> None:
+def test_measurements_do_not_change_random_numbers(measure: Measure) -> None:
     states = []
     for callbacks in ([], [Temperatures([0.7], num_images=1, num_passes=1), SamplingSpeed(2, 1)]):
         torch.manual_seed(0)
@@ -114,7 +114,7 @@ def test_temperatures_leave_random_numbers_alone(measure: Measure) -> None:
     assert torch.equal(*states)
 
 
-def test_sampling_is_timed_per_image_and_its_first_batch_is_not(
+def test_sampling_time_is_per_image_without_the_first_batch(
     module: NVAEModule, measure: Measure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter([0.0, 9.0, 10.0, 10.4, 20.0, 20.2, 30.0, 30.6])
@@ -129,15 +129,15 @@ def test_sampling_is_timed_per_image_and_its_first_batch_is_not(
     assert found["test/sampling_ms_per_image"] == pytest.approx(1000 * 0.4 / 5)
 
 
-def test_memory_is_that_of_all_tensors_of_a_step(module: NVAEModule, measure: Measure) -> None:
+def test_memory_includes_the_optimizer_state(module: NVAEModule, measure: Measure) -> None:
     kept = sum(value.nbytes for value in (*module.parameters(), *module.buffers()))
     weights = sum(parameter.nbytes for parameter in module.parameters())
     found = measure(PeakMemory())["train/peak_memory_gib"] * 2**30
-    # Adamax keeps two numbers per weight; gradients and feature maps come on top.
+    # Adamax keeps two numbers per weight; gradients and feature maps add to that.
     assert found > kept + 3 * weights
 
 
-def test_memory_grows_with_the_batch_and_not_with_its_repetition(measure: Measure) -> None:
+def test_memory_grows_with_the_batch_but_not_with_accumulation(measure: Measure) -> None:
     one = measure(PeakMemory())["train/peak_memory_gib"]
     accumulated = measure(PeakMemory(), accumulate_grad_batches=2)["train/peak_memory_gib"]
     larger = measure(PeakMemory(), batch_size=2 * BATCH)["train/peak_memory_gib"]

@@ -1,4 +1,4 @@
-"""Which images of a split are pictured."""
+"""The choice of the pictured images of a split."""
 
 import math
 
@@ -24,7 +24,7 @@ def test_pictured_images_are_spread_over_a_split_sorted_by_class(
     assert classes.unique().tolist() == list(range(10))
 
 
-def test_images_of_a_split_without_a_length_are_its_first() -> None:
+def test_the_first_images_of_a_split_without_a_length_are_pictured() -> None:
     pictures = Pictures(num_images=6)
     for index in range(4):
         pictures._keep(torch.full((2,), float(index)), index, math.inf)

@@ -1,4 +1,4 @@
-"""A training that ends at any moment and resumes has the weights and rows of one that did not."""
+"""A training that is interrupted and resumed has the weights and rows of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ class Line(SeededModule):
 
 
 class Killed(BaseException):
-    """As if by SIGKILL: what is written after it was raised does not count."""
+    """Simulated SIGKILL: nothing written after it counts."""
 
 
 class Moments:
-    """Count the moments of a run, and do something at one of them."""
+    """Count the moments of a run, and act at one of them."""
 
     def __init__(self, at: int | None, act: Callable[[], None]) -> None:
         self.names: list[str] = []
@@ -124,7 +124,7 @@ class Experiment:
         batch_size: int = 4,
         callbacks: Iterable[Callback] = (),
     ) -> list[str]:
-        """Train, from the last checkpoint if there is one; return the moments it went through."""
+        """Train, from the last checkpoint if there is one; return the moments of the run."""
         kept = self.folder.with_name(f"{self.folder.name}-kept")
 
         def act() -> None:
@@ -226,18 +226,18 @@ def assert_same(whole: Experiment, other: Experiment, at: str) -> None:
 
 
 def moments_of(names: list[str]) -> list[tuple[int, signal.Signals]]:
-    """All moments at which a run may be killed, and each with one of the signals."""
+    """Return all moments with SIGKILL, and those with signal handlers with one of the signals."""
     signals = zip(range(taken_over(names), len(names)), itertools.cycle(SIGNALS), strict=False)
     return [(at, signal.SIGKILL) for at in range(len(names))] + list(signals)
 
 
 def taken_over(names: list[str]) -> int:
-    """The first moment at which the callback has the signals."""
+    """Return the first moment at which the signal handlers are installed."""
     return names.index("on_train_start") + 2
 
 
 def around_the_first_epoch_end(names: list[str]) -> list[tuple[int, signal.Signals]]:
-    """The moments at which it is easy to count a step twice, or a validation never."""
+    """Return moments at which a step may be counted twice, or a validation never."""
     end = names.index("on_train_epoch_end")
     last_step = max(at for at in range(end) if names[at] == "on_train_batch_end")
     chosen = [last_step, (last_step + end) // 2, end, end + 2, names.index("on_train_epoch_end")]
@@ -264,14 +264,14 @@ def moments(tmp_path: Path, settings: dict[str, Any]) -> list[str]:
     return Experiment(tmp_path / "first", **settings).run()
 
 
-def test_a_run_ended_around_an_epochs_end_resumes_as_if_it_had_not(
+def test_a_run_interrupted_around_the_end_of_an_epoch_resumes_exactly(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     chosen = around_the_first_epoch_end(moments(tmp_path, settings))
     compare_all(tmp_path, ([one] for one in chosen), **settings)
 
 
-def test_a_run_ended_several_times_resumes_as_if_it_had_not(
+def test_a_run_interrupted_several_times_resumes_exactly(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     names, generator = moments(tmp_path, settings), random.Random(0)
@@ -287,14 +287,14 @@ def test_a_run_ended_several_times_resumes_as_if_it_had_not(
 
 
 @pytest.mark.slow
-def test_a_run_ended_at_any_moment_resumes_as_if_it_had_not(
+def test_a_run_interrupted_at_any_moment_resumes_exactly(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     chosen = moments_of(moments(tmp_path, settings))
     compare_all(tmp_path, ([one] for one in chosen), **settings)
 
 
-def test_a_run_extended_within_an_epoch_ends_that_epoch_first(tmp_path: Path) -> None:
+def test_a_run_extended_within_an_epoch_completes_it_first(tmp_path: Path) -> None:
     def rows(*lengths: int) -> list[tuple[str, str, bool]]:
         experiment = Experiment(tmp_path / str(lengths), max_steps=0)
         for length in lengths:
@@ -305,12 +305,12 @@ def test_a_run_extended_within_an_epoch_ends_that_epoch_first(tmp_path: Path) ->
     assert rows(8, 13, 15) == rows(15)
 
 
-def test_other_batches_count_every_step_once(tmp_path: Path) -> None:
+def test_another_batch_size_counts_every_step_once(tmp_path: Path) -> None:
     experiment = Experiment(tmp_path / "run", max_steps=7, every_n_train_steps=1)
     experiment.run()
     for batch_size, num_steps in ((8, 9), (2, 20)):
         experiment.settings["max_steps"] = num_steps
-        with pytest.warns(UserWarning, match="images a step, this run has"):
+        with pytest.warns(UserWarning, match="images per step, this run has"):
             experiment.run(batch_size=batch_size)
     steps = [int(row["step"]) for row in experiment.rows() if row["train/loss"]]
     assert steps == list(range(20))

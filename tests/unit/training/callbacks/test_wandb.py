@@ -12,7 +12,7 @@ from nvae_lightning.training.callbacks import start_wandb
     ("name", "value"),
     [("WANDB_MODE", "foo"), ("WANDB_BASE_URL", "nonsense"), ("WANDB_INIT_TIMEOUT", "soon")],
 )
-def test_variables_that_wandb_does_not_take_are_named(
+def test_invalid_wandb_variables_are_named(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     logger = WandbLogger(save_dir=tmp_path, offline=True)
