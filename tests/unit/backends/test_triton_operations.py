@@ -1,6 +1,6 @@
 """The Triton kernels against PyTorch's layers; without a GPU Triton's interpreter runs them.
 
-As a script this file compiles them for an H100, which needs no GPU, and prints the resources of each.
+As a script this file compiles them for an H100, without a GPU, and prints the resources of each.
 """
 
 import importlib.util
