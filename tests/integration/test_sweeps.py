@@ -109,7 +109,7 @@ def test_a_job_that_fails_ends_alone_and_is_told(sweep: Run, tmp_path: Path) -> 
     result = sweep("num_importance_samples=0,1,-1", "trainer=cpu")
     assert result.returncode == 1
     lines = [line for line in result.stderr.splitlines() if "error: " in line]
-    message = "error: module: num_importance_samples must be at least 1, got"
+    message = "error: module: num_importance_samples must be an integer of at least 1, got"
     assert [line.partition(" (given")[0] for line in lines] == [
         f"job 0: {message} 0",
         f"job 2: {message} -1",

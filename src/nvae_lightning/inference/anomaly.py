@@ -11,6 +11,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from nvae_lightning.inference.batches import ImageModule, Images
 from nvae_lightning.model import NVAE, importance_weighted_bound
+from nvae_lightning.utilities.image import require_int
 
 _MOST_KS = 8  # chosen by default
 
@@ -47,10 +48,7 @@ class AnomalyScores(ImageModule):
     ) -> None:
         super().__init__(model)
         most = model.hierarchy.num_groups - 1
-        if num_importance_samples < 1:
-            raise ValueError(
-                f"num_importance_samples must be at least 1, got {num_importance_samples}"
-            )
+        require_int("num_importance_samples", num_importance_samples, 1)
         if ks is None:
             ks = torch.linspace(1, most, min(most, _MOST_KS)).round().int().tolist()
         for k in ks:

@@ -14,6 +14,7 @@ from nvae_lightning.inference.metrics import Statistics, metrics
 from nvae_lightning.model import NVAE, Inference
 from nvae_lightning.model.normalization import mean_over_ranks
 from nvae_lightning.objective import bits_per_dim, elbo
+from nvae_lightning.utilities.image import require_int
 
 
 @dataclass
@@ -58,10 +59,7 @@ class EvaluationModule(ImageModule):
         memory_budget: int | None = None,
     ) -> None:
         super().__init__(model)
-        if num_importance_samples < 1:
-            raise ValueError(
-                f"num_importance_samples must be at least 1, got {num_importance_samples}"
-            )
+        require_int("num_importance_samples", num_importance_samples, 1)
         self.num_importance_samples = num_importance_samples
         self.memory_budget = memory_budget
         self._splits: defaultdict[int, _Split] = defaultdict(_Split)

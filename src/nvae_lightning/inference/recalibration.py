@@ -17,6 +17,7 @@ from nvae_lightning.model import NVAE
 from nvae_lightning.model.normalization import BatchNorm
 from nvae_lightning.model.nvae import Temperature
 from nvae_lightning.utilities.files import whole_file
+from nvae_lightning.utilities.image import require_int
 
 
 def _norms(model: NVAE) -> dict[str, BatchNorm]:
@@ -81,9 +82,8 @@ def recalibrate(
     Raises:
         ValueError: If a number is out of range.
     """
-    for name, value in (("num_passes", num_passes), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"recalibration: {name} must be at least 1, got {value}")
+    require_int("recalibration.num_passes", num_passes, 1)
+    require_int("recalibration.batch_size", batch_size, 1)
     device = next(model.parameters()).device
     with _restored(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

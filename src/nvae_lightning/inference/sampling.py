@@ -18,6 +18,7 @@ from nvae_lightning.inference.batches import Images
 from nvae_lightning.inference.recalibration import with_statistics
 from nvae_lightning.model import NVAE
 from nvae_lightning.model.nvae import Temperature
+from nvae_lightning.utilities.image import require_int
 
 _PROGRESS = partial(tqdm, leave=False, disable=None)  # on a terminal only
 
@@ -72,9 +73,8 @@ class Settings:
     statistics: Callable[[], Mapping[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("num_samples", self.num_samples), ("batch_size", self.batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        require_int("num_samples", self.num_samples, 1)
+        require_int("batch_size", self.batch_size, 1)
 
     def sizes(self, count: int) -> list[int]:
         """Split a number of images into batches."""
@@ -119,8 +119,7 @@ def reconstruct(settings: Settings, *, num_pairs_per_row: int = 4) -> Drawing:
     Raises:
         ValueError: If the number of pairs is below 1.
     """
-    if num_pairs_per_row < 1:
-        raise ValueError(f"mode.num_pairs_per_row must be at least 1, got {num_pairs_per_row}")
+    require_int("mode.num_pairs_per_row", num_pairs_per_row, 1)
     x = settings.load(settings.num_samples)
     batches = x.split(settings.sizes(len(x)))
     bar = _PROGRESS(batches, "Drawing")
@@ -151,8 +150,7 @@ def interpolate(settings: Settings, *, num_steps: int = 8) -> Drawing:
     Raises:
         ValueError: If there are fewer than two.
     """
-    if num_steps < 2:
-        raise ValueError(f"mode.num_steps must be at least 2, got {num_steps}")
+    require_int("mode.num_steps", num_steps, 2)
     model = settings.model
     x = settings.load(2 * settings.num_samples)
     rows = []

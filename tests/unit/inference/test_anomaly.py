@@ -31,7 +31,9 @@ def test_a_k_without_inferred_groups_is_refused(nvae: NVAE, k: int) -> None:
 
 
 def test_zero_importance_samples_are_refused(nvae: NVAE) -> None:
-    with pytest.raises(ValueError, match="num_importance_samples must be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="num_importance_samples must be an integer of at least 1, got 0"
+    ):
         AnomalyScores(nvae, num_importance_samples=0)
 
 

@@ -142,7 +142,9 @@ def test_statistics_are_measured_once_per_model_and_settings(
 
 @pytest.mark.parametrize("setting", ["num_passes", "batch_size"])
 def test_recalibration_numbers_below_one_are_refused(nvae: NVAE, setting: str) -> None:
-    with pytest.raises(ValueError, match=f"recalibration: {setting} must be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match=f"recalibration.{setting} must be an integer of at least 1, got 0"
+    ):
         recalibrate(nvae, **{"num_passes": 1, "batch_size": 1, setting: 0})
 
 
@@ -253,8 +255,12 @@ def test_only_samples_of_all_groups_use_the_statistics_of_samples(
         (prior, {"cuda_graphs": True}, "cuda_graphs: got true, but the model is on 'cpu'"),
         (resample, {"keep": [4]}, "mode.keep: got 4, but the model has 3 groups"),
         (resample, {"keep": [-1]}, "mode.keep: got -1"),
-        (interpolate, {"num_steps": 1}, "mode.num_steps must be at least 2, got 1"),
-        (reconstruct, {"num_pairs_per_row": 0}, "mode.num_pairs_per_row must be at least 1"),
+        (interpolate, {"num_steps": 1}, "mode.num_steps must be an integer of at least 2, got 1"),
+        (
+            reconstruct,
+            {"num_pairs_per_row": 0},
+            "mode.num_pairs_per_row must be an integer of at least 1",
+        ),
     ],
 )
 def test_settings_of_pictures_are_checked(
@@ -266,5 +272,5 @@ def test_settings_of_pictures_are_checked(
 
 @pytest.mark.parametrize("setting", ["num_samples", "batch_size"])
 def test_zero_images_are_refused(settings: Draw, setting: str) -> None:
-    with pytest.raises(ValueError, match=f"{setting} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{setting} must be an integer of at least 1, got 0"):
         settings(**{setting: 0})

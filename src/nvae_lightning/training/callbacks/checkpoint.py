@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from nvae_lightning.serialization.checkpoints import LAST, step_of
 from nvae_lightning.utilities.files import check_not_deleted
+from nvae_lightning.utilities.image import require_int
 
 
 class Checkpoint(ModelCheckpoint):
@@ -31,12 +32,8 @@ class Checkpoint(ModelCheckpoint):
     """
 
     def __init__(self, dirpath: str, *, every_n_train_steps: int = 1000, keep: int = 2) -> None:
-        for name, value in (("every_n_train_steps", every_n_train_steps), ("keep", keep)):
-            if type(value) is not int or value < 1:
-                raise ValueError(
-                    f"callbacks.checkpoint.{name} must be a whole number, at least 1, "
-                    f"got {value!r}"
-                )
+        require_int("callbacks.checkpoint.every_n_train_steps", every_n_train_steps, 1)
+        require_int("callbacks.checkpoint.keep", keep, 1)
         super().__init__(
             dirpath=dirpath,
             filename="step{step:07d}",

@@ -25,6 +25,7 @@ from nvae_lightning.inference.batches import seed_torch
 from nvae_lightning.inference.evaluation import EvaluationModule
 from nvae_lightning.model.nvae import Temperature
 from nvae_lightning.utilities.files import whole_file
+from nvae_lightning.utilities.image import require_int
 from nvae_lightning.utilities.images import as_bytes
 
 _WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
@@ -85,15 +86,9 @@ class FrechetDistance(Callback):
         cache: str | Path = "~/.cache/nvae_lightning/frechet",
         seed: int = 0,
     ) -> None:
-        for setting, value, minimum in (
-            ("num_samples", num_samples, 2),
-            ("batch_size", batch_size, 1),
-            ("seed", seed, 0),
-        ):
-            if type(value) is not int or value < minimum:
-                raise ValueError(
-                    f"fid.{setting} must be a whole number, at least {minimum}, got {value!r}"
-                )
+        require_int("fid.num_samples", num_samples, 2)
+        require_int("fid.batch_size", batch_size, 1)
+        require_int("fid.seed", seed, 0)
         # Absolute from the start: a command may change its working directory later.
         self.weights = None if weights is None else Path(weights).expanduser().absolute()
         self.feature_extractor = feature_extractor

@@ -17,6 +17,7 @@ from nvae_lightning.inference.batches import images_of
 from nvae_lightning.inference.sampling import sample_means
 from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.utilities.files import whole_file
+from nvae_lightning.utilities.image import require_int
 from nvae_lightning.utilities.images import grid
 
 
@@ -47,8 +48,7 @@ class Pictures(Callback):
     """
 
     def __init__(self, num_images: int = 64, temperature: float = 1.0, seed: int = 0) -> None:
-        if num_images < 2:
-            raise ValueError(f"callbacks.pictures.num_images must be at least 2, got {num_images}")
+        require_int("callbacks.pictures.num_images", num_images, 2)
         if not 0.0 <= temperature < math.inf:
             raise ValueError(
                 "callbacks.pictures.temperature must be finite and not negative, got "

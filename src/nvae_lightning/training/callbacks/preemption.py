@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from nvae_lightning.training.callbacks.checkpoint import Checkpoint, is_last_step
+from nvae_lightning.utilities.image import require_int
 from nvae_lightning.utilities.signals import SIGNALS, Interrupted, leave
 
 _SECONDS_TO_END = 20  # for the other ranks
@@ -65,10 +66,10 @@ class Preemption(EndRanks):
     """
 
     def __init__(self, check_every_n_steps: int = 10, grace_seconds: int | float = 30) -> None:
-        if check_every_n_steps < 1 or grace_seconds <= 0:
+        require_int("callbacks.preemption.check_every_n_steps", check_every_n_steps, 1)
+        if grace_seconds <= 0:
             raise ValueError(
-                "callbacks.preemption: check_every_n_steps must be at least 1 and grace_seconds "
-                f"positive, got {check_every_n_steps} and {grace_seconds}"
+                f"callbacks.preemption.grace_seconds must be positive, got {grace_seconds}"
             )
         self.check_every_n_steps = check_every_n_steps
         self.grace_seconds = grace_seconds

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nvae_lightning.training.module import NVAEModule
+from nvae_lightning.utilities.image import require_int
 
 
 class SamplingSpeed(Callback):
@@ -28,11 +29,8 @@ class SamplingSpeed(Callback):
     """
 
     def __init__(self, batch_size: int = 36, num_batches: int = 10) -> None:
-        for name, value in (("batch_size", batch_size), ("num_batches", num_batches)):
-            if value < 1:
-                raise ValueError(
-                    f"callbacks.sampling_speed.{name} must be at least 1, got {value}"
-                )
+        require_int("callbacks.sampling_speed.batch_size", batch_size, 1)
+        require_int("callbacks.sampling_speed.num_batches", num_batches, 1)
         self.batch_size = batch_size
         self.num_batches = num_batches
 

@@ -14,6 +14,7 @@ from nvae_lightning.inference.recalibration import recalibrate, with_statistics
 from nvae_lightning.inference.sampling import sample_means
 from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.utilities import figures
+from nvae_lightning.utilities.image import require_int
 
 
 class Temperatures(Callback):
@@ -49,11 +50,9 @@ class Temperatures(Callback):
                 f"{name}.temperatures: got {list(temperatures)}, but they must be finite and not "
                 f"negative; set for example {name}.temperatures=[0.7,1.0]"
             )
-        for key, value in (
-            ("num_images", num_images), ("num_passes", num_passes), ("batch_size", batch_size)
-        ):  # fmt: skip
-            if value < 1:
-                raise ValueError(f"{name}.{key} must be at least 1, got {value}")
+        require_int(f"{name}.num_images", num_images, 1)
+        require_int(f"{name}.num_passes", num_passes, 1)
+        require_int(f"{name}.batch_size", batch_size, 1)
         self.temperatures = list(temperatures)
         self.num_images = num_images
         self.num_passes = num_passes

@@ -302,7 +302,7 @@ def test_random_numbers_and_model_are_unchanged(tmp_path: Path, colour_nvae: NVA
         ({"weights": "nowhere.pth"}, r"fid\.weights: '.*nowhere\.pth' is not a file; set fid"),
         ({"weights": "x.pth", "feature_extractor": nn.Identity()}, r"fid\.weights.*one of the"),
         ({"num_samples": 1}, r"fid\.num_samples must be .* at least 2, got 1"),
-        ({"num_samples": True}, r"fid\.num_samples must be a whole number.*got True"),
+        ({"num_samples": True}, r"fid\.num_samples must be an integer.*got True"),
         ({"batch_size": 0}, r"fid\.batch_size must be .* at least 1, got 0"),
         ({"seed": -1}, r"fid\.seed must be .* at least 0, got -1"),
     ],

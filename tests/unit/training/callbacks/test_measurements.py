@@ -161,11 +161,26 @@ def test_counting_memory_ends_with_an_exception(measure: Measure) -> None:
     [
         (lambda: Temperatures([]), r"temperatures\.temperatures: got \[\]"),
         (lambda: Temperatures([1.0, -0.1]), "finite and not negative"),
-        (lambda: Temperatures([0.7], num_images=0), r"temperatures\.num_images must be at least"),
-        (lambda: Temperatures([0.7], num_passes=0), r"temperatures\.num_passes must be at least"),
-        (lambda: Temperatures([0.7], batch_size=0), r"temperatures\.batch_size must be at least"),
-        (lambda: SamplingSpeed(batch_size=0), r"sampling_speed\.batch_size must be at least 1"),
-        (lambda: SamplingSpeed(num_batches=0), r"sampling_speed\.num_batches must be at least 1"),
+        (
+            lambda: Temperatures([0.7], num_images=0),
+            r"temperatures\.num_images must be an integer",
+        ),
+        (
+            lambda: Temperatures([0.7], num_passes=0),
+            r"temperatures\.num_passes must be an integer of at least",
+        ),
+        (
+            lambda: Temperatures([0.7], batch_size=0),
+            r"temperatures\.batch_size must be an integer of at least",
+        ),
+        (
+            lambda: SamplingSpeed(batch_size=0),
+            r"sampling_speed\.batch_size must be an integer of at least 1",
+        ),
+        (
+            lambda: SamplingSpeed(num_batches=0),
+            r"sampling_speed\.num_batches must be an integer of at least 1",
+        ),
     ],
 )
 def test_numbers_out_of_range_are_refused(build: Callable[[], Callback], message: str) -> None:
