@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,15 +28,10 @@ def images_of(batch: object) -> Tensor:
     images = batch[0] if isinstance(batch, tuple | list) and len(batch) > 0 else batch
     if isinstance(images, Tensor):
         return images
-    found = type(batch).__name__
-    if isinstance(batch, Mapping):
-        found += f" of {', '.join(map(repr, batch))}"
-    elif images is not batch:
-        found += f" that begins with {type(images).__name__}"
     raise ValueError(
-        f"batch: got a {found}, but it must be a tensor of images, or a tuple or list that begins "
-        "with one, as (images, labels); return that from the dataset or the DataLoader's "
-        "collate_fn"
+        f"batch: got a {type(batch).__name__}, but it must be a tensor of images, or a tuple or "
+        "list that begins with one, as (images, labels); return that from the dataset or the "
+        "DataLoader's collate_fn"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +44,9 @@ class KLPerGroup(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the history; early checkpoints hold the rates only."""
-        self.steps = torch.as_tensor(state_dict["steps"]).tolist()
-        unknown = torch.full_like(torch.as_tensor(state_dict["rates"]), math.nan)
-        for name in _LOGGED:
-            self.history[name] = torch.as_tensor(state_dict.get(name, unknown)).tolist()
+        """Restore the history."""
+        self.steps = state_dict["steps"].tolist()
+        self.history = {name: state_dict[name].tolist() for name in _LOGGED}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +39,3 @@ def test_an_empty_history_is_restored(tmp_path: Path) -> None:
     callback = reloaded(KLPerGroup().state_dict(), tmp_path / "state")
     assert callback.steps == []
     assert callback.history == {"rates": [], "balance": [], "active": []}
-
-
-def test_checkpoints_of_rates_alone_are_read(tmp_path: Path) -> None:
-    state = {"steps": [50, 100], "rates": [[1.5, 20.0], [2.5, 10.0]]}
-    callback = reloaded(state, tmp_path / "state")
-    assert callback.steps == [50, 100]
-    assert callback.history["rates"] == state["rates"]
-    for name in ("balance", "active"):
-        assert [len(values) for values in callback.history[name]] == [2, 2]
-        assert all(math.isnan(value) for values in callback.history[name] for value in values)
