@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch import seed_everything
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from nvae_lightning.benchmarking import (
@@ -32,7 +32,7 @@ from nvae_lightning.cli.measured import (
     SHARED,
     as_overrides,
     build_work,
-    check_settings,
+    check,
     find_batch,
     run_rounds,
     second_setting,
@@ -47,7 +47,7 @@ _measure_roofline = cache(measure_roofline)
 def describe(
     config: DictConfig, label: str, work: Work, rounds: Rounds, largest_batch: int | None
 ) -> Result:
-    """Put together all that is known of a setting."""
+    """Summarise the measurements of a setting."""
     precision = "32-true" if config.what == "data" else str(config.trainer.precision)
     cost = cost_of(
         partial(instantiate, config.module, _convert_="all"), config.what,
@@ -65,13 +65,10 @@ def report(config: DictConfig, results: list[Result], run_dir: Path) -> None:
     job = HydraConfig.get()
     ratio = compare_speeds(*results) if len(results) == 2 else None
     found = {
-        "what": config.what,
-        "dataset": job.runtime.choices["dataset"],
-        "model": job.runtime.choices["model"],
+        **{name: config[name] for name in ("what", "num_steps", "num_rounds")},
+        **{name: job.runtime.choices[name] for name in ("dataset", "model")},
         "version": version(),
         "torch": torch.__version__,
-        "num_steps": config.num_steps,
-        "num_rounds": config.num_rounds,
         "settings": [result.as_dict() for result in results],
         "ratio": ratio,
     }
@@ -80,11 +77,8 @@ def report(config: DictConfig, results: list[Result], run_dir: Path) -> None:
     if job.mode is RunMode.MULTIRUN:  # the jobs of a sweep also share a file
         with (Path(job.sweep.dir) / "benchmark.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(found) + "\n")
-    figure = figures.phases_beside_roofline(
-        [result.label for result in results],
-        [result.phases for result in results],
-        [result.least_ms_per_image for result in results],
-    )
+    bars = [(result.label, result.phases, result.least_ms_per_image) for result in results]
+    figure = figures.phases_beside_roofline(*map(list, zip(*bars, strict=True)))
     figures.write(figure, run_dir / "benchmark.png")
     Console().print(tabulate(config.what, results))
     if ratio is not None:
@@ -102,27 +96,24 @@ def main(config: DictConfig) -> float:
     hide_warnings()
     keep_freed_memory()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # hides messages about each profile
-    check_settings(config)
+    check(config)
     given = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in SHARED]
     configs, labels = [config], [" ".join(given) or "defaults"]
     if config.compare is not None:
         configs.append(second_setting(config))
         labels.append(" ".join(as_overrides(config.compare)))
-        check_settings(configs[1])
+        check(configs[1])
     for name, setting in zip(("config", "config.compare"), configs, strict=False):
-        resolved = OmegaConf.to_container(setting, resolve=True)
-        assert isinstance(resolved, dict)
-        save_config(resolved, run_dir / f"{name}.yaml")
+        save_config(setting, run_dir / f"{name}.yaml")
     seed_everything(config.seed, workers=True, verbose=False)
-    largest = [find_batch(each, run_dir) if config.find_batch else None for each in configs]
+    largest = [find_batch(each, run_dir) for each in configs]
     works = [build_work(each, run_dir) for each in configs]
     rounds = run_rounds(works, config)
     if config.trace:  # before the roofline, which changes TF32, so that PyTorch would recompile
         for work, name in zip(works, ("trace", "trace.compare"), strict=False):
             write_trace(work.trace(), work.device, run_dir / f"{name}.json")
-    results = [
-        describe(*each) for each in zip(configs, labels, works, rounds, largest, strict=True)
-    ]
+    measured = zip(configs, labels, works, rounds, largest, strict=True)
+    results = [describe(*each) for each in measured]
     report(config, results, run_dir)
     return results[0].images_per_second
 

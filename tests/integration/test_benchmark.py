@@ -30,8 +30,8 @@ COMMANDS = {
 
 # Overrides, and words of the error message.
 BAD_SETTINGS = [
-    ("what=unknown", "what", "'unknown'", "train, sample, evaluate, data"),
-    ("images=mine", "images", "'mine'", "random, dataset"),
+    ("what=unknown", "what", "'unknown'", "'train' or 'sample'"),
+    ("images=mine", "images", "'mine'", "'random' or 'dataset'"),
     ("num_steps=0", "num_steps", "at least 1", "0"),
     ("num_rounds=x", "num_rounds", "'x'", "a whole number"),
     ("trace=1", "trace", "true or false"),

@@ -1,4 +1,4 @@
-"""What a training's config describes: the module, the trainer, and the file that records it."""
+"""Build the module and the trainer of a config, and save the config."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from nvae_lightning.utilities.files import whole_file
 
 
 @rank_zero_only
-def save_config(resolved: dict[Any, Any], path: Path) -> None:
-    """Write the settings, whole or not at all."""
+def save_config(config: DictConfig | dict[Any, Any], path: Path) -> None:
+    """Write the settings atomically, with their interpolations resolved."""
     with whole_file(path) as partial:
-        OmegaConf.save(OmegaConf.create(resolved), partial)
+        OmegaConf.save(OmegaConf.create(config), partial, resolve=True)
 
 
 def build_module(config: DictConfig) -> NVAEModule:
-    """Build what is trained, and let it be computed as configured."""
+    """Build the module to train and apply the compute settings to its model."""
     module = instantiate(config.module, _convert_="all")
     instantiate(config.compute, compile=config.compile).apply(module.model)
     return module
@@ -36,23 +36,17 @@ def build_trainer(config: DictConfig, run_dir: Path) -> Trainer:
     """Build Lightning's trainer with its callbacks and loggers.
 
     Raises:
-        ValueError: If a setting cannot be had on this machine.
+        ValueError: If this machine does not support a setting.
     """
     precision = config.trainer.precision
     check_precision("trainer.precision", precision, config.trainer.accelerator)
     if 0 < config.trainer.max_steps < config.trainer.log_every_n_steps:
         config.trainer.log_every_n_steps = config.trainer.max_steps
-    unused: tuple[type[Callback], ...] = ()
-    if config.trainer.enable_progress_bar is False:
-        unused += (ProgressBar,)
-    if config.trainer.enable_checkpointing is False:
-        unused += (ModelCheckpoint,)
-    callbacks = [
-        callback
-        for callback in instantiate(config.callbacks, _convert_="all").values()
-        if not isinstance(callback, unused)
-    ]
-    # It ends the training after a step, when all the others have had their turn.
+    kinds = {"enable_progress_bar": ProgressBar, "enable_checkpointing": ModelCheckpoint}
+    unused = tuple(kind for name, kind in kinds.items() if config.trainer[name] is False)
+    callbacks = instantiate(config.callbacks, _convert_="all").values()
+    callbacks = [each for each in callbacks if not isinstance(each, unused)]
+    # Preemption ends the training after a step, when all others have been called.
     callbacks.sort(key=lambda callback: isinstance(callback, Preemption))
     trainer = instantiate(
         config.trainer,
@@ -80,14 +74,11 @@ def build_inference_trainer(
         single: Whether the command runs on one device only.
 
     Raises:
-        ValueError: If the machine cannot do what is set.
+        ValueError: If this machine does not support a setting.
     """
     check_precision("trainer.precision", config.trainer.precision, config.trainer.accelerator)
     trainer = instantiate(
-        config.trainer,
-        default_root_dir=str(run_dir),
-        callbacks=list(callbacks),
-        _convert_="all",
+        config.trainer, default_root_dir=str(run_dir), callbacks=list(callbacks), _convert_="all"
     )
     if single and trainer.world_size > 1:
         raise ValueError(

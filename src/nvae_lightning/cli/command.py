@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -44,9 +45,12 @@ def command(name: str, *, resumes: bool = False) -> Callable[[Callable[[Any], An
                     return function(config)
                 run_folder.hold(Path(job.runtime.output_dir))
                 try:
-                    return function(config)
+                    result = function(config)
                 finally:
                     run_folder.release()
+                if is_search() and isinstance(result, float) and not math.isfinite(result):
+                    raise ValueError(f"the result is {result}, which a search cannot compare")
+                return result
 
         made: Any = hydra.main(version_base="1.3", config_path=str(_CONF), config_name=name)(
             run_job

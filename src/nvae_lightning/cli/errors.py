@@ -73,6 +73,8 @@ def _describe(error: BaseException) -> str:
     """Describe the cause of an error of the user's, after the setting that it is about."""
     if isinstance(error, OverrideParseException):
         return how_to_write(error.override)
+    if str(error) == "No trials are completed yet.":  # Optuna's, at the end of its sweep
+        return "all trials of the search have failed"
     place = ""
     while isinstance(error, InstantiationException):
         # "Error in call to target 'x':\nValueError('...')\nfull_key: model.hierarchy"

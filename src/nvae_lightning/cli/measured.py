@@ -6,12 +6,13 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from nvae_lightning.backends import GraphedSampler
 from nvae_lightning.benchmarking import (
@@ -25,7 +26,7 @@ from nvae_lightning.benchmarking import (
     largest_batch,
 )
 from nvae_lightning.cli.building import build_module, build_trainer
-from nvae_lightning.cli.setting_types import check_seed, check_type, check_types
+from nvae_lightning.cli.setting_types import check_settings, check_types, plain
 from nvae_lightning.data import ImageDataModule
 
 #: Settings that apply to both settings of a comparison.
@@ -33,29 +34,26 @@ SHARED = (
     "what", "compare", "images", "num_steps", "num_warmup_steps", "num_rounds", "find_batch",
     "trace",
 )  # fmt: skip
-_CHOICES = {
-    "what": ("train", "sample", "evaluate", "data"),
-    "images": ("random", "dataset"),
+_COUNTS = ("num_steps", "num_warmup_steps", "num_rounds", "num_importance_samples")
+_KINDS = {
+    **dict.fromkeys(_COUNTS, int),
+    **dict.fromkeys(("compile", "cuda_graphs", "find_batch", "trace"), bool),
+    "what": Literal["train", "sample", "evaluate", "data"],
+    "images": Literal["random", "dataset"],
+    "temperature": float | list[float],
+    "compare": dict | None,
 }
 
 
-def check_settings(config: DictConfig) -> None:
-    """Check the settings that are not arguments of a class of this package.
+def check(config: DictConfig) -> None:
+    """Check the settings of a benchmark.
 
     Raises:
         ValueError: If a setting has the wrong type or is out of range.
     """
     check_types(config)
-    check_seed(config.seed)
-    for name in ("compile", "cuda_graphs", "find_batch", "trace"):
-        check_type(name, config[name], bool)
-    check_type("temperature", config.temperature, float | list[float])
-    check_type("compare", config.compare, dict | None)
-    for name, choices in _CHOICES.items():
-        if config[name] not in choices:
-            raise ValueError(f"{name}: got {config[name]!r}; set one of {', '.join(choices)}")
-    for name in ("num_steps", "num_warmup_steps", "num_rounds", "num_importance_samples"):
-        check_type(name, config[name], int)
+    check_settings(config, _KINDS)
+    for name in _COUNTS:
         if config[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {config[name]}")
     if config.cuda_graphs and config.what not in ("train", "sample"):
@@ -63,18 +61,18 @@ def check_settings(config: DictConfig) -> None:
             f"cuda_graphs: got true, which what={config.what} does not support; set "
             "what=train or sample, or leave it out"
         )
-    trainer = config.trainer
-    if trainer.fast_dev_run or trainer.max_steps != -1:
-        name = "fast_dev_run" if trainer.fast_dev_run else "max_steps"
-        raise ValueError(
-            f"trainer.{name}: got {trainer[name]}, but num_steps and num_rounds determine the "
-            "length of a benchmark; set these instead"
-        )
+    for name, unset in (("fast_dev_run", False), ("max_steps", -1)):
+        if config.trainer[name] != unset:
+            raise ValueError(
+                f"trainer.{name}: got {config.trainer[name]}, but num_steps and num_rounds "
+                "determine the length of a benchmark; set these instead"
+            )
 
 
 def as_overrides(settings: DictConfig, prefix: str = "") -> list[str]:
     """Write a mapping as Hydra overrides.
 
+    >>> from omegaconf import OmegaConf
     >>> as_overrides(OmegaConf.create({"compile": True, "model": {"num_flows": 1}}))
     ['compile=true', 'model.num_flows=1']
     """
@@ -83,9 +81,8 @@ def as_overrides(settings: DictConfig, prefix: str = "") -> list[str]:
         if isinstance(value, DictConfig):
             found += as_overrides(value, f"{prefix}{key}.")
         else:
-            plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-            is_name = isinstance(plain, str)
-            written = plain if is_name else json.dumps(plain, separators=(",", ":"))
+            is_name = isinstance(value, str)
+            written = value if is_name else json.dumps(plain(value), separators=(",", ":"))
             found.append(f"{prefix}{key}={written}")
     return found
 
@@ -146,8 +143,7 @@ def build_work(config: DictConfig, run_dir: Path) -> Work:
         return Training(trainer, module, datamodule)
     model, batch_size = module.model, config.dataset.batch_size
     if config.what == "sample":
-        given = config.temperature
-        temperature = given if isinstance(given, int | float) else list(given)
+        temperature = plain(config.temperature)
 
         def build_sampler() -> Callable[[], torch.Tensor]:
             if config.cuda_graphs:
@@ -164,12 +160,14 @@ def build_work(config: DictConfig, run_dir: Path) -> Work:
     return Repetition(trainer, module, "evaluate", lambda: evaluate)
 
 
-def find_batch(config: DictConfig, run_dir: Path) -> int:
-    """Find the largest batch size that fits in memory.
+def find_batch(config: DictConfig, run_dir: Path) -> int | None:
+    """Find the largest batch size that fits in memory, if ``find_batch`` is set.
 
     Raises:
         ValueError: If the device is a CPU, where the system kills a process out of memory.
     """
+    if not config.find_batch:
+        return None
     device = build_trainer(config, run_dir).strategy.root_device
     if device.type == "cpu" or config.what == "data":
         raise ValueError("find_batch: got true, which requires a GPU and a model; leave it out")

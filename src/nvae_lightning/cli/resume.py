@@ -6,9 +6,8 @@ import re
 import secrets
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -26,18 +25,10 @@ CONFIG = "config.yaml"
 
 #: Settings of this command, not of the run.
 _OF_THE_COMMAND = (
-    "ckpt_path",
-    "run_dir",
-    "run_id",
-    "version",
-    "device",
-    "num_devices",
-    "overrides",
-)
-#: Settings of the data that a resume may change: where the data are and how they are read.
-_OF_THE_MACHINE = (
-    "root", "batch_size", "num_workers", "verify", "seed",
+    "ckpt_path", "run_dir", "run_id", "version", "device", "num_devices", "overrides",
 )  # fmt: skip
+#: Settings of the data that a resume may change: where the data are and how they are read.
+_OF_THE_MACHINE = ("root", "batch_size", "num_workers", "verify", "seed")
 #: Settings that say where files are written.
 _PLACES = ("dirpath", "save_dir", "default_root_dir")
 #: Settings of a logger that do not say where anything is sent or written.
@@ -92,7 +83,7 @@ def with_saved_overrides(overrides: Sequence[str], *, is_sweep: bool) -> list[st
     if run is None or (settings := saved_settings(run)) is None:
         return list(overrides)
     for group in ("dataset", "model"):
-        before, now = _get(settings, "choices", group), given.get(group)
+        before, now = (settings.get("choices") or {}).get(group), given.get(group)
         if isinstance(now, str) and before is not None and now != before:
             raise ValueError(_refusal(group, before, now, run))
     saved = settings.get("overrides")
@@ -103,8 +94,8 @@ def with_saved_overrides(overrides: Sequence[str], *, is_sweep: bool) -> list[st
     except OverrideParseException as error:
         raise ValueError(_damaged(run / CONFIG)) from error
     merged = merge(saved, overrides)
-    refused = [line for line in merged if line in saved and line not in overrides]
-    refused = [str(o.input_line) for o in parse(refused) if not _is_harmless(o)]
+    taken = [line for line in merged if line in saved and line not in overrides]
+    refused = [str(o.input_line) for o in parse(taken) if not _is_harmless(o)]
     if refused:
         raise ValueError(
             f"ckpt_path: the settings of '{run}' name code or places, which are never taken from "
@@ -166,7 +157,7 @@ def check_same(config: Any, run: Path, *, dataset: str | None) -> None:  # noqa:
         dataset: Name of the dataset that is chosen on the command line, if any is.
 
     Raises:
-        ValueError: If it has others, or the run's are not known.
+        ValueError: If they differ, or the run's settings are unknown.
     """
     before = saved_settings(run)
     if before is None:
@@ -177,9 +168,6 @@ def check_same(config: Any, run: Path, *, dataset: str | None) -> None:  # noqa:
             )
         return
     now: Any = OmegaConf.to_container(config, resolve=True)
-    for name, keys in (("dataset", ("choices", "dataset")), ("model", ("choices", "model"))):
-        if (old := _get(before, *keys)) != (new := _get(now, *keys)):
-            raise ValueError(_refusal(name, old, new, run))
     for name in ("dataset", "model"):
         for place, old, new in _differences(before.get(name), now[name], name):
             if name == "model" or not set(place.split(".")).intersection(_OF_THE_MACHINE):
@@ -191,13 +179,6 @@ def _refusal(name: str, before: object, now: object, run: Path) -> str:
         f"{name}: got {shown(now)}, but the run in '{run}' has {shown(before)}, and a resume "
         "keeps the data and the model; leave it out, or start a new run without ckpt_path"
     )
-
-
-def _get(settings: Mapping[str, Any], *keys: str) -> object:
-    node: object = settings
-    for key in keys:
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node
 
 
 def _differences(before: object, now: object, name: str) -> Iterator[tuple[str, object, object]]:
@@ -238,19 +219,12 @@ def check_resume(config: Any, checkpoint: Path, run_dir: Path) -> None:  # noqa:
             print(end, flush=True)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Progress of a training.
-
-    Args:
-        num_steps: Number of optimiser steps.
-        num_epochs: Number of completed epochs.
-        within_epoch: Whether another epoch has begun.
-    """
+class Progress(NamedTuple):
+    """Numbers of optimiser steps, of completed epochs and of begun epochs."""
 
     num_steps: int
     num_epochs: int
-    within_epoch: bool
+    num_begun_epochs: int
 
 
 def progress_of(checkpoint: Path) -> Progress:
@@ -260,8 +234,9 @@ def progress_of(checkpoint: Path) -> Progress:
     epochs = loop.get("epoch_progress", {}).get("current", {})
     batches = loop.get("epoch_loop.batch_progress", {}).get("current", {})
     completed, begun = epochs.get("processed", 0), epochs.get("ready", 0)
-    within_epoch = completed < begun and batches.get("ready", 0) > 0
-    return Progress(content.get("global_step", 0), completed, within_epoch)
+    if batches.get("ready", 0) == 0:
+        begun = completed
+    return Progress(content.get("global_step", 0), completed, max(begun, completed))
 
 
 def check_end(progress: Progress, max_steps: int, max_epochs: int | None) -> str | None:
@@ -273,23 +248,16 @@ def check_end(progress: Progress, max_steps: int, max_epochs: int | None) -> str
     Raises:
         ValueError: If the end is before that point.
     """
-    steps, epochs = progress.num_steps, progress.num_epochs
-    begun = epochs + progress.within_epoch
-    for name, end, reached in (
-        ("max_steps", max_steps, steps),
-        ("max_epochs", max_epochs or -1, begun),
-    ):
-        if 0 < end < reached:
+    steps, epochs, begun = progress
+    for name, end, reached in (("max_steps", max_steps, steps), ("max_epochs", max_epochs, begun)):
+        if end is not None and 0 < end < reached:
             raise ValueError(
                 f"trainer.{name}: got {end}, but the checkpoint is at {reached} (step {steps}); "
                 f"set a larger trainer.{name}, or start a new run without ckpt_path"
             )
-    for name, end, reached in (
-        ("max_steps", max_steps, steps),
-        ("max_epochs", max_epochs, epochs),
-    ):
+    for name, end, reached in (("steps", max_steps, steps), ("epochs", max_epochs, epochs)):
         if end == reached:
-            return f"already trained to trainer.{name}={end}; set a larger value to train further"
+            return f"already trained to trainer.max_{name}={end}; set a larger value to go further"
     return None
 
 

@@ -1,9 +1,10 @@
-"""Settings of a config against the types that the classes they are for declare."""
+"""Check settings against the parameters of the classes that they configure."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
@@ -44,11 +45,7 @@ def check_names(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictC
                 continue
             if key not in _SPECIAL and key not in parameters:
                 near = difflib.get_close_matches(str(key), names, n=1)
-                remedy = (
-                    f"did you mean {near[0]}?"
-                    if near
-                    else f"it takes {', '.join(names) or 'none'}"
-                )
+                remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(names)}"
                 name = f"{path}.{key}".lstrip(".")
                 raise ValueError(f"{name}: {target} takes no such setting; {remedy}")
 
@@ -73,11 +70,9 @@ def check_types(config: Any) -> None:  # noqa: ANN401
 def _parameters(config: Any) -> Iterator[tuple[str, Any, str, Mapping[str, inspect.Parameter]]]:  # noqa: ANN401
     """Find what is instantiated: its place, its settings, its class and what that takes."""
     for path, node in _targets(config, ""):
-        try:
-            parameters = _taken_by(get_object(str(node["_target_"])))
-        except (ImportError, NameError, ValueError, TypeError):
-            continue  # instantiating it says what is wrong with the target itself
-        yield path, node, str(node["_target_"]), parameters
+        target = str(node["_target_"])
+        if (parameters := _taken_by(target)) is not None:
+            yield path, node, target, parameters
 
 
 def build_datamodule(config: Any, *, ours: bool = False) -> Any:  # noqa: ANN401
@@ -104,26 +99,25 @@ def build_datamodule(config: Any, *, ours: bool = False) -> Any:  # noqa: ANN401
     return found
 
 
-def _taken_by(target: Any) -> Mapping[str, inspect.Parameter]:  # noqa: ANN401
-    if getattr(target, "__init__", None) is LightningDataModule.__init__:
-        return {}  # it accepts anything and ignores it
-    return inspect.signature(target, eval_str=True).parameters
+def _taken_by(name: str) -> Mapping[str, inspect.Parameter] | None:
+    """Return the parameters of a target; None if it cannot be read: instantiating it says why."""
+    try:
+        target: Any = get_object(name)
+        if getattr(target, "__init__", None) is LightningDataModule.__init__:
+            return {}  # it accepts anything and ignores it
+        return inspect.signature(target, eval_str=True).parameters
+    except (ImportError, NameError, ValueError, TypeError):
+        return None
 
 
 def _unused(config: Any) -> list[str]:  # noqa: ANN401
-    """Names of this package's settings of a dataset that a user's own class does not take.
-
-    A setting that the user has given is not among them: that is an error.
-    """
+    """List settings of this package's datasets that a user's own class lacks and nobody gave."""
     node = config.get("dataset") or {}
     target = str(node.get("_target_", "nvae_lightning."))
     if target.startswith("nvae_lightning."):
         return []
-    try:
-        taken = _taken_by(get_object(target))
-    except (ImportError, NameError, ValueError, TypeError):
-        return []  # instantiating it says what is wrong with the target
-    if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+    taken = _taken_by(target)
+    if taken is None or any(p.kind is p.VAR_KEYWORD for p in taken.values()):
         return []
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
@@ -142,17 +136,15 @@ def check_type(name: str, value: object, annotation: object) -> None:
     >>> check_type("seed", 1, int)
     >>> check_type("seed", 1.5, int)
     Traceback (most recent call last):
-    ValueError: seed: got 1.5, but it must be a whole number; set seed accordingly
+    ValueError: seed: got 1.5, but it must be a whole number
     """
     if _fits(value, annotation):
         return
-    flag = {None: "null", True: "true", False: "false"}.get(value) if _is_flag(value) else None
-    remedy = f"set {name} accordingly"
-    if not isinstance(value, list) and _fits([value], annotation):
-        remedy = f"write {name}=[{value}]"
-    raise ValueError(
-        f"{name}: got {flag or shown(value)}, but it must be {_describe(annotation)}; {remedy}"
-    )
+    is_flag = value is None or isinstance(value, bool)
+    given = json.dumps(value) if is_flag else shown(value)
+    is_item = not isinstance(value, list) and _fits([value], annotation)
+    remedy = f"; write {name}=[{value}]" if is_item else ""
+    raise ValueError(f"{name}: got {given}, but it must be {_describe(annotation)}{remedy}")
 
 
 def check_settings(config: Any, kinds: Mapping[str, object]) -> None:  # noqa: ANN401
@@ -168,10 +160,6 @@ def check_settings(config: Any, kinds: Mapping[str, object]) -> None:  # noqa: A
     check_seed(config.seed)
     for name, kind in kinds.items():
         check_type(name, plain(OmegaConf.select(config, name)), kind)
-
-
-def _is_flag(value: object) -> bool:
-    return value is None or isinstance(value, bool)
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
@@ -235,10 +223,10 @@ def _describe(annotation: object) -> str:
 
 
 def check_seed(seed: object) -> None:
-    """Check a seed.
+    """Check that a seed is one that NumPy accepts.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not.
     """
     check_type("seed", seed, int)
     if not (isinstance(seed, int) and 0 <= seed < 2**32):

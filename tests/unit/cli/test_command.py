@@ -2,13 +2,16 @@
 
 import importlib
 import inspect
+import math
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 
-from nvae_lightning.cli.command import run
+from nvae_lightning.cli.command import command, run
 from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.cli.nvae import list_commands
 from nvae_lightning.training.ranks import make_trainer
@@ -55,3 +58,24 @@ def test_help_begins_with_what_a_command_does_and_fits_two_screens(
     assert f": nvae {name} " in lines[0]
     assert "SETTINGS" in lines
     assert len(lines) < 80
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_search_continues_after_failed_and_non_finite_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trial(config: Any) -> float:
+        if config.table == 1:
+            raise ValueError("table: got 1")
+        return math.nan if config.table == 2 else 0.5
+
+    overrides = ["table=choice(1,2,3)", "runs=x", f"hydra.sweep.dir={tmp_path}"]
+    search = ["-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid"]
+    monkeypatch.setattr(sys, "argv", ["report", *search, *overrides])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    run(command("report")(trial))
+    errors = capsys.readouterr().err
+    assert "error: table: got 1" in errors
+    assert "error: the result is nan" in errors
+    best = yaml.safe_load((tmp_path / "optimization_results.yaml").read_text())
+    assert (best["best_params"]["table"], best["best_value"]) == (3, 0.5)
