@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,19 +38,19 @@ _KINDS = {
     "compile": bool,
     "images": str | None,
 }
-_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # weights and distributions have 32 bits
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # all keep weights in float32
 
 
 def load_images(config: DictConfig, model: NVAE, count: int) -> Tensor:
-    """Load images for the model to begin with: the first of ``images``, or some of the test split.
+    """Load the first of ``images``, or images spread over the test split.
 
     Raises:
-        ValueError: If there are not so many.
+        ValueError: If there are too few.
     """
-    if config.images is not None:
-        datamodule: ImageDataModule = images_for(config, model, config.images)
-    else:
-        datamodule = training_data(config, model)
+    is_own = config.images is not None
+    datamodule: ImageDataModule = (
+        images_for(config, model, config.images) if is_own else training_data(config, model)
+    )
     datamodule.prepare_data()
     datamodule.setup("test")
     available = len(datamodule.test_set)
@@ -58,8 +59,7 @@ def load_images(config: DictConfig, model: NVAE, count: int) -> Tensor:
             f"num_samples: {count} images are needed, but there are only {available}; set a "
             "smaller num_samples"
         )
-    # Those of a split may be sorted by class, those of a user are in the order meant.
-    step = 1 if config.images is not None else available // count
+    step = 1 if is_own else available // count  # a split may be sorted by class
     batch = datamodule.test_set.__getitems__([step * index for index in range(count)])
     return datamodule.to_input(batch, train=False)
 
@@ -67,27 +67,19 @@ def load_images(config: DictConfig, model: NVAE, count: int) -> Tensor:
 def statistics(
     config: DictConfig, model: NVAE, temperature: float | list[float], folder: Path
 ) -> Mapping[str, Tensor]:
-    """Measure the statistics of batch normalisation, or read them from beside the checkpoint."""
+    """Measure batch normalisation statistics of samples, cached beside the checkpoint if local."""
     source = find_checkpoint(config.ckpt_path)
     local = Path(config.ckpt_path).expanduser()
-    if source is not None:
-        folder = source.parent
-    elif local.is_dir():
-        folder = local
-    return cached_recalibration(
-        model,
-        folder,
-        "model" if source is None else source.stem,
-        temperature,
-        num_passes=config.recalibration.num_passes,
-        batch_size=config.recalibration.batch_size,
-        seed=config.seed,
-    )
+    if source is not None or local.is_dir():
+        folder = local if source is None else source.parent
+    name = "model" if source is None else source.stem
+    counts = plain(config.recalibration)
+    return cached_recalibration(model, folder, name, temperature, seed=config.seed, **counts)
 
 
 @command("sample")
 def main(config: DictConfig) -> None:
-    """Draw one picture, and keep its images as an array."""
+    """Draw one picture and save its images as an array, too."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     keep_freed_memory()
     hide_warnings()
@@ -105,25 +97,24 @@ def main(config: DictConfig) -> None:
     torch.manual_seed(config.seed)
     temperature = plain(config.temperature)
     model.temperature_of_groups(temperature)
+    recalibrate = partial(statistics, config, model, temperature, run_dir)
     settings = Settings(
         model,
         config.num_samples,
         temperature,
         load=lambda count: load_images(config, model, count).to(device),
         batch_size=config.batch_size,
-        statistics=(lambda: statistics(config, model, temperature, run_dir))
-        if config.recalibrate_bn
-        else None,
+        statistics=recalibrate if config.recalibrate_bn else None,
     )
     with trainer.precision_plugin.forward_context():
         drawing = instantiate(config.mode)(settings)
     mode = HydraConfig.get().runtime.choices["mode"]
     picture, numbers = run_dir / f"{mode}.png", run_dir / f"{mode}.npz"
-    with whole_file(picture) as partial:
-        to_pil_image(grid(drawing.images, drawing.num_columns)).save(partial)
+    with whole_file(picture) as file:
+        to_pil_image(grid(drawing.images, drawing.num_columns)).save(file)
     pixels = as_bytes(drawing.images).permute(0, 2, 3, 1).cpu().numpy()
-    with whole_file(numbers) as partial:
-        np.savez_compressed(partial, images=pixels)
+    with whole_file(numbers) as file:
+        np.savez_compressed(file, images=pixels)
     print(f"{len(pixels)} images in '{picture}' and {numbers.name}")
 
 

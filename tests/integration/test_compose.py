@@ -54,10 +54,8 @@ def test_every_model_builds_for_every_dataset(
 
 
 @pytest.mark.parametrize("kl", _options("kl"))
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_every_kl_weighs_the_groups_of_every_dataset(
-    compose_config: Compose, dataset: str, kl: str
-) -> None:
+@pytest.mark.parametrize("dataset", ["mnist", "celeba_hq"])
+def test_every_kl_weighs_the_groups(compose_config: Compose, dataset: str, kl: str) -> None:
     config = compose_config(f"dataset={dataset}", f"kl={kl}")
     term = instantiate(config.kl, _convert_="all")
     hierarchy = instantiate(config.model.hierarchy, _convert_="all")
@@ -158,7 +156,7 @@ def test_every_experiment_composes_and_builds(
     assert instantiate(config.optimizer)(module.parameters()).defaults["eps"] == 1e-3
 
 
-def test_steps_asked_for_are_not_cut_short_by_the_epochs(compose_config: Compose) -> None:
+def test_max_steps_removes_the_limit_on_epochs(compose_config: Compose) -> None:
     for overrides, epochs in (([], 12), (["trainer.max_steps=5000"], -1)):
         assert compose_config(*overrides).trainer.max_epochs == epochs
     both = compose_config("trainer.max_steps=5000", "trainer.max_epochs=3").trainer
@@ -174,7 +172,7 @@ def test_trainers_for_gpus_compose(compose_config: Compose, trainer: str) -> Non
 
 
 @pytest.mark.parametrize("logger", ["default", "wandb"])
-def test_wandb_is_online_only_if_asked_for(compose_config: Compose, logger: str) -> None:
+def test_wandb_is_offline_by_default(compose_config: Compose, logger: str) -> None:
     assert compose_config(f"logger={logger}").logger.wandb.offline is (logger == "default")
 
 
@@ -192,7 +190,7 @@ def test_trainers_and_loggers_instantiate(
 
 
 @pytest.mark.parametrize("penalty", _options("penalty"))
-def test_penalties_say_what_they_weigh(compose_config: Compose, penalty: str) -> None:
+def test_penalties_have_the_weights_of_the_recipe(compose_config: Compose, penalty: str) -> None:
     config = compose_config("dataset=celeba_hq", f"penalty={penalty}")
     built = instantiate(config.penalty)
     expected = (0.01, 1.0, True) if penalty == "spectral" else (0.0, None, False)

@@ -1,4 +1,4 @@
-"""Every experiment composes, builds and trains, and its report has all that it measured."""
+"""Every experiment composes, builds, trains and is reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NUM_JOBS = {
 }  # fmt: skip
 LAYOUTS = sorted(path.stem for path in (Path(reporting.__file__).parent / "tables").glob("*.yaml"))
 
-#: What a small machine changes of all of them, and of some.
+#: Overrides that shrink all experiments, and further ones for some.
 SMALL = (
     "dataset=image_folder", "dataset.root=images", "dataset.image.size=16", "dataset.batch_size=4",
     "model=tiny", "trainer=cpu", "logger=csv", "trainer.max_steps=3",
@@ -47,7 +47,7 @@ SMALLER = {
     "stabilization": ["penalty.weight=0.0,1.0"],
 }  # fmt: skip
 
-# One process for all of them, which saves most of the time.
+# One process for all commands, which saves most of the time.
 DRIVER = """
 import importlib, json, sys, torch
 from nvae_lightning.cli.command import run
@@ -118,7 +118,7 @@ def _check_report(folder: Path, name: str) -> None:
         for label, cells in rows
         for column, cell in zip(header[1][::2], cells[::2], strict=True)
     }
-    # Where the small runs are of another dataset, or of fewer weights, the other cells stay empty.
+    # Cells for datasets and weights that the small runs lack stay empty.
     some = {
         "table1": {key for key in measured if key[1] == "image_folder"},
         "figure5": {key for key in measured if key[0] == "image_folder"},

@@ -1,4 +1,4 @@
-"""Sweeps: each job with its own settings, the same on all of its ranks."""
+"""Each job of a sweep has its own settings, the same on all of its ranks."""
 
 import csv
 from pathlib import Path
@@ -12,7 +12,7 @@ from nvae_lightning.cli.config_root import CONFIG_ROOT
 from .conftest import Run
 
 SPY = '''
-"""Write what learning rate each rank of each job trains with."""
+"""Write the learning rate of each rank of each job."""
 from pathlib import Path
 from lightning.pytorch import Callback
 
@@ -105,7 +105,7 @@ def test_joblib_runs_jobs_side_by_side(sweep: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_ends_alone_and_is_told(sweep: Run, tmp_path: Path) -> None:
+def test_a_failing_job_is_named_and_the_others_continue(sweep: Run, tmp_path: Path) -> None:
     result = sweep("num_importance_samples=0,1,-1", "trainer=cpu")
     assert result.returncode == 1
     lines = [line for line in result.stderr.splitlines() if "error: " in line]

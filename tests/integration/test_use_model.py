@@ -311,7 +311,7 @@ def test_bad_input_gets_one_line_each(folder: Path) -> None:
         ),
         (("sample", RUN, "trainer.precision=bf16-true"), "32-true, bf16-mixed, 16-mixed"),
         (("sample", RUN, "trainer=cpu", "trainer.precision=16-mixed"), "precision: got 16-mixed"),
-        (("evaluate", RUN, "trainer=cpu", "trainer.precision=16-mixed"), "which takes a GPU"),
+        (("evaluate", RUN, "trainer=cpu", "trainer.precision=16-mixed"), "requires a CUDA GPU"),
         (("sample", RUN, "trainer=cpu", "mode.cuda_graphs=true"), "cuda_graphs: got true, but"),
         (("sample", RUN, "mode.cuda_graphs=maybe"), "cuda_graphs"),
         (("sample", RUN, "trainer.accelerator=abacus"), "abacus"),

@@ -94,28 +94,28 @@ def _auto_epochs(max_steps: object, epochs: object) -> object:
 
 
 def _run_name(now: str) -> str:
-    """Name a run's folder: all processes have to come to the same name."""
+    """Return the name of a run's folder, the same in all of its processes."""
     job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
-    if job and step:  # started by srun, and so again if the job is put in the queue again
+    if job and step:  # started by srun; the same when the job is requeued
         return f"slurm-{job}.{step}"
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise ValueError(
-            "hydra.run.dir: under torchrun every process would name a folder of its own; "
+            "hydra.run.dir: torchrun's processes would each choose another folder; "
             "set hydra.run.dir=FOLDER"
         )
     return now
 
 
 def _sweep_name() -> str | None:
-    """Name a sweep as its folder, under which W&B puts its runs together."""
+    """Return the name of a sweep's folder, by which W&B groups its runs."""
     config = HydraConfig.get()
     if config.mode is not RunMode.MULTIRUN or OmegaConf.is_missing(config.runtime, "output_dir"):
-        return None  # no sweep, or one whose config is only printed
+        return None  # no sweep, or a config that is only printed
     return Path(config.sweep.dir).name
 
 
 def _chosen(*groups: str) -> Any:  # noqa: ANN401 -- beartype warns of ListConfig's own bases
-    """Name what is chosen of some groups of configs; of some nothing need be."""
+    """Return the chosen options of some groups, without those that have none."""
     choices = HydraConfig.get().runtime.choices
     return OmegaConf.create([choices[group] for group in groups if choices.get(group)])
 

@@ -1,4 +1,4 @@
-"""What this machine can compute, and how it is set up for a command."""
+"""Checks of the machine's precisions, and settings of the process of a command."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ HALF = ("16-mixed", "16")
 
 
 def check_precision(name: str, precision: object, accelerator: str) -> None:
-    """Check that this machine computes in a precision, and warn if it does so slowly.
+    """Check that the device supports a precision, and warn if it only emulates it.
 
     Args:
-        name: of the setting.
-        precision: Lightning's name of the number format.
-        accelerator: what computes: ``cpu``, or anything else for the best that there is.
+        name: Name of the setting.
+        precision: Lightning's name of the precision.
+        accelerator: Lightning's name of the accelerator; any but ``cpu`` means the best one here.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If the device does not support it.
     """
     best = torch.accelerator.current_accelerator(check_available=True)
     device_type = "cpu" if best is None or accelerator == "cpu" else best.type
     if str(precision) in HALF and device_type != "cuda":
         raise ValueError(
-            f"{name}: got {precision}, which takes a GPU; set {name}=bf16-mixed or 32-true"
+            f"{name}: got {precision}, which requires a CUDA GPU; set {name}=bf16-mixed or 32-true"
         )
     if str(precision).startswith("bf16") and device_type == "cpu" and not _cpu_has_bf16():
         rank_zero_warn(
-            f"{name}: got {precision}, for which this CPU has no instructions, so that it takes "
-            f"several times as long as in 32 bits; set {name}=32-true"
+            f"{name}: got {precision}, which this CPU emulates at a fraction of the speed of 32 "
+            f"bits; set {name}=32-true"
         )
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether oneDNN computes in bf16 here, which on x86 takes AVX-512."""
+    """Return whether oneDNN computes in bf16 here; on x86 this requires AVX-512."""
     has_onednn = torch.backends.mkldnn.is_available()
     return has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def hide_warnings() -> None:
-    """Hide warnings of Lightning's about what no user could change."""
-    # Lightning 2.6's use of a class that torch deprecates.
+    """Hide warnings that users can do nothing about."""
+    # Lightning 2.6 uses a class that torch deprecates.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
-    # Our loaders read ahead in a thread, which it does not see.
+    # Our loaders read ahead in a thread, which Lightning does not see.
     warnings.filterwarnings("ignore", message="The .* does not have many workers")
     # Hydra has put its own files into the run's folder.
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")
@@ -58,10 +58,10 @@ def hide_warnings() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep memory that is freed rather than give it back to the system.
+    """Make glibc keep freed memory instead of returning it to the system.
 
-    It gives every large feature map back, and is given new pages, which the system fills with
-    zeros, for the next: a tenth of a training step on a CPU.
+    Otherwise the system clears new pages for every large feature map, which takes a tenth of a
+    training step on a CPU.
     """
     if sys.platform != "linux" or not hasattr(glibc := ctypes.CDLL(None), "mallopt"):
         return

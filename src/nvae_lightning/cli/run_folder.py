@@ -1,4 +1,4 @@
-"""A lock on the folder of a run, which one process at a time may write to."""
+"""Lock the folder of a run, so that one process at a time writes to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _held: dict[Path, int] = {}
 
 
 def hold(folder: Path) -> None:
-    """Create and lock a folder until this process ends, however it ends.
+    """Create a folder and lock it until this process ends, in whatever way.
 
     Raises:
         ValueError: If another process has locked it.
@@ -34,7 +34,9 @@ def hold(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _lock(descriptor)
+        if fcntl is None:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
         raise ValueError(
@@ -52,12 +54,6 @@ def hold(folder: Path) -> None:
         )
     else:
         _held[folder] = descriptor
-
-
-def _lock(descriptor: int) -> None:
-    if fcntl is None:
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def release() -> None:

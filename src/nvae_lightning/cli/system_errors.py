@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 _HINT = "HYDRA_FULL_ERROR=1 shows the traceback"
 _SPACE = "free some space or choose another path"
 _PERMISSION = "change its permissions or choose another path"
 
-#: What to do about errors that say little by themselves.
+#: Remedies for errors whose own text says little.
 _REMEDIES = {
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
@@ -25,7 +24,6 @@ _REMEDIES = {
     errno.ENFILE: "close other programs or raise the system's limit on open files",
     errno.ENOMEM: "free some memory or set a smaller dataset.num_workers",
 }
-_ONLY_IN_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def describe_system_error(error: BaseException | None) -> str | None:
@@ -34,7 +32,8 @@ def describe_system_error(error: BaseException | None) -> str | None:
         return _describe(error)
     if not isinstance(error, Exception) or isinstance(error, AssertionError):
         return None
-    for cause in _causes(error):
+    cause: BaseException | None = error
+    while (cause := cause.__cause__ or cause.__context__) is not None:
         if isinstance(cause, OSError) and cause.errno in _REMEDIES:
             return _describe(cause)
     # Libraries in C++ or Rust keep only the text.
@@ -45,19 +44,12 @@ def describe_system_error(error: BaseException | None) -> str | None:
     return None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the errors that an error was raised from, or while handling."""
-    seen = {id(error)}
-    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    while cause is not None and id(cause) not in seen:
-        yield cause
-        seen.add(id(cause))
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-
-
 def _describe(error: OSError) -> str:
     if error.errno is None or error.strerror is None:  # of a library, or of a worker process
-        return f"{_essence(error)} ({_HINT})"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        is_worker = any("Traceback (most recent" in line for line in lines)
+        essence = lines[-1 if is_worker else 0] if lines else type(error).__name__
+        return f"{essence} ({_HINT})"
     remedy = _REMEDIES.get(error.errno, "check the path")
     if not isinstance(error.filename, str | os.PathLike):
         return f"{error.strerror}; {remedy} ({_HINT})"
@@ -65,8 +57,7 @@ def _describe(error: OSError) -> str:
         remedy += f", or set the environment variable {variable} to another folder"
     name = os.fspath(error.filename)
     name = name if len(name) <= 160 else f"{name[:80]}…{name[-60:]}"
-    verb = "write" if error.errno in _ONLY_IN_WRITING else "use"
-    return f"cannot {verb} '{name}' ({error.strerror}); {remedy}"
+    return f"cannot use '{name}' ({error.strerror}); {remedy}"
 
 
 def _variable_of(path: str) -> str | None:
@@ -78,11 +69,3 @@ def _variable_of(path: str) -> str | None:
     }
     around = [name for name, folder in folders.items() if Path(path).is_relative_to(folder)]
     return max(around, key=lambda name: len(folders[name]), default=None)
-
-
-def _essence(error: BaseException) -> str:
-    """Return the first line of a message; the last if it quotes the traceback of a worker."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return lines[-1] if any("Traceback (most recent" in line for line in lines) else lines[0]

@@ -1,4 +1,4 @@
-"""Settings that nothing reads are refused, however they are added, with what may be meant."""
+"""Settings that nothing reads are refused, with the nearest name."""
 
 from typing import Any
 
@@ -39,7 +39,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("command", "override", "message"), REFUSED)
-def test_what_nothing_reads_is_refused(command: str, override: str, message: str) -> None:
+def test_a_setting_that_nothing_reads_is_refused(
+    command: str, override: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         _check(command, override)
 
@@ -54,7 +56,7 @@ def test_what_nothing_reads_is_refused(command: str, override: str, message: str
         ("++trainer.min_epochs=1",),
     ],
 )  # fmt: skip
-def test_what_is_read_may_be_added(overrides: tuple[str, ...]) -> None:
+def test_a_setting_that_something_reads_may_be_added(overrides: tuple[str, ...]) -> None:
     _check("train", *overrides)
 
 

@@ -1,4 +1,4 @@
-"""What the system refuses is told in one line, and nothing is left half written."""
+"""System errors are one line, and no file is left half written."""
 
 import errno
 import logging.config
@@ -15,7 +15,7 @@ from nvae_lightning.cli.system_errors import describe_system_error
 from nvae_lightning.utilities.files import whole_file, write_text
 
 
-def _refusal(code: int, path: str | Path | None = None) -> OSError:
+def _error(code: int, path: str | Path | None = None) -> OSError:
     return (
         OSError(code, os.strerror(code))
         if path is None
@@ -34,9 +34,9 @@ def _wrapped(error: Exception) -> Exception:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
-def test_refusals_are_one_line_with_path_reason_and_remedy(code: int) -> None:
+def test_a_system_error_is_one_line_with_path_reason_and_remedy(code: int) -> None:
     with pytest.raises(SystemExit) as ended, one_line_errors():
-        raise _refusal(code, "/somewhere/file")
+        raise _error(code, "/somewhere/file")
     line = str(ended.value)
     assert line.startswith("error: cannot ")
     assert "'/somewhere/file'" in line
@@ -48,9 +48,9 @@ def test_refusals_are_one_line_with_path_reason_and_remedy(code: int) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        _wrapped(_refusal(errno.ENOSPC)),
+        _wrapped(_error(errno.ENOSPC)),
         RuntimeError("PytorchStreamWriter failed: No space left on device"),
-        _refusal(errno.ENOSPC),
+        _error(errno.ENOSPC),
         OSError(
             "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
             "last):\n  File x\nOSError: [Errno 28] No space left on device"
@@ -59,11 +59,11 @@ def test_refusals_are_one_line_with_path_reason_and_remedy(code: int) -> None:
     ids=["cause", "text", "no name", "worker"],
 )
 def test_a_full_disk_is_recognised_in_errors_of_libraries(error: Exception) -> None:
-    told = describe_system_error(error)
-    assert told is not None
-    assert "No space left on device" in told
-    assert "HYDRA_FULL_ERROR=1" in told
-    assert "\n" not in told
+    described = describe_system_error(error)
+    assert described is not None
+    assert "No space left on device" in described
+    assert "HYDRA_FULL_ERROR=1" in described
+    assert "\n" not in described
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_errors_of_the_program_keep_their_traceback(error: Exception) -> None:
 
 def test_the_variable_that_names_a_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/nowhere/cache")
-    told = describe_system_error(_refusal(errno.EROFS, "/nowhere/cache/o2/x.so"))
-    assert told is not None
-    assert "TORCHINDUCTOR_CACHE_DIR" in told
+    described = describe_system_error(_error(errno.EROFS, "/nowhere/cache/o2/x.so"))
+    assert described is not None
+    assert "TORCHINDUCTOR_CACHE_DIR" in described
 
 
 def test_a_log_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -90,19 +90,19 @@ def test_a_log_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_long_names_are_shortened() -> None:
-    told = describe_system_error(_refusal(errno.ENAMETOOLONG, "a" * 5000))
-    assert told is not None
-    assert len(told) < 300
+    described = describe_system_error(_error(errno.ENAMETOOLONG, "a" * 5000))
+    assert described is not None
+    assert len(described) < 300
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_text(path, "before")
 
     def fill_the_disk() -> None:
         with whole_file(path) as partial:
             partial.write_text("half")
-            raise _refusal(errno.ENOSPC)
+            raise _error(errno.ENOSPC)
 
     with pytest.raises(OSError, match=r"result\.json"):
         fill_the_disk()
@@ -110,7 +110,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_full_disks_leave_no_half_of_a_file(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys; from pathlib import Path\n"
         "from nvae_lightning.utilities.files import write_text\n"
@@ -125,7 +125,7 @@ def test_full_disks_leave_no_half_of_a_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_command_draws_without_a_notebooks_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_ignores_the_backend_of_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     for arguments, original, backend in (
@@ -139,7 +139,7 @@ def test_a_command_draws_without_a_notebooks_backend(monkeypatch: pytest.MonkeyP
         assert os.environ["MPLBACKEND"] == backend
 
 
-def test_what_is_refused_while_a_command_is_imported_is_one_line(tmp_path: Path) -> None:
+def test_a_system_error_while_a_command_is_imported_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     environment = {
         **os.environ,
