@@ -78,12 +78,12 @@ def test_other_ranks_run_in_the_folder_of_the_first(
     assert run_folder.is_first_rank()
 
 
-def test_a_file_system_without_locks_is_told(
+def test_a_file_system_without_locks_gives_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(descriptor: int) -> None:
+    def fail(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(run_folder, "_lock", fail)
+    monkeypatch.setattr("fcntl.flock", fail)
     with pytest.warns(UserWarning, match="has no locks"):
         run_folder.hold(tmp_path)
