@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.utilities.plain_data import fits, shown
 
-_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+_REFERENCE = re.compile(r"\$\{(\w[\w.]*)\}")
 _SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 _NAMES = {
     bool: "true or false",

@@ -1,4 +1,4 @@
-"""All images of a folder in order: the input of a trained model."""
+"""All images of a source in order, as the input of a trained model."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,9 +11,9 @@ from nvae_lightning.data.readers import Source, Splits, every_image
 
 
 class AllImages(ImageDataModule):
-    """All images of a folder, an archive or a file (``images``), whatever splits they are in.
+    """All images of a folder, an archive or a file as one test split.
 
-    See `ImageDataModule` for the arguments; there are test images only.
+    See `ImageDataModule` for the arguments.
     """
 
     @cached_property
@@ -32,7 +32,7 @@ class AllImages(ImageDataModule):
 
     @property
     def is_prepared(self) -> bool:
-        """False: prepared images are read like any others."""
+        """False, because the images are always decoded."""
         return False
 
     @property

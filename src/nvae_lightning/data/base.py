@@ -1,4 +1,4 @@
-"""What all datasets share: their splits, their loaders, and the way to the model's input."""
+"""The base class of all datasets: splits, loaders and the model's input."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from nvae_lightning.data.readers import (
     Wanted,
     open_source,
 )
-from nvae_lightning.data.sampler import ResumableLoader
 from nvae_lightning.data.storage import (
     Prepared,
     check_prepared,
@@ -42,7 +41,7 @@ from nvae_lightning.data.summary import Outcome, Summary, left_out
 from nvae_lightning.data.transforms import binarize, quantize, random_horizontal_flip
 from nvae_lightning.utilities.image import Image
 
-_MOST_MEMORY = 4 << 30  # bytes of a dataset that is not prepared, in each process
+_MOST_MEMORY = 4 << 30  # bytes of an unprepared dataset in each process
 
 
 class ImageDataModule(LightningDataModule):
@@ -57,11 +56,11 @@ class ImageDataModule(LightningDataModule):
     split, or else a seeded hold-out of the training split.
 
     Args:
-        root: Folder of prepared images, or any source of images; by default `default_root`.
+        root: Folder of prepared images or any source of images; by default `default_root`.
         batch_size: Number of images per batch and device; by default `default_batch_size`.
         image: Format of the images; by default `default_image`.
-        num_workers: Number of processes that assemble batches; 0 and None use a thread. Also the
-            number of processes that decode images, where None stands for one per core.
+        num_workers: Number of processes that assemble batches, where 0 and None use a thread, and
+            that decode images, where None stands for one per core.
         seed: Seed of the order of the training images.
         validation_fraction: Part of the training split that is held out for validation if the
             dataset has no validation split; 0 disables validation. By default
@@ -86,17 +85,17 @@ class ImageDataModule(LightningDataModule):
 
     #: The publication to cite.
     citation: ClassVar[str] = ""
-    #: Where the images are looked for; None if they are in no folder.
+    #: Default folder of the images; None if they are in no folder.
     default_root: ClassVar[str | None] = None
     default_image: ClassVar[Image] = Image(channels=3, size=64, bits=8)
     default_batch_size: ClassVar[int] = 32
     default_validation_fraction: ClassVar[float] = 0.05
-    #: Official number of images per split, as far as it is checked.
+    #: Official numbers of images of the splits whose numbers are checked.
     counts: ClassVar[Mapping[str, int]] = {}
     default_crop: ClassVar[tuple[int, int, int, int] | None] = None
     default_interpolation: ClassVar[str] = "lanczos"
     default_flip: ClassVar[bool] = False
-    #: What to do if the images are missing, for an error message.
+    #: Remedy if the images are missing, for an error message.
     how_to_get: ClassVar[str] = "set dataset.root to a folder of images"
 
     num_train_images: int
@@ -154,7 +153,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def binarize(self) -> bool:
-        """Whether pixels are drawn as zeros and ones, again at every use."""
+        """Whether pixels are drawn as zeros and ones at every use."""
         return self.image.bits == 1
 
     @property
@@ -168,7 +167,7 @@ class ImageDataModule(LightningDataModule):
         """Find the images of a source.
 
         Raises:
-            ValueError: If there are none, or not as many as there should be.
+            ValueError: If there are none, or another number than the official one.
         """
         splits = open_source(source, Wanted(self.image.size, self.split))
         for name, count in self.counts.items() if self.check_counts else ():
@@ -187,7 +186,7 @@ class ImageDataModule(LightningDataModule):
         """Prepare a source in `root` on all cores: see `nvae_lightning.data.prepare`.
 
         Raises:
-            ValueError: If the source has no images as configured, or `root` cannot be written to.
+            ValueError: If the source has no images as configured, or `root` is not writable.
         """
         if not source.startswith(HUB_PREFIX):
             source = str(Path(source).expanduser().absolute())
@@ -206,7 +205,7 @@ class ImageDataModule(LightningDataModule):
             )
 
     def prepare_data(self) -> None:
-        """Look for the images, so that a wrong folder fails before anything is built.
+        """Find the images, so that a wrong folder fails before the model is built.
 
         Raises:
             ValueError: If they are missing, damaged, or not as configured.
@@ -229,7 +228,7 @@ class ImageDataModule(LightningDataModule):
         """Descriptions of the prepared splits.
 
         Raises:
-            ValueError: If one is incomplete, or prepared for another size or number of channels.
+            ValueError: If one is incomplete, or has another size or number of channels.
         """
         with naming("dataset.root"):
             splits = open_prepared(self.folder)
@@ -254,10 +253,10 @@ class ImageDataModule(LightningDataModule):
         return splits
 
     def check_memory(self, num_images: int) -> None:
-        """Check that so many images may be decoded into memory.
+        """Check that a number of images fits into memory.
 
         Raises:
-            ValueError: If they are too many.
+            ValueError: If it does not.
         """
         size = num_images * self.image.size**2 * self.image.channels
         if size > _MOST_MEMORY:
@@ -272,7 +271,7 @@ class ImageDataModule(LightningDataModule):
         """Return all images of a split, as a memory map or in memory.
 
         Raises:
-            ValueError: If an image cannot be read.
+            ValueError: If an image is unreadable.
         """
         with naming("dataset.root"):
             if self.is_prepared:
@@ -284,7 +283,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def summary(self) -> Summary:
-        """What became of the source's files, by kind, for the splits that have been loaded."""
+        """Summary of the source's files, for the splits that have been loaded."""
         if self.is_prepared:
             return read_summary(self.prepared)
         summary = left_out(self._sources.left_out)
@@ -298,7 +297,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def splits(self) -> Sequence[str]:
-        """Names of the splits that the dataset itself has."""
+        """Names of the dataset's own splits."""
         return list(self.prepared if self.is_prepared else self._sources.sources)
 
     @cached_property
@@ -313,17 +312,17 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def train_set(self) -> ImageDataset:
-        """Images to train with, loaded at first use."""
+        """Training images, loaded at first use."""
         return self._fit_sets[0]
 
     @property
     def validation_set(self) -> ImageDataset | None:
-        """Images to validate with, loaded at first use; None if there are none."""
+        """Validation images, loaded at first use; None if there are none."""
         return self._fit_sets[1]
 
     @cached_property
     def test_set(self) -> ImageDataset:
-        """Images to test with, loaded at first use."""
+        """Test images, loaded at first use."""
         return self.load("test")
 
     def load(self, split: str) -> ImageDataset:
@@ -382,16 +381,11 @@ class ImageDataModule(LightningDataModule):
     def _loader(
         self, dataset: ImageDataset, train: bool
     ) -> DataLoader[UInt8[Tensor, "channel height width"]]:
-        loader = make_loader(
+        return make_loader(
             dataset,
             train=train,
             batch_size=self.batch_size,
             seed=self.seed,
             num_workers=self.num_workers or 0,
-            rank=0 if self.trainer is None else self.trainer.global_rank,
-            num_ranks=1 if self.trainer is None else self.trainer.world_size,
+            trainer=self.trainer,
         )
-        if isinstance(loader, ResumableLoader) and self.trainer is not None:
-            limit = self.trainer.limit_train_batches
-            loader.limit = limit if isinstance(limit, int) else int(limit * len(loader))
-        return loader

@@ -1,4 +1,4 @@
-"""A split as chunks of decoded images, made by one process or by many."""
+"""A split as chunks of images, decoded by one or several processes."""
 
 import os
 import threading
@@ -15,7 +15,7 @@ from PIL import UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from nvae_lightning.data.checks import needing_workers
+from nvae_lightning.data.dataset import already_a_batch
 from nvae_lightning.data.decode import Decoder
 from nvae_lightning.data.eight_bits import Note
 from nvae_lightning.data.files import TooLargeError
@@ -32,12 +32,12 @@ BAR: dict[str, Any] = {"leave": False, "disable": None}
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some images of a split, decoded.
+    """Some decoded images of a split.
 
     Args:
-        pixels: The images that could be read.
-        outcomes: Name, outcome and reason for each that is worth a report.
-        summary: All of them by kind.
+        pixels: The readable images.
+        outcomes: Name, outcome and reason of each image for the report.
+        summary: Counts of all images by kind.
     """
 
     pixels: UInt8[np.ndarray, "count height width channel"]
@@ -46,11 +46,11 @@ class Chunk:
 
 
 class Chunks(Dataset[Chunk]):
-    """A split as chunks of some 4 MB, decoded where they are asked for.
+    """A split as chunks of about 4 MB, decoded on access.
 
     Args:
-        source: The split.
-        decoder: What becomes of each image.
+        source: Images of the split.
+        decoder: Conversion of each image.
     """
 
     def __init__(self, source: Source, decoder: Decoder) -> None:
@@ -70,18 +70,20 @@ class Chunks(Dataset[Chunk]):
             name = self.source.names[position]
             try:
                 with warnings.catch_warnings(record=True) as warned:
+                    warnings.simplefilter("ignore")
                     warnings.simplefilter("always", UserWarning)
                     with self.source.image(position) as image:
                         kind = image.format or _BARE
                         square, notes = self.decoder(image)
-            except Exception as error:  # Pillow's decoders raise nearly anything
-                reason = _reason(error)
+            except Exception as error:  # Pillow's decoders raise nearly any type
+                reason, kind = _reason(error)
                 outcomes.append((name, "skipped", reason))
-                summary.count("skipped", _kind(error, reason))
+                summary.count("skipped", kind)
                 continue
             pixels.append(square)
             summary.count("read", kind)
-            notes += [Note("read with a warning", f"warning: {one}") for one in _texts(warned)]
+            texts = dict.fromkeys(" ".join(str(one.message).split()) for one in warned)
+            notes += [Note("read with a warning", f"warning: {text}") for text in texts]
             if notes:
                 outcomes.append((name, "converted", ", ".join(map(str, notes))))
                 summary.note(notes)
@@ -93,10 +95,10 @@ class Chunks(Dataset[Chunk]):
 def decode_all(
     source: Source, decoder: Decoder, num_workers: int
 ) -> tuple[UInt8[np.ndarray, "count height width channel"], Summary]:
-    """Return all images of a split in memory, and what was done to them.
+    """Return all images of a split in memory, and a summary of their conversion.
 
     Raises:
-        ValueError: If an image cannot be read.
+        ValueError: If an image is unreadable.
     """
     shape = (len(source), decoder.size, decoder.size, decoder.channels)
     if isinstance(source, ArraySource) and source.pixels.shape == shape:
@@ -119,30 +121,26 @@ def decoded(chunks: Chunks, start: int, num_workers: int) -> Iterator[Chunk]:
     """Yield the chunks of a split in order.
 
     Args:
-        chunks: The split.
-        start: Number of the first chunk.
-        num_workers: Processes that decode; 0 does it in this one.
-
-    Raises:
-        ValueError: If processes cannot be started.
+        chunks: All chunks.
+        start: Index of the first chunk.
+        num_workers: Number of processes that decode; 0 stands for this one.
     """
     remaining = range(start, len(chunks))
-    num_workers = min(num_workers, len(remaining) // 2)  # processes cost more than two chunks
+    num_workers = min(num_workers, len(remaining) // 2)  # a process costs more than two chunks
     loader = DataLoader(
         chunks,
         batch_size=None,
         sampler=remaining,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=already_a_batch,
         worker_init_fn=_end_with_parent,
-        generator=torch.Generator(),  # the global one is left alone
+        generator=torch.Generator(),  # instead of the global one
     )
-    with needing_workers(num_workers):
-        yield from loader
+    yield from loader
 
 
 def _end_with_parent(_: int) -> None:
-    """End this worker when its parent is killed; else it waits for good to hand over a chunk."""
+    """End this worker when its parent is killed; otherwise it would block in its queue forever."""
     parent = parent_process()
     assert parent is not None
 
@@ -153,43 +151,29 @@ def _end_with_parent(_: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _as_it_is(chunk: Any) -> Chunk:  # noqa: ANN401 -- DataLoader thinks it a list
-    return chunk
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its own text is another one in every run
-        return "not an image of a known format"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _kind(error: Exception, reason: str) -> str:
-    if isinstance(error, TooLargeError):
-        return "too large"
-    return reason if isinstance(error, UnidentifiedImageError) else "damaged or unreadable"
-
-
-def _texts(warned: Iterable[warnings.WarningMessage]) -> Iterable[str]:
-    """Return each text of Pillow's once."""
-    texts = [str(one.message) for one in warned if issubclass(one.category, UserWarning)]
-    return dict.fromkeys(" ".join(text.split()) for text in texts)
+def _reason(error: Exception) -> tuple[str, str]:
+    """Return the reason why an image is unreadable, and the kind that a summary counts."""
+    if isinstance(error, UnidentifiedImageError):  # its own text differs in every run
+        return ("not an image of a known format",) * 2
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return reason, "too large" if isinstance(error, TooLargeError) else "damaged or unreadable"
 
 
 def skipped_in(outcomes: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
-    """Return name and reason of those that could not be read."""
+    """Return name and reason of the unreadable images."""
     return [(name, reason) for name, outcome, reason in outcomes if outcome == "skipped"]
 
 
 def listed(skipped: list[tuple[str, str]]) -> str:
-    """Return names and reasons of images that could not be read, in one line."""
+    """Return names and reasons of unreadable images in one line."""
     return ", ".join(f"'{printable(name)}' ({reason})" for name, reason in skipped)
 
 
 def stop_at(skipped: list[tuple[str, str]], prefix: str = "") -> None:
-    """Refuse a chunk of which something could not be read.
+    """Raise an error that names the unreadable images, if there are any.
 
     Raises:
-        ValueError: If that is so.
+        ValueError: If there are any.
     """
     if skipped:
         images, them = ("image", "it") if len(skipped) == 1 else ("images", "them")

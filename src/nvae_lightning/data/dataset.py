@@ -1,4 +1,4 @@
-"""Images of one size as a `Dataset` that gives whole batches."""
+"""Images of one size as a `Dataset` that returns whole batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ImageDataset(Dataset[UInt8[Tensor, "channel height width"]]):
     """Images of one size, in memory or in a memory map.
 
     Args:
-        images: All images. Batches are channels last in memory, which suits convolutions.
+        images: All images. Batches are channels last in memory, which convolutions prefer.
     """
 
     def __init__(self, images: UInt8[np.ndarray, "count height width channel"]) -> None:
@@ -28,7 +28,7 @@ class ImageDataset(Dataset[UInt8[Tensor, "channel height width"]]):
         self.chosen: Int64[np.ndarray, " used"] | None = None
 
     def subset(self, chosen: Int64[np.ndarray, " used"]) -> ImageDataset:
-        """Return the images of some indices, as a view."""
+        """Return a view of some images."""
         part = copy.copy(self)
         part.chosen = chosen
         return part
@@ -62,7 +62,7 @@ class ImageDataset(Dataset[UInt8[Tensor, "channel height width"]]):
         return torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Replace a memory map, which would be copied whole, by the name of its file."""
+        """Replace a memory map by the name of its file, instead of copying all images."""
         file = self.images.filename if isinstance(self.images, np.memmap) else None
         return {**self.__dict__, "images": self.images if file is None else Path(file)}
 
@@ -74,5 +74,5 @@ class ImageDataset(Dataset[UInt8[Tensor, "channel height width"]]):
 
 
 def already_a_batch(batch: Batch) -> Batch:
-    """Collate what `ImageDataset` gives, which is a batch."""
+    """Return a batch unchanged, as the collate function of whole batches."""
     return batch

@@ -1,4 +1,4 @@
-"""From an image as people keep it to a square of bytes."""
+"""Conversion of any image to a square of bytes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Pixels = UInt8[np.ndarray, "height width channel"]
 
 INTERPOLATIONS = {name.lower(): Image.Resampling[name] for name in Image.Resampling.__members__}
 
-_LEAST_KEPT = 0.25  # of an image's area; below, a report says so
+_LEAST_KEPT = 0.25  # of an image's area; the report mentions images below
 _ORIENTATION = 0x0112  # in EXIF
 _TURNED = range(2, 9)  # 1 is upright; some cameras write 0
 
@@ -24,10 +24,10 @@ _TURNED = range(2, 9)  # 1 is upright; some cameras write 0
 class Decoder:
     """Crop, convert and resize images to squares of one size.
 
-    Of an animation or a file of several pages the first is taken. It is turned upright if its
-    EXIF data ask for it, cropped to `crop`, placed on `background` where it is transparent,
-    converted to grey or colour with 8 bits, resized so that its shorter side is `size`, and cut to
-    its central square. One that is `size` by `size` already is neither cropped nor resized.
+    The first frame or page of an image is turned upright according to its EXIF data, cropped to
+    `crop`, placed on `background` where it is transparent, converted to grey or colour with 8
+    bits, resized so that its shorter side is `size`, and cut to its central square. An image of
+    `size` by `size` pixels is neither cropped nor resized.
 
     Args:
         size: Height and width of the result.
@@ -35,12 +35,11 @@ class Decoder:
         crop: Box (left, upper, right, lower) in pixels to cut out before resizing, or None.
         interpolation: Name of one of Pillow's filters, in lower case.
         background: Colour behind transparent pixels: a name, or ``#rrggbb``.
-        source_bits: Bits that the values of 16-bit files use, 8 to 16; None for all 16. They are
-            divided by 2^(source_bits - 8), the same in every image.
+        source_bits: Bits that the values of 16-bit files use, 8 to 16; None for all 16. Values are
+            divided by 2^(source_bits - 8).
 
     Raises:
-        ValueError: If the crop is no box, the filter or the colour is unknown, or the bits are out
-            of their range.
+        ValueError: If an argument is out of its range.
     """
 
     size: int
@@ -68,23 +67,22 @@ class Decoder:
             check_number("dataset.source_bits", self.source_bits, range(8, 17), rule)
 
     def settings(self) -> dict[str, Any]:
-        """Return what images depend on, as plain values by the names of the settings."""
-        crop = None if self.crop is None else list(self.crop)
+        """Return the settings that images depend on as plain values."""
         return {
             "image_size": self.size,
             "channels": self.channels,
-            "crop": crop,
+            "crop": None if self.crop is None else list(self.crop),
             "interpolation": self.interpolation,
             "background": self.background,
             "source_bits": self.source_bits,
         }
 
     def __call__(self, image: Image.Image) -> tuple[Pixels, list[Note]]:
-        """Return the pixels and what had to be done to the image beyond cropping and resizing.
+        """Return the pixels, and notes on conversions other than cropping and resizing.
 
         Raises:
-            ValueError: If the crop reaches beyond the image, or its values have no known range.
-            Exception: Whatever Pillow raises for a damaged image.
+            ValueError: If the crop does not fit into the image, or its values have no known range.
+            Exception: Any error of Pillow's for a damaged image.
         """
         notes = []
         num_frames = getattr(image, "n_frames", 1)
@@ -93,7 +91,7 @@ class Decoder:
         raw_mode = _raw_mode(image)
         if image.getexif().get(_ORIENTATION) in _TURNED:
             turned = ImageOps.exif_transpose(image)
-            image.close()  # two copies of a large one are too much
+            image.close()  # frees the memory of a large one
             image = turned
             notes.append(Note("turned upright"))
         if image.size != (self.size, self.size):
@@ -114,8 +112,8 @@ class Decoder:
         left, upper, right, lower = self.crop
         if right > image.width or lower > image.height:
             raise ValueError(
-                f"it is {image.width} wide and {image.height} high, which dataset.crop="
-                f"{list(self.crop)} does not fit into"
+                f"dataset.crop={list(self.crop)} does not fit into the image, which is "
+                f"{image.width} wide and {image.height} high"
             )
         return image.crop((left, upper, right, lower))
 
@@ -130,9 +128,9 @@ def _is_box(crop: Sequence[int]) -> bool:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Return Pillow's name of how pixels are stored in the file, or an empty string.
+    """Return Pillow's name of the pixel layout in the file, or an empty string.
 
-    Pillow reads 16-bit colour by its upper 8 bits, and forgets it with the first operation.
+    Pillow keeps the upper 8 bits of 16-bit colours, and only this name says that it did.
     """
     tile = getattr(image, "tile", ())
     arguments = tile[0][3] if tile else None

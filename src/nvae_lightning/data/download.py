@@ -1,38 +1,58 @@
-"""Downloads by torchvision, and the one error for those that fail."""
+"""Datasets that torchvision downloads."""
 
-from collections.abc import Callable
+from abc import abstractmethod
 from pathlib import Path
+from typing import ClassVar
+
+from nvae_lightning.data.base import ImageDataModule
+from nvae_lightning.data.checks import naming
+from nvae_lightning.data.readers.torchvision_files import check_files
 
 
-def download(name: str, files: str, folder: Path, fetch: Callable[[], object]) -> None:
-    """Let torchvision download what is missing; remove the empty folders of a failed attempt.
+class DownloadedDataModule(ImageDataModule):
+    """Base class of the datasets whose missing files torchvision downloads."""
 
-    Args:
-        name: Name of the dataset.
-        files: The files that torchvision reads.
-        folder: Folder that the files belong in.
-        fetch: Function that downloads what is missing.
+    #: Name of the dataset.
+    title: ClassVar[str]
+    #: Folder of the files below torchvision's root.
+    subfolder: ClassVar[str]
+    #: The files and the page that publishes them.
+    files: ClassVar[str]
 
-    Raises:
-        ValueError: If files are missing or damaged and were not downloaded.
-    """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        fetch()
-    except Exception as error:  # it asserts what it expects of files, and unpickles them
-        for path in missing:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        # torchvision's list of mirrors has many lines, an assertion none.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"dataset.root: no readable {name} in '{folder}' and no download ({reason}); "
-            f"put {files} there"
-        ) from error
+    @property
+    def torchvision_root(self) -> Path:
+        """The folder that torchvision calls root."""
+        return self.folder
 
+    @abstractmethod
+    def fetch(self) -> None:
+        """Download what is missing, and check what is there."""
 
-def is_for_torchvision(root: Path, folder: Path) -> bool:
-    """Whether torchvision may download to a root: nothing is there, or its folder is."""
-    if root.is_dir():
-        return folder.is_dir() or not any(root.iterdir())
-    return not root.exists()
+    def prepare_data(self) -> None:
+        """Download the files if `root` is empty, or holds some of them.
+
+        Raises:
+            ValueError: If that fails, for example without a network.
+        """
+        with naming("dataset.root"):
+            root = self.torchvision_root
+            folder = root / self.subfolder
+            if folder.is_dir() or not root.exists() or (root.is_dir() and not any(root.iterdir())):
+                check_files(root, self.subfolder)
+                self._download(folder)
+        super().prepare_data()
+
+    def _download(self, folder: Path) -> None:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            self.fetch()
+        except Exception as error:  # torchvision asserts and unpickles
+            for path in missing:
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+            # torchvision's list of mirrors has many lines, an assertion none.
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f"dataset.root: no readable {self.title} in '{folder}' and no download "
+                f"({reason}); put {self.files} there"
+            ) from error

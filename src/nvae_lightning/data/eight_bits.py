@@ -1,4 +1,4 @@
-"""From any of Pillow's modes to grey or colour with 8 bits, and what that may have lost."""
+"""Conversion from any of Pillow's modes to grey or colour with 8 bits, with notes on losses."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,20 +7,20 @@ import numpy as np
 from PIL import Image, ImageColor
 
 _BLOCK = 1 << 20  # pixels that are converted together
-NEARLY_BLACK = 1 << 14  # what 16-bit values reach in a picture that is not: a quarter
+NEARLY_BLACK = 1 << 14  # 16-bit images whose values are all below a quarter of their range
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA")
-_GREY_STEPS = {"L;2": 85, "L;4": 17}  # of greys with fewer bits, which Pillow spreads
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # of greys with fewer bits, which Pillow scales
 
 
 class Note(NamedTuple):
-    """Something that was done to an image.
+    """A conversion of an image.
 
     Args:
-        kind: What, in the words that a summary counts by.
-        text: What, in this image, for the report; empty if `kind` says it all.
-        largest: Largest value of an image with 16 bits.
+        kind: Description that a summary counts.
+        text: Description for the report; empty if it is `kind`.
+        largest: Largest value of a 16-bit image.
     """
 
     kind: str
@@ -52,14 +52,14 @@ def eight_bits(
     """Convert to a mode with 8 bits, on a background where the image is transparent.
 
     Args:
-        image: The image.
+        image: Image to convert.
         mode: L or RGB.
-        raw_mode: Pillow's name of how its file stores pixels.
+        raw_mode: Pillow's name of the pixel layout in the file.
         background: Colour behind transparent pixels.
         source_bits: Bits that the values of 16-bit files use; None for all 16.
 
     Raises:
-        ValueError: If its values have no known range, or exceed that of `source_bits`.
+        ValueError: If the values have no known range, or exceed that of `source_bits`.
     """
     notes = []
     if image.mode == "F":
@@ -119,14 +119,14 @@ def _notes_on_depth(largest: int) -> list[Note]:
 
 
 def _blocks(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Cover an image with boxes, so that intermediate results do not add up."""
+    """Cover an image with boxes, to bound the memory of intermediate results."""
     step = max(1, _BLOCK // image.width)
     for upper in range(0, image.height, step):
         yield 0, upper, image.width, min(upper + step, image.height)
 
 
 def _scaled(image: Image.Image, bits: int) -> tuple[Image.Image, int]:
-    """Return the upper 8 of some bits, with what the file has as transparent, and the maximum."""
+    """Return the upper 8 bits with the file's transparency, and the largest value."""
     key = image.info.get("transparency")
     scaled = Image.new("L" if key is None else "LA", image.size)
     largest = 0
@@ -137,8 +137,8 @@ def _scaled(image: Image.Image, bits: int) -> tuple[Image.Image, int]:
             raise ValueError("its 32-bit values have no known range; save it with 8 or 16 bits")
         if largest >> bits:
             raise ValueError(
-                f"its values reach {largest:,}, but dataset.source_bits={bits} end at "
-                f"{2**bits - 1:,}; raise it for all images"
+                f"its values reach {largest:,}, but the largest with dataset.source_bits={bits} "
+                f"is {2**bits - 1:,}; raise it for all images"
             )
         pixels = (values >> (bits - 8)).astype(np.uint8)
         if key is not None:
@@ -148,7 +148,7 @@ def _scaled(image: Image.Image, bits: int) -> tuple[Image.Image, int]:
 
 
 def _on_background(image: Image.Image, background: str) -> tuple[Image.Image, int, int]:
-    """Return an image on a colour, and the least and greatest opacity that it had."""
+    """Return an image on a colour, and its lowest and highest opacity."""
     canvas = Image.new("RGB", image.size, ImageColor.getrgb(background)[:3])
     lowest, highest = 255, 0
     for box in _blocks(image):

@@ -1,23 +1,23 @@
-"""Files of strangers: regular ones only, and no more of them than fits into memory."""
+"""Safe reading of files from strangers: regular files only, of a bounded size."""
 
 import os
 import stat
 from io import BufferedIOBase, BufferedReader, BytesIO
 from pathlib import Path
 
-MAX_BYTES = 256 << 20  # of one image, encoded or as bare pixels
+MAX_BYTES = 256 << 20  # of one image, encoded or as raw pixels
 _BLOCK = 1 << 20
 
 
 class TooLargeError(ValueError):
-    """What would take more memory than one image may."""
+    """An image that would take too much memory."""
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading, or a link to one.
 
     Raises:
-        ValueError: If it is a pipe, a device, a socket or a folder; none of them is waited for.
+        ValueError: If it is a pipe, a device, a socket or a folder.
         OSError: If it cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -28,23 +28,23 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
 
 
 def read_bounded(file: BufferedIOBase, limit: int | None = None) -> bytes:
-    """Return the rest of a file, of whatever size it claims to be.
+    """Return the rest of a file, whatever its declared size.
 
     Raises:
-        TooLargeError: If it is more than the limit.
+        TooLargeError: If it is larger than the limit.
     """
     content = BytesIO()
-    while block := file.read(_BLOCK):  # an archive would hold twice what it is asked for
+    while block := file.read(_BLOCK):  # archives buffer twice the requested size
         content.write(block)
         check_bytes(content.tell(), limit)
     return content.getvalue()
 
 
 def check_bytes(size: int, limit: int | None = None) -> None:
-    """Check the size of what is to be read into memory, by default as one image.
+    """Check a size against a limit, by default that of one image.
 
     Raises:
-        TooLargeError: If it is more than the limit.
+        TooLargeError: If it is larger.
     """
     most = MAX_BYTES if limit is None else limit
     if size > most:

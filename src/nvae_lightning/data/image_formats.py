@@ -1,4 +1,4 @@
-"""Image files that are read, by an explicit list: some of Pillow's formats run other programs."""
+"""Image formats that are read: an explicit list, as some of Pillow's formats run programs."""
 
 import io
 import warnings
@@ -9,7 +9,7 @@ from PIL import Image, TiffImagePlugin, features
 
 from nvae_lightning.data.files import TooLargeError
 
-# Suffixes by Pillow's name of the format; what a file is, its first bytes say.
+# Suffixes by Pillow's name of the format, which Pillow recognises by the first bytes.
 _SUFFIXES = {
     "AVIF": (".avif",),
     "BMP": (".bmp",),
@@ -23,19 +23,19 @@ _SUFFIXES = {
     "WEBP": (".webp",),
 }
 _OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # parts of Pillow
-_UNMARKED = "TGA"  # nothing in such a file says what it is, so that its name has to
+_UNMARKED = "TGA"  # has no marker, so that the suffix decides
 
-# What decoding and converting an image may take, and what a pixel takes of it: for Pillow 4 bytes
-# twice, for some libraries several copies in between.
+# Memory to decode and convert an image, in all and per pixel: 4 bytes twice in Pillow, and several
+# copies in some libraries.
 MAX_DECODED_BYTES = 400 << 20
 _BYTES_PER_PIXEL = {"AVIF": 12, "JPEG2000": 20, "WEBP": 16}
 _BYTES_PER_USUAL_PIXEL = 8
-_BYTES_PER_PROGRESSIVE_PIXEL = 14  # all coefficients of a JPEG, too
+_BYTES_PER_PROGRESSIVE_PIXEL = 14  # with all coefficients of a JPEG
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Return the formats that this Pillow reads."""
+    """Return the formats that the installed Pillow reads."""
     Image.init()
     return tuple(
         name
@@ -46,12 +46,12 @@ def _formats() -> tuple[str, ...]:
 
 @cache
 def suffixes() -> frozenset[str]:
-    """Return the suffixes of the files that are read, in lower case."""
+    """Return the suffixes of image files, in lower case."""
     return frozenset(suffix for name in _formats() for suffix in _SUFFIXES[name])
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is an image that is read, by its suffix."""
+    """Whether a file is an image, by its suffix."""
     return PurePosixPath(name).suffix.lower() in suffixes()
 
 

@@ -1,4 +1,6 @@
-"""Loaders of one split, for one of several ranks."""
+"""Loaders of one split for one of several ranks."""
+
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -16,23 +18,22 @@ def make_loader(
     batch_size: int,
     seed: int,
     num_workers: int,
-    rank: int,
-    num_ranks: int,
+    trainer: Any,  # noqa: ANN401 -- a Trainer or None
 ) -> DataLoader[UInt8[Tensor, "channel height width"]]:
-    """Return a loader of full, shuffled batches to train with, or of all images in their order.
+    """Return a loader of full, shuffled batches to train with, or of all images in order.
 
     Args:
-        dataset: The split.
-        train: Whether it is trained with.
-        batch_size: Images per batch and per rank.
+        dataset: Images of the split.
+        train: Whether to train with them.
+        batch_size: Number of images per batch and rank.
         seed: Seed of the order.
-        num_workers: Processes that assemble batches; 0 leaves it to a thread.
-        rank: Number of this rank.
-        num_ranks: Number of ranks.
+        num_workers: Number of processes that assemble batches; 0 stands for a thread.
+        trainer: Trainer that knows the ranks and the limit of batches; None for one rank.
 
     Raises:
         ValueError: If there are too few images.
     """
+    num_ranks = 1 if trainer is None else trainer.world_size
     if train and len(dataset) < batch_size * num_ranks:
         raise ValueError(
             f"dataset.batch_size: got {batch_size} on each of {num_ranks} devices, but there are "
@@ -44,22 +45,26 @@ def make_loader(
             f"trainer.devices: got {num_ranks}, but there are only {len(dataset)} images to "
             f"evaluate; set trainer.devices={len(dataset)} or less"
         )
-    loader_class = ResumableLoader if train else ReadingAhead
-    return loader_class(
+    sampler = ShardedSampler(
+        len(dataset),
+        batch_size=batch_size,
+        train=train,
+        seed=seed,
+        rank=0 if trainer is None else trainer.global_rank,
+        num_ranks=num_ranks,
+    )
+    loader = (ResumableLoader if train else ReadingAhead)(
         dataset,
         batch_size=batch_size,
-        sampler=ShardedSampler(
-            len(dataset),
-            batch_size=batch_size,
-            train=train,
-            seed=seed,
-            rank=rank,
-            num_ranks=num_ranks,
-        ),
+        sampler=sampler,
         drop_last=train,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=already_a_batch,
-        generator=torch.Generator(),  # leaves alone the random numbers that a resume restores
+        generator=torch.Generator(),  # leaves the global random numbers to a resume
     )
+    if isinstance(loader, ResumableLoader) and trainer is not None:
+        limit = trainer.limit_train_batches
+        loader.limit = limit if isinstance(limit, int) else int(limit * len(loader))
+    return loader

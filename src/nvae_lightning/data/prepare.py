@@ -1,25 +1,31 @@
-"""From a source to prepared images, by all cores, in steps that survive an interruption.
+"""Preparation of a source, on all cores, in steps that survive an interruption.
 
-One process writes, in order, to ``.partial/`` in the target; after every chunk of images it notes
-in a journal how far it came. A new start cuts off what came after the last note and resumes from
-there. When all splits are complete they are moved to their places.
+One process writes, in order, to ``.partial/`` in the target, and notes its position in a journal
+after every chunk of images. The next call truncates what follows the last note and resumes there.
+When all splits are complete they are moved to their places.
 """
 
 import hashlib
+import io
+import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from nvae_lightning.data import chunks
-from nvae_lightning.data.chunks import Chunks, listed
+from nvae_lightning.data.chunks import BAR, Chunks, decoded, listed, skipped_in, stop_at
 from nvae_lightning.data.decode import Decoder
 from nvae_lightning.data.files import read_regular
+from nvae_lightning.data.names import escaped
 from nvae_lightning.data.readers import SPLITS, Splits
 from nvae_lightning.data.storage import (
     LAYOUT,
@@ -32,11 +38,12 @@ from nvae_lightning.data.storage import (
     verify,
 )
 from nvae_lightning.data.summary import REPORT, Outcome, Summary, from_csv, left_out, to_csv
-from nvae_lightning.data.writing import Writer, write
+from nvae_lightning.utilities.files import whole_file
 
 PARTIAL = ".partial"
 
-_SUFFIXES = (".npy", ".txt", ".json")  # of a split's files; the last says that they are there
+_SUFFIXES = (".npy", ".txt", ".json")  # of a split's files; the last marks it as complete
+_HEADER_BYTES = 128  # of an .npy file; room for any count
 
 
 def prepare(
@@ -50,51 +57,43 @@ def prepare(
     overwrite: bool = False,
     num_workers: int = 0,
 ) -> tuple[dict[str, Prepared], list[Outcome]]:
-    """Write a source's images to a folder, or resume doing so.
+    """Write the images of a source to a folder, or resume an interrupted preparation.
 
     Args:
-        splits: The source.
-        decoder: What becomes of each image.
-        folder: Where to write; made if need be.
+        splits: Images of the source.
+        decoder: Conversion of each image.
+        folder: Target folder, created if it does not exist.
         source: Name of the source, for the record.
-        settings: The settings that the images depend on, for the record.
-        skip_errors: Leave images out that cannot be read, instead of stopping at the first.
-        overwrite: Replace what another preparation has left in the folder.
-        num_workers: Processes that decode; 0 does it in this one.
+        settings: Settings that the images depend on, for the record.
+        skip_errors: Whether to leave out unreadable images, instead of stopping at the first.
+        overwrite: Whether to replace the files of another preparation.
+        num_workers: Number of processes that decode; 0 stands for this one.
 
     Returns:
-        What was written, and the images that were converted or skipped, with the files that are
-        none of them.
+        The prepared splits, and the images that were converted or skipped with the files that
+        were not read.
 
     Raises:
-        ValueError: If an image cannot be read, the folder holds something else or is being
-            prepared by another process, or it cannot be written to. Then nothing is left behind,
-            except after an unreadable image or an interruption what the next call goes on with.
+        ValueError: If an image is unreadable, the folder holds something else, is being prepared
+            by another process, or is not writable. Nothing is left behind, except for the next
+            call after an unreadable image or an interruption.
     """
-    partial = folder / PARTIAL
-    plan = _plan(splits, decoder, source, settings)
-    is_begun = _begun(partial) == plan
+    work = _Preparation(splits, decoder, folder, source, settings)
+    is_begun = work.is_begun
     is_done = is_prepared(folder) and not overwrite and not is_begun
     if is_done:
-        _check_same(folder, splits, source, settings)
+        work.check_same()
     elif not overwrite and not is_begun:
-        _check_vacant(folder, splits)
-    if not is_done or partial.exists():
-        with _cleaning_up(folder), _locked(partial):
+        work.check_vacant()
+    if not is_done or work.partial.exists():
+        with _cleaning_up(folder), _locked(work.partial):
             if not is_done:
-                _start(partial, plan)
-                if not (partial / "complete").exists():
-                    _check_space(splits, decoder, partial)
-                    found = {
-                        name: Writer(partial, name).run(
-                            Chunks(images, decoder), skip_errors, num_workers
-                        )
-                        for name, images in splits.sources.items()
-                    }
-                    _describe(partial, splits, found, source, settings)
-                _publish(folder, partial)
-            shutil.rmtree(partial, ignore_errors=True)
-    outcomes = _read_report(folder)
+                work.start()
+                if not (work.partial / "complete").exists():
+                    work.write(skip_errors, num_workers)
+                work.publish()
+            shutil.rmtree(work.partial, ignore_errors=True)
+    outcomes = _read_report(folder / REPORT)
     skipped = [(o.image, o.reason) for o in outcomes if o.split and o.outcome == "skipped"]
     if skipped and not skip_errors:
         raise ValueError(
@@ -105,53 +104,226 @@ def prepare(
     return open_prepared(folder), outcomes
 
 
-def _plan(splits: Splits, decoder: Decoder, source: str, settings: Mapping[str, Any]) -> str:
-    """Return all that the result depends on, in short."""
-    digest = hashlib.sha256()
-    digest.update(repr((source, splits.format, decoder, sorted(settings.items()))).encode())
-    digest.update(repr(chunks.CHUNK_BYTES).encode())
-    for name, images in splits.sources.items():
-        digest.update(repr((name, len(images))).encode())
-        for image in images.names:
-            digest.update(image.encode(errors="surrogateescape") + b"\n")
-    return digest.hexdigest()
+@dataclass(frozen=True)
+class _Preparation:
+    """The steps of one preparation; see `prepare` for the fields."""
 
+    splits: Splits
+    decoder: Decoder
+    folder: Path
+    source: str
+    settings: Mapping[str, Any]
 
-def _check_same(folder: Path, splits: Splits, source: str, settings: Mapping[str, Any]) -> None:
-    """Check that what is there was made the same way and is whole."""
-    prepared = open_prepared(folder)
-    known = next(iter(prepared.values()))
-    found = {"source": known.source, **known.settings}
-    wanted = {"source": source, **settings}
-    for split in SPLITS:
-        if split in prepared:
-            found[f"{split} images"] = prepared[split].num_images + prepared[split].num_skipped
-        if split in splits.sources:
-            wanted[f"{split} images"] = len(splits.sources[split])
-    for name in found | wanted:
-        if wanted.get(name) != found.get(name):
+    @property
+    def partial(self) -> Path:
+        """The folder of unfinished files."""
+        return self.folder / PARTIAL
+
+    @property
+    def plan(self) -> str:
+        """A hash of everything that the result depends on."""
+        everything = (self.source, self.splits.format, self.decoder, sorted(self.settings.items()))
+        digest = hashlib.sha256(repr(everything).encode())
+        digest.update(repr(chunks.CHUNK_BYTES).encode())
+        for name, images in self.splits.sources.items():
+            digest.update(repr((name, len(images))).encode())
+            for image in images.names:
+                digest.update(image.encode(errors="surrogateescape") + b"\n")
+        return digest.hexdigest()
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether an interrupted preparation had the same plan."""
+        try:
+            return (self.partial / "plan").read_text(encoding="utf-8") == self.plan
+        except OSError:
+            return False
+
+    def check_same(self) -> None:
+        """Check that the prepared images are intact and were made the same way."""
+        prepared = open_prepared(self.folder)
+        known = next(iter(prepared.values()))
+        found = {"source": known.source, **known.settings}
+        wanted = {"source": self.source, **self.settings}
+        for split, known in prepared.items():
+            found[f"{split} images"] = known.num_images + known.num_skipped
+        for split, images in self.splits.sources.items():
+            wanted[f"{split} images"] = len(images)
+        for name in found | wanted:
+            if wanted.get(name) != found.get(name):
+                raise ValueError(
+                    f"dataset.root: '{self.folder}' holds images that were prepared with {name}="
+                    f"{found.get(name)}, not {wanted.get(name)}; set another dataset.root=FOLDER, "
+                    "or overwrite=true"
+                )
+        verify(self.folder, prepared)
+
+    def check_vacant(self) -> None:
+        """Check that no file would be overwritten."""
+        names = [f"{split}{suffix}" for split in self.splits.sources for suffix in _SUFFIXES]
+        taken = [name for name in (*names, REPORT) if os.path.lexists(self.folder / name)]
+        if taken:
             raise ValueError(
-                f"dataset.root: '{folder}' holds images that were prepared with {name}="
-                f"{found.get(name)}, not {wanted.get(name)}; set another dataset.root=FOLDER, or "
-                "overwrite=true"
+                f"dataset.root: '{self.folder}' holds {', '.join(taken)} already, not as a whole "
+                "preparation; set another dataset.root=FOLDER, or overwrite=true to replace them"
             )
-    verify(folder, prepared)
+
+    def start(self) -> None:
+        """Delete unfinished files, unless they have the same plan."""
+        if not self.is_begun:
+            (self.partial / "plan").unlink(missing_ok=True)  # first: the rest may now be deleted
+            for path in self.partial.iterdir():
+                if path.name != "lock":
+                    path.unlink()
+            _write(self.partial / "plan", self.plan)
+
+    def write(self, skip_errors: bool, num_workers: int) -> None:
+        """Write all files of all splits to the partial folder."""
+        num_images = sum(len(images) for images in self.splits.sources.values())
+        needed = num_images * self.decoder.size**2 * self.decoder.channels
+        needed -= sum(path.stat().st_size for path in self.partial.glob("*.npy"))
+        free = shutil.disk_usage(self.partial).free
+        if needed > free:
+            raise OSError(f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
+        found = {
+            name: _write_split(
+                self.partial, name, Chunks(images, self.decoder), skip_errors, num_workers
+            )
+            for name, images in self.splits.sources.items()
+        }
+        beside = left_out(self.splits.left_out)  # counted once, with the first split
+        for name, (_, summary) in found.items():
+            num_converted, num_skipped = summary.total("converted"), summary.total("skipped")
+            summary.add(beside)
+            beside = Summary()
+            data = self.partial / f"{name}.npy"
+            shape = list(np.load(data, mmap_mode="r").shape)
+            known = Prepared(
+                split=name,
+                splits=list(self.splits.sources),
+                num_images=shape[0],
+                shape=shape,
+                layout=LAYOUT,
+                sha256=checksum(data, f"Verifying {name}"),
+                source=self.source,
+                format=self.splits.format,
+                settings=dict(self.settings),
+                num_converted=num_converted,
+                num_skipped=num_skipped,
+                summary=summary.to_dict(),
+            )
+            _write(self.partial / f"{name}.json", known.to_json())
+        outcomes = [outcome for some, _ in found.values() for outcome in some]
+        _write(self.partial / REPORT, to_csv([*outcomes, *self.splits.left_out]))
+        _write(self.partial / "complete", "\n".join(self.splits.sources))
+
+    def publish(self) -> None:
+        """Move everything to its place, the descriptions last; a repetition is harmless."""
+        new = (self.partial / "complete").read_text(encoding="utf-8").split("\n")
+        for split in set(SPLITS) - set(new):
+            if is_ours(self.folder / f"{split}.json"):
+                for suffix in _SUFFIXES:
+                    (self.folder / f"{split}{suffix}").unlink(missing_ok=True)
+        for path in self.partial.glob("*.json"):
+            (self.folder / path.name).unlink(missing_ok=True)
+        for pattern in ("*.npy", "*.txt", "*.csv", "*.json"):
+            for path in self.partial.glob(pattern):
+                path.replace(self.folder / path.name)
+        (self.partial / "plan").unlink()
 
 
-def _check_vacant(folder: Path, splits: Splits) -> None:
-    """Check that no file is there that somebody else may have written."""
-    names = [f"{split}{suffix}" for split in splits.sources for suffix in _SUFFIXES]
-    taken = [name for name in (*names, REPORT) if os.path.lexists(folder / name)]
-    if taken:
+def _write_split(
+    partial: Path, split: str, chunks: Chunks, skip_errors: bool, num_workers: int
+) -> tuple[list[Outcome], Summary]:
+    """Append the remaining chunks of a split to its file, with a note in the journal after each.
+
+    Raises:
+        ValueError: If an image is unreadable and is not to be skipped, or all are.
+        OSError: If the disk is full or not writable.
+    """
+    path = partial / f"{split}.npy"
+    journal_path = partial / f"{split}.journal"
+    notes = _read_journal(journal_path, skip_errors)
+    num_images = notes[-1]["num_images"] if notes else 0
+    shape = (chunks.decoder.size, chunks.decoder.size, chunks.decoder.channels)
+    path.touch()
+    with path.open("r+b") as data, journal_path.open("a", encoding="utf-8") as journal:
+        data.truncate(_HEADER_BYTES + num_images * math.prod(shape))
+        data.seek(0, os.SEEK_END)
+        remaining = decoded(chunks, len(notes), num_workers)
+        options = {"initial": len(notes), "unit": "chunk", **BAR, "leave": True}
+        for chunk in tqdm(remaining, f"Preparing {split}", len(chunks), **options):
+            if not skip_errors:
+                stop_at(skipped_in(chunk.outcomes), "source: ")
+            data.write(chunk.pixels.tobytes())
+            _to_disk(data)
+            num_images += len(chunk.pixels)
+            summary = chunk.summary.to_dict()
+            note = {"num_images": num_images, "outcomes": chunk.outcomes, "summary": summary}
+            journal.write(json.dumps(note) + "\n")
+            _to_disk(journal)
+            notes.append(note)
+        data.seek(0)
+        data.write(_header((num_images, *shape)))
+        _to_disk(data)
+    outcomes = [outcome for note in notes for outcome in note["outcomes"]]
+    skipped = dict(skipped_in(outcomes))
+    if num_images == 0:
+        journal_path.unlink()  # the next call reads the images again
         raise ValueError(
-            f"dataset.root: '{folder}' holds {', '.join(taken)} already, not as a whole "
-            "preparation; set another dataset.root=FOLDER, or overwrite=true to replace them"
+            f"source: no image of the split '{split}' can be read, beginning with "
+            f"{listed([*skipped.items()][:1])}; replace them"
         )
+    kept = [name for name in chunks.source.names if name not in skipped]
+    _write(partial / f"{split}.txt", "".join(f"{escaped(name)}\n" for name in kept))
+    total = Summary()
+    for note in notes:
+        total.add(Summary.from_dict(note["summary"]))
+    return [Outcome(split, *outcome) for outcome in outcomes], total
+
+
+def _read_journal(path: Path, skip_errors: bool) -> list[dict[str, Any]]:
+    """Read the notes to resume from, and truncate the rest.
+
+    The rest is an unfinished last line and, unless errors are skipped, all from the first skipped
+    image on, which may have been replaced.
+    """
+    if not path.exists():
+        return []
+    notes = []
+    size = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        note = json.loads(line) if line.endswith(b"\n") else None
+        if note is None or (skipped_in(note["outcomes"]) and not skip_errors):
+            break
+        notes.append(note)
+        size += len(line)
+    os.truncate(path, size)
+    return notes
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    buffer = io.BytesIO()
+    description = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, description)
+    assert len(buffer.getvalue()) == _HEADER_BYTES
+    return buffer.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as partial, partial.open("wb") as file:
+        file.write(text.encode("utf-8", "surrogateescape"))
+        _to_disk(file)
+
+
+def _to_disk(file: Any) -> None:  # noqa: ANN401 -- any open file
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextmanager
 def _cleaning_up(folder: Path) -> Iterator[None]:
-    """Explain what the system refuses, and take away what was begun."""
+    """Explain an error of the system, and delete what was begun."""
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         yield
@@ -169,104 +341,19 @@ def _cleaning_up(folder: Path) -> Iterator[None]:
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
     partial.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(partial / "lock")
-    try:
-        lock.acquire(timeout=1)  # the workers of a killed process may hold it for a moment
+    try:  # the workers of a killed process may hold the lock for a moment
+        with FileLock(partial / "lock", timeout=1):
+            yield
     except Timeout as error:
         raise ValueError(
             f"dataset.root: '{partial.parent}' is being prepared by another process; "
             "wait for it, or give another dataset.root=FOLDER"
         ) from error
+
+
+def _read_report(path: Path) -> list[Outcome]:
     try:
-        yield
-    finally:
-        lock.release()
-
-
-def _begun(partial: Path) -> str | None:
-    """Return the plan of an interrupted preparation."""
-    try:
-        return (partial / "plan").read_text(encoding="utf-8")
-    except OSError:
-        return None
-
-
-def _start(partial: Path, plan: str) -> None:
-    """Keep what an interrupted preparation by the same plan has left, and nothing else."""
-    if _begun(partial) != plan:
-        (partial / "plan").unlink(missing_ok=True)  # first: half of the rest is worth nothing
-        for path in partial.iterdir():
-            if path.name != "lock":
-                path.unlink()
-        write(partial / "plan", plan)
-
-
-def _check_space(splits: Splits, decoder: Decoder, partial: Path) -> None:
-    num_images = sum(len(images) for images in splits.sources.values())
-    needed = num_images * decoder.size**2 * decoder.channels
-    there = sum(path.stat().st_size for path in partial.glob("*.npy"))
-    free = shutil.disk_usage(partial).free
-    if needed - there > free:
-        raise OSError(f"{(needed - there) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
-
-
-def _describe(
-    partial: Path,
-    splits: Splits,
-    found: Mapping[str, tuple[list[Outcome], Summary]],
-    source: str,
-    settings: Mapping[str, Any],
-) -> None:
-    beside = left_out(splits.left_out)
-    for name, (outcomes, summary) in found.items():
-        data = partial / f"{name}.npy"
-        counts = {
-            outcome: sum(o.outcome == outcome for o in outcomes)
-            for outcome in ("converted", "skipped")
-        }
-        summary.add(beside)  # counted once, with the first split
-        beside = Summary()
-        shape = list(np.load(data, mmap_mode="r").shape)
-        known = Prepared(
-            split=name,
-            splits=list(splits.sources),
-            num_images=shape[0],
-            shape=shape,
-            layout=LAYOUT,
-            sha256=checksum(data, f"Verifying {name}"),
-            source=source,
-            format=splits.format,
-            settings=dict(settings),
-            num_converted=counts["converted"],
-            num_skipped=counts["skipped"],
-            summary=summary.to_dict(),
-        )
-        write(partial / f"{name}.json", known.to_json())
-    outcomes = [outcome for some, _ in found.values() for outcome in some]
-    write(partial / REPORT, to_csv([*outcomes, *splits.left_out]))
-    write(partial / "complete", "\n".join(splits.sources))
-
-
-def _publish(folder: Path, partial: Path) -> None:
-    """Move everything to its place, the descriptions last; to do it again does no harm."""
-    new = (partial / "complete").read_text(encoding="utf-8").split("\n")
-    for split in set(SPLITS) - set(new):
-        if is_ours(folder / f"{split}.json"):
-            for suffix in _SUFFIXES:
-                (folder / f"{split}{suffix}").unlink(missing_ok=True)
-    for path in partial.glob("*.json"):
-        (folder / path.name).unlink(missing_ok=True)
-    for pattern in ("*.npy", "*.txt", "*.csv", "*.json"):
-        for path in partial.glob(pattern):
-            path.replace(folder / path.name)
-    (partial / "plan").unlink()
-
-
-def _read_report(folder: Path) -> list[Outcome]:
-    path = folder / REPORT
-    try:
-        content = read_regular(path)
-        return from_csv(content.decode("utf-8", "surrogateescape"))
+        return from_csv(read_regular(path).decode("utf-8", "surrogateescape"))
     except FileNotFoundError as error:
         raise ValueError(damaged(path, "it is missing")) from error
     except (OSError, ValueError) as error:

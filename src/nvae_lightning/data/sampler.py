@@ -1,4 +1,4 @@
-"""Which image comes when: the same on any number of processes, and after a resume."""
+"""Order of the images: the same on any number of ranks, and after a resume."""
 
 import math
 from collections import deque
@@ -9,31 +9,29 @@ from typing import Any, TypeVar
 import numpy as np
 from torch.utils.data import DataLoader, DistributedSampler
 
-from nvae_lightning.data.checks import needing_workers
-
 Batch = TypeVar("Batch", covariant=True)
 
 _NUM_AHEAD = 2  # batches
 
 
 class ShardedSampler(DistributedSampler[int]):
-    """One process's share of a split.
+    """One rank's share of a split.
 
-    Batch ``k`` of all processes together is the images ``k·G`` to ``(k + 1)·G`` of the order, with
-    ``G = batch_size · num_ranks``: which images meet in an optimiser step depends on `seed` and
-    on the epoch, not on how many processes share them. In training the images that do not fill a
-    last batch are left out, others in every epoch; in evaluation each image is used once, so that
-    one process may have an image more than another.
+    Batch ``k`` of all ranks together holds the images ``k·G`` to ``(k + 1)·G`` of the order, with
+    ``G = batch_size · num_ranks``. The images of an optimiser step therefore depend on `seed` and
+    on the epoch, not on the number of ranks. In training, the images that do not fill a last batch
+    are left out, others in every epoch. In evaluation each image is used once, so that one rank
+    may have one image more than another.
 
-    It is a `DistributedSampler`, which Lightning leaves in place.
+    Lightning does not replace a `DistributedSampler`.
 
     Args:
-        num_images: Images of the split.
-        batch_size: Images per batch and process.
-        train: Shuffle anew in every epoch and use full batches only.
+        num_images: Number of images in the split.
+        batch_size: Number of images per batch and rank.
+        train: Whether to shuffle again in every epoch and use full batches only.
         seed: Seed of the order.
-        rank: Number of this process.
-        num_ranks: Number of processes.
+        rank: Index of this rank.
+        num_ranks: Number of ranks.
     """
 
     def __init__(
@@ -60,15 +58,15 @@ class ShardedSampler(DistributedSampler[int]):
 
     @property
     def global_batch_size(self) -> int:
-        """Images per batch of all processes."""
+        """Number of images in one batch of all ranks."""
         return self.batch_size * self.num_replicas
 
     def __len__(self) -> int:
-        """Return this process's number of images in a whole epoch."""
+        """Return this rank's number of images in a whole epoch."""
         return len(range(self.rank, self._num_used, self.num_replicas))
 
     def __iter__(self) -> Iterator[int]:
-        """Return the indices of this epoch, the first `start` of all processes left out."""
+        """Return the indices of this epoch without the first `start` of all ranks."""
         order: Any = range(self.num_images)
         if self.train:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_images)
@@ -82,17 +80,16 @@ class ShardedSampler(DistributedSampler[int]):
 
 
 class ReadingAhead(DataLoader[Batch]):
-    """A DataLoader that reads ahead also without worker processes: in a thread.
+    """A DataLoader that without worker processes reads ahead in a thread.
 
-    Copying out of an array or a memory map holds no lock, and takes less time than a batch takes
-    to come from another process (experiments/results/loader-2-cores.json).
+    A copy from an array or a memory map releases Python's lock, and is faster than the transfer
+    from another process (experiments/results/loader-2-cores.json).
     """
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Yield the batches of an epoch."""
-        with needing_workers(self.num_workers):
-            batches = super().__iter__()
-            yield from _read_ahead(batches) if self.num_workers == 0 else batches
+        batches = super().__iter__()
+        yield from _read_ahead(batches) if self.num_workers == 0 else batches
 
 
 def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -107,17 +104,17 @@ def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 class ResumableLoader(ReadingAhead[Batch]):
-    """A loader that goes on where it stopped, also in another training.
+    """A loader that resumes within an epoch, also in another training.
 
-    An iteration yields what is left of the epoch. The position is counted in images of all
-    processes, of which a resumed training may have another number. If its batches do not end
-    there, it begins with the last that does, and so gives some images twice in that epoch.
+    An iteration yields the rest of the epoch. The position is counted in images of all ranks, so
+    that the number of ranks may change. If no batch starts there, the loader starts with the batch
+    before, and so repeats some images in that epoch.
 
-    Lightning says which epoch is the first, but not which are the next: resumed from the end of
-    an epoch its count may be one ahead, or one batch behind.
+    It counts epochs itself: Lightning sets the first only, and after a resume from the end of an
+    epoch its count may be one ahead, or one batch behind.
 
     Attributes:
-        limit: Batches to give of each epoch; infinity stands for all.
+        limit: Number of batches per epoch; infinity stands for all.
     """
 
     limit: float = math.inf
@@ -125,7 +122,7 @@ class ResumableLoader(ReadingAhead[Batch]):
     _num_images = 0
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Yield the batches that are left of this epoch."""
+        """Yield the rest of this epoch."""
         sampler = self.sampler
         if not isinstance(sampler, ShardedSampler):  # Lightning's own, with overfit_batches
             yield from super().__iter__()
@@ -140,12 +137,12 @@ class ResumableLoader(ReadingAhead[Batch]):
                 return
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the epoch stands."""
+        """Return the position in the epoch."""
         epoch = getattr(self.sampler, "epoch", 0) if self._epoch is None else self._epoch
         return {"epoch": epoch, "num_images": self._num_images}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there; with the next epoch, where no batch is left of that one."""
+        """Resume from a position, or from the next epoch if no batch of that one is left."""
         epoch, num_images = state["epoch"], state["num_images"]
         if isinstance(self.sampler, ShardedSampler):
             num_batches = num_images // self.sampler.global_batch_size

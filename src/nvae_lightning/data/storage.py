@@ -1,8 +1,8 @@
-"""Prepared images: per split one ``.npy`` of bytes, read by memory map, and a small JSON.
+"""Prepared images: one memory-mapped ``.npy`` of bytes and a small JSON per split.
 
-A folder holds for each split, say train, ``train.npy`` (count, height, width, channel; uint8),
-``train.json`` (what `Prepared` lists) and ``train.txt`` (where each image came from, a line each).
-The JSON is written last: without it a split is not there.
+A folder holds for each split, for example train, ``train.npy`` (count, height, width, channel;
+uint8), ``train.json`` (the fields of `Prepared`) and ``train.txt`` (the name of each image). The
+JSON is written last: without it the split does not exist.
 """
 
 import hashlib
@@ -18,7 +18,6 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from nvae_lightning.data.files import open_regular, read_regular
-from nvae_lightning.data.names import unescaped
 from nvae_lightning.data.readers import SPLITS
 from nvae_lightning.data.summary import Summary
 
@@ -29,22 +28,22 @@ _MAX_DESCRIPTION = 1 << 20  # bytes
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known of a prepared split.
+    """Description of a prepared split.
 
     Args:
-        split: Its name.
-        splits: All splits that were prepared together.
-        num_images: Their number.
-        shape: Of the array.
-        layout: Meaning and type of the array.
+        split: Name of the split.
+        splits: Names of all splits that were prepared together.
+        num_images: Number of images.
+        shape: Shape of the array.
+        layout: Axes and dtype of the array.
         sha256: Checksum of the ``.npy``.
-        source: What it was made of.
-        format: What the source was recognised as.
-        settings: The settings that the images depend on.
-        num_converted: Images that had to be converted; ``report.csv`` names them.
-        num_skipped: Images that could not be read; ``report.csv`` names them.
-        summary: `Summary` of the split as plain containers; the first split's has the files that
-            are in none, too.
+        source: Name of the source.
+        format: Name of the source's format.
+        settings: Settings that the images depend on.
+        num_converted: Number of images that were converted; ``report.csv`` names them.
+        num_skipped: Number of unreadable images; ``report.csv`` names them.
+        summary: `Summary` of the split as plain containers; that of the first split includes the
+            files that are in none.
     """
 
     split: str
@@ -66,22 +65,23 @@ class Prepared:
 
 
 def damaged(path: Path, reason: str) -> str:
-    """Return the error for a file that is not what was written."""
+    """Return the error message for a damaged file."""
     return f"dataset.root: '{path}' is damaged ({reason}); prepare it again with overwrite=true"
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder holds prepared images, whole or not."""
+    """Whether a folder holds prepared images, complete or not."""
     return any(is_ours(path) for path in folder.glob("*.json"))
 
 
 def open_prepared(folder: Path) -> dict[str, Prepared]:
-    """Return what is known of each split.
+    """Return the descriptions of all splits.
 
     Raises:
-        ValueError: If a split is missing.
+        ValueError: If a split is missing or its description is damaged.
     """
-    found = {path.stem: _read(path) for path in folder.glob("*.json") if is_ours(path)}
+    contents = {path: _content(path) for path in folder.glob("*.json")}
+    found = {path.stem: _checked(path, content) for path, content in contents.items() if content}
     for known in list(found.values()):
         for split in known.splits:
             path = folder / f"{split}.npy"
@@ -94,13 +94,13 @@ def open_images(folder: Path, known: Prepared) -> UInt8[np.ndarray, "count heigh
     """Return the images of a split as a read-only memory map.
 
     Raises:
-        ValueError: If the file is not what was written.
+        ValueError: If the file is damaged.
     """
     path = folder / f"{known.split}.npy"
     try:
         open_regular(path).close()
         images = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # numpy evaluates the header, and mmap what it says
+    except Exception as error:  # from NumPy's parser of the header, or mmap
         raise ValueError(damaged(path, " ".join(str(error).split()))) from error
     if list(images.shape) != known.shape or images.dtype != np.uint8:
         found = f"{images.dtype} {images.shape} instead of uint8 {tuple(known.shape)}"
@@ -108,23 +108,8 @@ def open_images(folder: Path, known: Prepared) -> UInt8[np.ndarray, "count heigh
     return images
 
 
-def read_names(folder: Path, split: str) -> list[str]:
-    """Return the name of each image of a prepared split, in order.
-
-    Raises:
-        ValueError: If their file is damaged.
-    """
-    path = folder / f"{split}.txt"
-    try:
-        with open_regular(path) as file:
-            text = file.read().decode("utf-8", "surrogateescape")
-    except (OSError, ValueError) as error:
-        raise ValueError(damaged(path, str(error))) from error
-    return [unescaped(line) for line in text.split("\n")[:-1]]
-
-
 def read_summary(splits: Mapping[str, Prepared]) -> Summary:
-    """Return what became of the images of all splits when they were prepared."""
+    """Return the summary of all splits."""
     summary = Summary()
     for known in splits.values():
         summary.add(Summary.from_dict(known.summary))
@@ -134,10 +119,10 @@ def read_summary(splits: Mapping[str, Prepared]) -> Summary:
 def check_prepared(
     folder: Path, splits: Mapping[str, Prepared], image_size: int, channels: int
 ) -> None:
-    """Check that images were prepared as they are wanted.
+    """Check the size and the number of channels of prepared images.
 
     Raises:
-        ValueError: If they are of another size, or number of channels.
+        ValueError: If one differs.
     """
     for known in splits.values():
         _, side, _, found_channels = known.shape
@@ -166,7 +151,7 @@ def verify(folder: Path, splits: Mapping[str, Prepared]) -> None:
 
 
 def checksum(path: Path, description: str) -> str:
-    """Return the SHA-256 of a file, with a progress bar where that takes long."""
+    """Return the SHA-256 of a file, with a progress bar after a second."""
     digest = hashlib.sha256()
     options = {"unit": "B", "unit_scale": True, "leave": False, "disable": None, "delay": 1.0}
     with (
@@ -181,16 +166,21 @@ def checksum(path: Path, description: str) -> str:
 
 def is_ours(path: Path) -> bool:
     """Whether a file is the description of a prepared split."""
+    return _content(path) is not None
+
+
+def _content(path: Path) -> dict[str, Any] | None:
+    """Return the description of a prepared split; None if the file is something else."""
     try:
         content = json.loads(read_regular(path, _MAX_DESCRIPTION))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and content.get("layout") == LAYOUT
+        return None
+    return content if isinstance(content, dict) and content.get("layout") == LAYOUT else None
 
 
-def _read(path: Path) -> Prepared:
+def _checked(path: Path, content: dict[str, Any]) -> Prepared:
     try:
-        known = Prepared(**json.loads(read_regular(path, _MAX_DESCRIPTION)))
+        known = Prepared(**content)
         assert known.split == path.stem
         assert known.split in SPLITS
         assert set(known.splits) <= set(SPLITS)

@@ -1,4 +1,4 @@
-"""What became of the images of a source: counted by kind, and listed one by one."""
+"""Summary and report of the images of a source: read, converted, skipped and ignored."""
 
 import csv
 import io
@@ -14,19 +14,19 @@ REPORT = "report.csv"
 
 OUTCOMES = ("read", "converted", "skipped", "ignored")
 
-_ALL = "all"  # files of an outcome; those of its kinds may be more, or the same twice
-_MOST_KINDS = 8  # that a line names
+_ALL = "all"  # counts each file once; a file may be of several kinds, or none
+_MOST_KINDS = 8  # per line
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """An image that could not be taken as it is, or a file that was not taken.
+    """An image that was converted, or a file that was not read.
 
     Args:
-        split: Its split; empty for a file that is in none.
-        image: Its name in the source.
-        outcome: ``converted``, ``skipped`` (it could not be read) or ``ignored`` (it is no image).
-        reason: What was done to it, or why it was left out.
+        split: Name of the split; empty for a file in none.
+        image: Name of the image in the source.
+        outcome: ``converted``, ``skipped`` (unreadable) or ``ignored`` (not an image).
+        reason: Description of the conversion, or reason not to read it.
     """
 
     split: str
@@ -37,22 +37,26 @@ class Outcome:
 
 @dataclass
 class Summary:
-    """Files by what became of them.
+    """Number of files by outcome and kind.
 
     Args:
-        counts: For each outcome its number of files, and of each kind.
-        largest: Largest value of all images with 16 bits; None if there were none.
+        counts: Number of files of each outcome, in all and of each kind.
+        largest: Largest value in all 16-bit images; None if there were none.
     """
 
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     largest: int | None = None
 
     def count(self, outcome: str, *kinds: str, files: int = 1) -> None:
-        """Add some files to an outcome, and to the kinds of it that they are."""
+        """Add files to an outcome, and to some of its kinds."""
         self.counts.setdefault(outcome, Counter()).update(dict.fromkeys((_ALL, *kinds), files))
 
+    def total(self, outcome: str) -> int:
+        """Return the number of files of an outcome."""
+        return self.counts.get(outcome, Counter())[_ALL]
+
     def note(self, notes: Iterable[Note]) -> None:
-        """Add an image that was converted."""
+        """Add a converted image."""
         notes = list(notes)
         self.count("converted", *(note.kind for note in notes))
         for note in notes:
@@ -60,22 +64,22 @@ class Summary:
                 self.largest = max(note.largest, self.largest or 0)
 
     def add(self, other: "Summary") -> None:
-        """Add what another summary counts."""
+        """Add the counts of another summary."""
         for outcome, counts in other.counts.items():
             self.counts.setdefault(outcome, Counter()).update(counts)
         if other.largest is not None:
             self.largest = max(other.largest, self.largest or 0)
 
     def lines(self) -> list[str]:
-        """Return a line for each outcome, and advice where all images are nearly black."""
+        """Return one line per outcome, and advice if all 16-bit images are nearly black."""
         lines = []
         for outcome in OUTCOMES:
             kinds = self.counts.get(outcome, Counter()).most_common()
             if kinds:
                 named = [f"{n:,} {escaped(kind)}" for kind, n in kinds if kind != _ALL]
                 more = ["and more"] if len(named) > _MOST_KINDS else []
-                number = self.counts[outcome][_ALL]
-                lines.append(f"{number:,} {outcome}: {', '.join(named[:_MOST_KINDS] + more)}")
+                text = ", ".join(named[:_MOST_KINDS] + more)
+                lines.append(f"{self.total(outcome):,} {outcome}: {text}")
         if self.largest is not None and self.largest < NEARLY_BLACK:
             bits = max(8, self.largest.bit_length())
             lines.append(
@@ -85,18 +89,18 @@ class Summary:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain containers."""
+        """Return the summary as plain containers."""
         return {"counts": {k: dict(v) for k, v in self.counts.items()}, "largest": self.largest}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Summary":
-        """Return what `to_dict` was made from."""
+        """Invert `to_dict`."""
         counts = {str(k): Counter(v) for k, v in content.get("counts", {}).items()}
         return cls(counts, content.get("largest"))
 
 
 def left_out(files: Iterable[Outcome]) -> Summary:
-    """Count the files that were not taken, whose reasons are their kinds."""
+    """Count files that were not read; their kinds are the reasons."""
     summary = Summary()
     for file in files:
         summary.count(file.outcome, file.reason)
@@ -104,7 +108,7 @@ def left_out(files: Iterable[Outcome]) -> Summary:
 
 
 def to_csv(outcomes: Iterable[Outcome]) -> str:
-    """Return the text of a report, a line each."""
+    """Return the text of a report with one line per outcome."""
     text = io.StringIO()
     writer = csv.DictWriter(text, ["split", "image", "outcome", "reason"], lineterminator="\n")
     writer.writeheader()
@@ -115,10 +119,10 @@ def to_csv(outcomes: Iterable[Outcome]) -> str:
 
 
 def from_csv(text: str) -> list[Outcome]:
-    """Return what `to_csv` was given.
+    """Invert `to_csv`.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If the text is not a report.
     """
     try:
         rows = csv.DictReader(io.StringIO(text, newline=""))

@@ -1,7 +1,7 @@
-"""From stored uint8 images to the float32 images that a model sees.
+"""Transforms from stored uint8 images to the float32 images that a model sees.
 
-Every function takes a whole batch and works on the device that the batch is on, so that only one
-byte per pixel channel travels to an accelerator.
+They work on whole batches on the batch's device, so that one byte per value is transferred to an
+accelerator.
 """
 
 import torch
@@ -20,7 +20,7 @@ def quantize(
 
     Args:
         images: Images with 8 bits per channel.
-        bits: How many bits to keep, 1 to 8.
+        bits: Number of bits to keep, 1 to 8.
 
     Returns:
         float32 images with 2^bits equidistant levels, 0 and 1 among them.
@@ -33,7 +33,7 @@ def binarize(
 ) -> Float[Tensor, "batch channel height width"]:
     """Draw each pixel from a Bernoulli distribution whose mean is the pixel's intensity.
 
-        x ~ Bernoulli(x₈ / 255), drawn anew at every call (dynamic binarisation)
+        x ~ Bernoulli(x₈ / 255), drawn again at every call (dynamic binarisation)
 
     Source: Vahdat & Kautz 2020, Sec. 4.1 (dynamically binarized MNIST).
 
@@ -50,6 +50,6 @@ def random_horizontal_flip(
     images: UInt8[Tensor, "batch channel height width"],
 ) -> UInt8[Tensor, "batch channel height width"]:
     """Mirror each image left to right with probability 1/2, independently of the others."""
-    # A mask instead of an index: selecting by index would make the host wait for the device.
+    # A mask, because an index would synchronise the host with the device.
     flipped = torch.rand(images.shape[0], 1, 1, 1, device=images.device) < 0.5
     return torch.where(flipped, images.flip(-1), images)

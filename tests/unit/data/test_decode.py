@@ -202,7 +202,9 @@ def test_sixteen_bit_images_of_the_usual_range_are_not_called_black() -> None:
 
 def test_values_beyond_the_bits_of_the_source_are_refused() -> None:
     values = np.full((8, 8), 4096, np.uint16)
-    with pytest.raises(ValueError, match=r"reach 4,096, but dataset\.source_bits=12 end at 4,095"):
+    with pytest.raises(
+        ValueError, match=r"reach 4,096, but the largest with dataset\.source_bits=12 is 4,095"
+    ):
         decoded(Image.fromarray(values), source_bits=12)
 
 

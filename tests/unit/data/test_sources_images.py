@@ -279,9 +279,7 @@ def test_an_archive_without_images_is_reported(tmp_path: Path, wanted: Wanted) -
 
 def test_a_single_image_cannot_be_split(tmp_path: Path, wanted: Wanted) -> None:
     write_greys(tmp_path, "a.png")
-    with pytest.raises(
-        ValueError, match=rf"^'{tmp_path}': it holds one image only, .* add images"
-    ):
+    with pytest.raises(ValueError, match=rf"^'{tmp_path}' holds one image only, .* add images"):
         open_source(tmp_path, wanted)
 
 
@@ -298,12 +296,12 @@ def test_a_folder_without_images_is_reported_with_what_it_holds(
 ) -> None:
     for name in files:
         (tmp_path / name).write_text("no image")
-    message = rf"^no images in '{tmp_path}' \(which holds {held}\); what is read: .* \.jpg, .*zip"
+    message = rf"^no images in '{tmp_path}' \(which holds {held}\); give files .* \.jpg, .*zip"
     with pytest.raises(ValueError, match=message):
         open_source(tmp_path, wanted)
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "image.png", "photos.rar"])
+@pytest.mark.parametrize("name", ["notes.txt", "photos.rar"])
 def test_a_file_that_is_no_archive_is_reported(name: str, tmp_path: Path, wanted: Wanted) -> None:
     (tmp_path / name).write_text("no archive")
     with pytest.raises(ValueError, match=rf"^no images in '.*' \(which holds {name}\)"):

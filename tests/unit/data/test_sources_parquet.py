@@ -121,7 +121,7 @@ def test_a_single_file_is_split_by_the_seed(
     write_hub(root / name, *range(8))
     sources = open_source(root / name, wanted).sources
     assert {name: len(source) for name, source in sources.items()} == {"train": 6, "test": 2}
-    rows = wanted.split([f"{row:08d}" for row in range(8)])
+    rows = wanted.split([f"{row:08d}" for row in range(8)], "it")
     for split, source in sources.items():
         assert source.names == [f"{row:08d}" for row in rows[split]]
         np.testing.assert_array_equal(read(source), noise(*rows[split]))
@@ -245,7 +245,7 @@ def test_a_table_without_images_is_reported_with_its_columns(root: Path, wanted:
 
 def test_a_single_image_cannot_be_split(root: Path, wanted: Wanted) -> None:
     write_hub(root / "train.parquet", 0)
-    with pytest.raises(ValueError, match=rf"^'{root}': it holds one image only"):
+    with pytest.raises(ValueError, match=rf"^'{root}' holds one image only"):
         open_source(root, wanted)
 
 

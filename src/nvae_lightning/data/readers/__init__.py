@@ -1,7 +1,7 @@
-"""Where images come from: folders, archives and databases, as people have them.
+"""Sources of images: folders, archives and databases.
 
-`open_source` recognises the format. To add one, write a module with a function that takes a path
-and returns a `Splits`, or None where it finds nothing of its own, and add it to `FORMATS`.
+`open_source` recognises the format. To add one, write a function that takes a `Container` and
+returns a `Splits`, or None if the format is another, and add it to `FORMATS`.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from nvae_lightning.data.readers.base import (
     Splits,
     Wanted,
 )
-from nvae_lightning.data.readers.container import open_container
+from nvae_lightning.data.readers.container import Container, open_container
 from nvae_lightning.data.readers.parquet import HUB_PREFIX, from_hub
 
 __all__ = [
@@ -40,8 +40,8 @@ __all__ = [
     "open_source",
 ]
 
-#: In the order in which they are tried: the last takes any image it finds.
-FORMATS: tuple[Callable[[Path, Wanted], Splits | None], ...] = (
+#: In the order in which they are tried; the last takes any image it finds.
+FORMATS: tuple[Callable[[Container, Wanted], Splits | None], ...] = (
     lmdb_records.find,
     torchvision_files.find,
     celeba.find,
@@ -56,51 +56,47 @@ def open_source(source: str | Path, wanted: Wanted) -> Splits:
 
     Args:
         source: A path, or ``hf://owner/name``.
-        wanted: By what to choose where the source does not say.
+        wanted: Settings by which the source chooses among its images.
 
     Raises:
-        ValueError: If there is nothing, nothing known, or half a split.
+        ValueError: If there is nothing, no known format, or a split is missing.
     """
     if str(source).startswith(HUB_PREFIX):
         return _not_empty(from_hub(str(source), wanted), str(source))
-    path = _existing(source)
+    container = _existing(source)
+    path = container.path
     for find in FORMATS:
-        splits = find(path, wanted)
+        splits = find(container, wanted)
         if splits is not None:
             return _not_empty(splits, str(path))
-    container = open_container(path)
-    names, left_out = ([path.name], ()) if container is None else container.listing()
+    names, left_out = container.listing
     found = [printable(name) for name in (*names, *(file.image for file in left_out))]
     lost = ", ".join(sorted({file.reason for file in left_out if file.outcome == "skipped"}))
     raise ValueError(
         f"no images in '{path}' (which holds {', '.join(found[:5]) or 'nothing'}"
-        f"{' and more' if len(found) > 5 else ''}{f'; not read: {lost}' if lost else ''}); what "
-        f"is read: files with a suffix out of {', '.join(sorted(suffixes()))}, also in a zip or "
-        "tar; torchvision's MNIST, CIFAR-10 and CelebA; TFRecords, parquet and LMDB"
+        f"{' and more' if len(found) > 5 else ''}{f'; not read: {lost}' if lost else ''}); give "
+        f"files with one of the suffixes {', '.join(sorted(suffixes()))}, a zip or tar of them, "
+        "torchvision's MNIST, CIFAR-10 and CelebA; TFRecords, parquet and LMDB"
     )
 
 
 def every_image(source: str | Path) -> Splits:
-    """Find all images of a folder, an archive or a file, as a test split; of others, their own.
+    """Find all image files of a source as a test split; other formats have their own splits.
 
     Raises:
         ValueError: If there are none.
     """
-    path = _existing(source)
-    files = image_files.find_all(path)
-    if files is not None:
-        return files
-    any_split = SeededSplit(0.5, 0)  # such formats have splits of their own
-    return open_source(path, Wanted(1, any_split))
+    files = image_files.find_all(_existing(source))
+    return files or open_source(source, Wanted(1, SeededSplit(0.5, 0)))
 
 
-def _existing(source: str | Path) -> Path:
+def _existing(source: str | Path) -> Container:
     path = Path(source).expanduser().absolute()
     if not path.exists():
         raise ValueError(f"'{path}' does not exist")
     if not (path.is_dir() or path.is_file()):
         raise ValueError(f"'{path}' is neither a folder nor a regular file; give one of these")
-    return path
+    return open_container(path)
 
 
 def _not_empty(splits: Splits, where: str) -> Splits:

@@ -1,4 +1,4 @@
-"""What every source of images gives: splits, each a sequence of named images."""
+"""The interface of all sources: splits, each a sequence of named images."""
 
 import hashlib
 import re
@@ -26,10 +26,10 @@ _SPLIT_NAME = re.compile(r"(train|test|val)(?:ing|id|idation)?(?:[-_]\d+x\d+)?",
 class Source(ABC):
     """Images of one split in a fixed order.
 
-    Objects can be copied to another process; whatever file they read is opened there.
+    Sources can be pickled; each process opens the files for itself.
 
     Args:
-        names: One name per image, for reports.
+        names: Name of each image, for reports.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -41,7 +41,7 @@ class Source(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """Return an image, which may not be decoded yet."""
+        """Return an image, decoded or not."""
 
 
 class ArraySource(Source):
@@ -77,9 +77,9 @@ class Splits:
     """Images of a source, split for training and testing.
 
     Args:
-        format: What the source was recognised as.
-        sources: The images by split: ``train`` and ``test``, and perhaps ``validation``.
-        left_out: The files beside them that are not read.
+        format: Name of the recognised format.
+        sources: Images by split: ``train`` and ``test``, and perhaps ``validation``.
+        left_out: Files beside the images that are not read.
     """
 
     format: str
@@ -89,14 +89,14 @@ class Splits:
 
 @dataclass(frozen=True)
 class SeededSplit:
-    """Which images to hold out for testing where a source does not say.
+    """Random choice of test images, for sources without splits.
 
-    An image is known by its name without folders and suffix where these are unique, else by its
-    whole path. Those with the smallest SHA-256 of ``seed/name`` are held out: so the draw does not
-    depend on the machine nor on the order of the files, and one image more moves at most one.
+    The images with the smallest SHA-256 of ``seed/name`` are held out, so that the choice is the
+    same on every machine and one more image moves at most one. The name is without folders and
+    suffix if it is then unique, otherwise it is the whole path.
 
     Args:
-        test_fraction: Part of the images that is held out; at least one is, and one is not.
+        test_fraction: Part of the images that is held out, of at least one but not of all.
         seed: Seed of the draw.
 
     Raises:
@@ -114,18 +114,22 @@ class SeededSplit:
             )
 
     def settings(self) -> dict[str, float | int]:
-        """Return the settings by their names."""
+        """Return the settings by name."""
         return {"test_fraction": self.test_fraction, "split_seed": self.seed}
 
-    def __call__(self, names: Sequence[str]) -> dict[str, list[int]]:
-        """Return the indices of both splits, each in order.
+    def __call__(self, names: Sequence[str], where: str) -> dict[str, list[int]]:
+        """Return the sorted indices of both splits.
+
+        Args:
+            names: Name of each image.
+            where: Description of the source, for an error message.
 
         Raises:
             ValueError: If there are fewer than two images.
         """
         if len(names) < 2:
             number = "one image only" if names else "no images"
-            raise ValueError(f"it holds {number}, but a split takes two; add images")
+            raise ValueError(f"{where} holds {number}, but a split takes two; add images")
         paths = [PurePosixPath(name).with_suffix("") for name in names]
         stems = [path.name for path in paths]
         keys = stems if len(set(stems)) == len(stems) else [path.as_posix() for path in paths]
@@ -133,7 +137,7 @@ class SeededSplit:
             hashlib.sha256(f"{self.seed}/{key}".encode(errors="surrogateescape")).digest()
             for key in keys
         ]
-        # One path twice, with two suffixes, is drawn twice alike: then the suffix decides.
+        # Two paths that differ in their suffix have the same hash; the suffix breaks the tie.
         order = sorted(range(len(names)), key=lambda index: (drawn[index], names[index]))
         num_test = min(max(1, round(self.test_fraction * len(names))), len(names) - 1)
         return {"train": sorted(order[num_test:]), "test": sorted(order[:num_test])}
@@ -141,11 +145,11 @@ class SeededSplit:
 
 @dataclass(frozen=True)
 class Wanted:
-    """By what a source chooses, where it has to.
+    """Settings by which a source chooses among its images.
 
     Args:
-        image_size: Side of the images that are to be made of its images.
-        split: How to hold out a test split.
+        image_size: Side of the images that the model gets.
+        split: Choice of test images.
     """
 
     image_size: int
@@ -153,7 +157,7 @@ class Wanted:
 
 
 def split_name(name: str) -> str | None:
-    """Return which split a folder, shard or archive of that name holds; None if it does not say.
+    """Return the split that the name of a folder, shard or archive stands for, or None.
 
     >>> split_name("train_32x32"), split_name("valid"), split_name("photos")
     ('train', 'validation', None)
@@ -165,10 +169,10 @@ def split_name(name: str) -> str | None:
 
 
 def by_split(places: Iterable[tuple[str, Item]], where: str) -> dict[str, Item]:
-    """Return those of some named places whose names say which split they hold, by split.
+    """Return the places whose names stand for a split, by split.
 
     Raises:
-        ValueError: If two hold the same split.
+        ValueError: If two stand for the same split.
     """
     found: dict[str, Item] = {}
     for name, place in places:
@@ -184,15 +188,15 @@ def by_split(places: Iterable[tuple[str, Item]], where: str) -> dict[str, Item]:
 
 
 def check_splits(splits: Mapping[str, Item], where: str, alternative: str = "") -> dict[str, Item]:
-    """Return them in order of `SPLITS`; a validation split without a test split is the latter.
+    """Return splits in the order of `SPLITS`; without a test split, validation becomes it.
 
     Args:
         splits: Splits by name, at least one.
-        where: What has them.
-        alternative: What else, beside adding the other half, helps against half a split.
+        where: Description of the source, for an error message.
+        alternative: Remedy for a missing split other than to add it.
 
     Raises:
-        ValueError: If there is nothing to train with, or to test with.
+        ValueError: If there is no training split, or none to test with.
     """
     found = {name: splits[name] for name in SPLITS if name in splits}
     if "train" not in found or len(found) == 1:

@@ -1,4 +1,4 @@
-"""Files in a folder, a zip or a tar archive, read alike."""
+"""One interface to the files in a folder, a zip or a tar archive."""
 
 import os
 import posixpath
@@ -7,7 +7,8 @@ import tarfile
 import weakref
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 from typing import Generic, NamedTuple, TypeVar
@@ -27,11 +28,11 @@ _NESTED = "link to a folder, in a linked folder or above itself"
 
 
 class Listing(NamedTuple):
-    """What a container holds.
+    """Contents of a container.
 
     Args:
-        names: Paths of its files, relative and with ``/``, in order.
-        left_out: Hidden files, links that lead out, and what is no file at all.
+        names: Sorted paths of its files, relative, separated by ``/``.
+        left_out: Hidden files, links that lead out, and entries that are not files.
     """
 
     names: Sequence[str]
@@ -42,19 +43,35 @@ class Container(ABC):
     """Files by name.
 
     Args:
-        path: Folder or archive.
+        path: Folder, archive or file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @property
     @abstractmethod
     def listing(self) -> Listing:
-        """Return what it holds."""
+        """Contents, listed once."""
 
+    @property
     def names(self) -> Sequence[str]:
-        """Return the paths of all files, relative and with ``/``."""
-        return self.listing().names
+        """Sorted paths of all files, relative, separated by ``/``."""
+        return self.listing.names
+
+    def unread(self, read: Collection[str], reasons: Mapping[str, str] = {}) -> list[Outcome]:
+        """Return everything but the files that are read.
+
+        Args:
+            read: Files that are read.
+            reasons: Reasons for which the others are not; by default their suffix.
+        """
+        ignored = [
+            Outcome("", name, "ignored", reasons.get(name) or _suffix(name))
+            for name in self.names
+            if name not in read
+        ]
+        return [*self.listing.left_out, *ignored]
 
     @abstractmethod
     def open(self, name: str) -> BufferedIOBase:
@@ -62,7 +79,7 @@ class Container(ABC):
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """Return the size that a file claims to have, in bytes."""
+        """Return the declared size of a file in bytes."""
 
     def read(self, name: str) -> bytes:
         """Return the contents of a file.
@@ -70,19 +87,37 @@ class Container(ABC):
         Raises:
             ValueError: If it is larger than an image may be.
         """
-        check_bytes(self.size(name))  # as it claims; then as it is
+        check_bytes(self.size(name))  # the declared size; the actual size is checked below
         with self.open(name) as file:
             return read_bounded(file)
+
+
+class File(Container):
+    """A file that is not an archive."""
+
+    @property
+    def listing(self) -> Listing:
+        """Its name."""
+        return Listing([self.path.name], [])
+
+    def open(self, name: str) -> BufferedIOBase:
+        """Open the file for reading."""
+        return open_regular(self.path)
+
+    def size(self, name: str) -> int:
+        """Return the size of the file."""
+        return self.path.stat().st_size
 
 
 class Folder(Container):
     """All files below a folder.
 
-    Links are followed to what is below the folder, too, but not from one linked folder to another.
+    Links to places below the folder are followed, but not from one linked folder to another.
     """
 
+    @cached_property
     def listing(self) -> Listing:
-        """Return what it holds."""
+        """Contents, listed once."""
         names: list[str] = []
         left_out: list[Outcome] = []
         root = os.path.realpath(self.path)
@@ -114,7 +149,7 @@ class Folder(Container):
 
 
 def _refused(link: str, root: str, is_linked: bool) -> str:
-    """Return why a link is not followed, or an empty string."""
+    """Return the reason not to follow a link, or an empty string."""
     target = Path(os.path.realpath(link))
     if not target.is_relative_to(root):
         return _OUTWARD
@@ -127,7 +162,7 @@ def _refused(link: str, root: str, is_linked: bool) -> str:
 
 
 class _Archive(Container, Generic[Archive, Member]):
-    """An archive, opened once by each process that reads it: a handle has one position."""
+    """An archive, opened once per process, because a file handle has one position."""
 
     _opened: tuple[int, Archive, dict[str, Member], Listing] | None = None
 
@@ -137,14 +172,14 @@ class _Archive(Container, Generic[Archive, Member]):
 
     @abstractmethod
     def _members(self, archive: Archive) -> Iterator[tuple[str, Member, str]]:
-        """Yield name and member of all but folders, and why it is not read or an empty string."""
+        """Yield name and member of all but folders, and a reason not to read it, if any."""
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path}
 
     @property
     def archive(self) -> tuple[Archive, dict[str, Member], Listing]:
-        """The archive, open, its files by their names, and what it holds.
+        """The open archive, its files by name, and its contents.
 
         Raises:
             ValueError: If it is damaged.
@@ -154,7 +189,7 @@ class _Archive(Container, Generic[Archive, Member]):
                 archive = self._open_archive()
                 weakref.finalize(self, archive.close)
                 members, left_out = _sorted_out(self._members(archive))
-            # What the packages let through of a damaged header.
+            # zipfile and tarfile raise all of these for damaged headers.
             except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
                 raise ValueError(
                     f"'{self.path}' is no whole archive ({error}); fetch it again"
@@ -162,8 +197,9 @@ class _Archive(Container, Generic[Archive, Member]):
             self._opened = os.getpid(), archive, members, Listing(list(members), left_out)
         return self._opened[1:]
 
+    @property
     def listing(self) -> Listing:
-        """Return what it holds."""
+        """Contents, listed once."""
         return self.archive[2]
 
 
@@ -175,7 +211,7 @@ class Zip(_Archive[zipfile.ZipFile, zipfile.ZipInfo]):
 
     def _members(self, archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo, str]]:
         for info in archive.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)  # 0 from systems without such
+            kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if the system has none
             reason = "link in a zip" if kind == stat.S_IFLNK else _SPECIAL
             if not info.is_dir():
                 yield info.filename, info, "" if kind in (0, stat.S_IFREG) else reason
@@ -184,7 +220,7 @@ class Zip(_Archive[zipfile.ZipFile, zipfile.ZipInfo]):
         """Open a file for reading.
 
         Raises:
-            ValueError: If it is compressed in a way that cannot be read bit by bit.
+            ValueError: If its compression cannot be read in small parts.
         """
         archive, members, _ = self.archive
         method = members[name].compress_type
@@ -198,12 +234,12 @@ class Zip(_Archive[zipfile.ZipFile, zipfile.ZipInfo]):
         return file
 
     def size(self, name: str) -> int:
-        """Return the size that a file claims to have."""
+        """Return the declared size of a file."""
         return self.archive[1][name].file_size
 
 
 class Tar(_Archive[tarfile.TarFile, tarfile.TarInfo]):
-    """A tar archive that is not compressed: only such can be read at any place."""
+    """An uncompressed tar archive, which allows random access."""
 
     def _open_archive(self) -> tarfile.TarFile:
         return tarfile.open(self.path, "r:")
@@ -213,7 +249,7 @@ class Tar(_Archive[tarfile.TarFile, tarfile.TarInfo]):
         links = []
         position = -1
         for info in archive:
-            if archive.offset <= position:  # a negative size, with which it would never end
+            if archive.offset <= position:  # a negative size would loop forever
                 raise tarfile.ReadError(f"damaged at byte {position}")
             position = archive.offset
             if info.isfile() or info.islnk():
@@ -223,11 +259,11 @@ class Tar(_Archive[tarfile.TarFile, tarfile.TarInfo]):
                 links.append(info)
             elif not info.isdir():
                 yield info.name, info, _SPECIAL
-        with open_regular(self.path) as file:  # tarfile takes a damaged header for the end
+        with open_regular(self.path) as file:  # tarfile mistakes a damaged header for the end
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"damaged at byte {archive.offset}")
-        for info in links:  # those to files in the archive are read as what they lead to
+        for info in links:  # links to files in the archive are read
             target = posixpath.join(posixpath.dirname(info.name), info.linkname)
             target = posixpath.normpath(target)
             outward = target.startswith(("..", "/"))
@@ -238,7 +274,7 @@ class Tar(_Archive[tarfile.TarFile, tarfile.TarInfo]):
         """Open a file for reading.
 
         Raises:
-            ValueError: If it is a link to what is not there.
+            ValueError: If it is a link to a missing file.
         """
         archive, members, _ = self.archive
         try:
@@ -249,12 +285,12 @@ class Tar(_Archive[tarfile.TarFile, tarfile.TarInfo]):
         return file
 
     def size(self, name: str) -> int:
-        """Return the size that a file claims to have."""
+        """Return the declared size of a file."""
         return self.archive[1][name].size
 
 
-def open_container(path: Path) -> Container | None:
-    """Return a folder, zip or tar as a container, and None for any other file.
+def open_container(path: Path) -> Container:
+    """Return a folder, a zip, a tar or any other file as a container.
 
     Raises:
         ValueError: If it is a compressed tar archive.
@@ -266,13 +302,7 @@ def open_container(path: Path) -> Container | None:
         raise ValueError(f"'{path}' is compressed; uncompress it, or unpack it into a folder")
     if suffixes.endswith(".zip"):
         return Zip(path)
-    return Tar(path) if suffixes.endswith(".tar") else None
-
-
-def unread(names: Iterable[str], left_out: Sequence[Outcome]) -> list[Outcome]:
-    """Return what is left out of a container where some of its files are not read, either."""
-    ignored = [Outcome("", name, "ignored", _suffix(name)) for name in names]
-    return [*left_out, *ignored]
+    return Tar(path) if suffixes.endswith(".tar") else File(path)
 
 
 def _suffix(name: str) -> str:
@@ -283,7 +313,7 @@ def _suffix(name: str) -> str:
 def _sorted_out(
     members: Iterable[tuple[str, Member, str]],
 ) -> tuple[dict[str, Member], list[Outcome]]:
-    """Return the members to read by their names, in order, and what is left out."""
+    """Return the members to read by sorted names, and the entries that are left out."""
     files: dict[str, Member] = {}
     left_out = []
     for raw, member, reason in members:
@@ -303,5 +333,5 @@ def _sorted_out(
 
 
 def _is_hidden(part: str) -> bool:
-    """Whether systems put a file beside people's: ``.DS_Store``, ``__MACOSX/`` and such."""
+    """Whether a name is that of a system's file, for example ``.DS_Store`` or ``__MACOSX``."""
     return part.startswith((".", "__MACOSX"))

@@ -1,6 +1,6 @@
-"""LMDB databases: one per split, decimal keys, each value an image file or its bare pixels.
+"""LMDB databases, one per split, whose values are image files or raw pixels.
 
-It is how users of the published code keep CelebA, CelebA HQ, ImageNet 32 and FFHQ.
+Users of the published code store CelebA, CelebA HQ, ImageNet 32 and FFHQ this way.
 """
 
 import math
@@ -24,7 +24,7 @@ from nvae_lightning.data.readers.base import (
     check_splits,
     from_pixels,
 )
-from nvae_lightning.data.readers.container import Folder, unread
+from nvae_lightning.data.readers.container import Container, Folder
 from nvae_lightning.data.readers.optional import require
 
 _FILE = "data.mdb"
@@ -47,7 +47,7 @@ class Database(Source):
     def __init__(self, path: Path) -> None:
         self.path = path
         with _reading(path) as transaction:
-            # A key need not be text; what is not comes back the same.
+            # Keys that are not text survive a round trip through surrogates.
             keys = [os.fsdecode(bytes(key)) for key in transaction.cursor().iternext(values=False)]
             if not keys:
                 raise ValueError(f"no images in '{path}'; fetch it again")
@@ -65,16 +65,16 @@ class Database(Source):
         return from_pixels(np.frombuffer(value, np.uint8).reshape(self.shape))
 
 
-def find(path: Path, wanted: Wanted) -> Splits | None:
-    """Find one database per split (``train.lmdb``, ``validation.lmdb`` or such).
+def find(container: Container, wanted: Wanted) -> Splits | None:
+    """Find one database per split, for example ``train.lmdb`` and ``validation.lmdb``.
 
     Raises:
-        ValueError: If there is half a split, one twice, or a damaged database.
+        ValueError: If a split is missing or there twice, or a database is damaged.
     """
-    if not path.is_dir():
+    if not isinstance(container, Folder):
         return None
-    names, left_out = Folder(path).listing()
-    files = [PurePosixPath(name) for name in names if PurePosixPath(name).name == _FILE]
+    path = container.path
+    files = [PurePosixPath(name) for name in container.names if PurePosixPath(name).name == _FILE]
     folders = [path / file.parent for file in files if len(file.parts) <= 2]
     if not folders:
         return None
@@ -87,19 +87,18 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
     splits = check_splits(databases, f"'{path}'")
     read = {(folder / _FILE).relative_to(path).as_posix() for folder in splits.values()}
     locks = {str(PurePosixPath(name).with_name("lock.mdb")) for name in read}
-    left_out = unread((name for name in names if name not in read | locks), left_out)
     sources = {name: Database(folder) for name, folder in splits.items()}
-    return Splits("LMDB", sources, left_out)
+    return Splits("LMDB", sources, container.unread(read | locks))
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Any]:
-    """Open a database for one read: a process must not open it twice, nor keep it over a fork."""
+    """Open a database for one read, because it must be opened once and not survive a fork."""
     lmdb = require("lmdb", "lmdb")
     try:
         _check_header(path / _FILE, lmdb.CorruptedError)
         with lmdb.open(str(path), readonly=True, lock=False, readahead=False) as environment:
-            # LMDB maps the file into memory, where to read beyond its end kills the process.
+            # LMDB maps the file into memory; a read beyond its end kills the process.
             size = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
             if (path / _FILE).stat().st_size < size:
                 raise lmdb.CorruptedError(f"it is shorter than its {size:,} bytes")
@@ -112,7 +111,7 @@ def _reading(path: Path) -> Iterator[Any]:
 
 
 def _check_header(path: Path, error: type[Exception]) -> None:
-    """Check what LMDB believes without looking, and may crash of: page size and map size."""
+    """Check the page size and the map size, which LMDB trusts and may crash on."""
     with open_regular(path) as file:
         header = file.read(_HEADER.size + 16)[16:]
     if len(header) < _HEADER.size:
@@ -125,7 +124,7 @@ def _check_header(path: Path, error: type[Exception]) -> None:
 
 
 def _value(transaction: Any, key: str) -> bytes:  # noqa: ANN401
-    """Return a value, which is not copied before its size is known.
+    """Return a value after checking its size.
 
     Raises:
         TooLargeError: If it is larger than an image may be.
@@ -136,7 +135,7 @@ def _value(transaction: Any, key: str) -> bytes:  # noqa: ANN401
 
 
 def _pixel_shape(values: Sequence[bytes]) -> tuple[int, int, int] | None:
-    """Return the shape of bare square images; None if the values are image files."""
+    """Return the shape of raw square images; None if the values are image files."""
     length = len(values[0])
     if any(len(value) != length for value in values):
         return None
@@ -144,7 +143,7 @@ def _pixel_shape(values: Sequence[bytes]) -> tuple[int, int, int] | None:
         open_image(values[0]).verify()
     except TooLargeError:
         return None
-    except Exception:  # Pillow's decoders raise nearly anything
+    except Exception:  # Pillow's decoders raise nearly any type
         for channels in (3, 1):
             side = math.isqrt(length // channels)
             if channels * side * side == length:

@@ -1,4 +1,4 @@
-"""Parquet shards as the Hugging Face hub publishes images, local or by name."""
+"""Parquet shards in the layouts of the Hugging Face hub, from files or by name."""
 
 import glob
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ from nvae_lightning.data.readers.base import (
     check_splits,
     split_name,
 )
-from nvae_lightning.data.readers.container import Folder, unread
+from nvae_lightning.data.readers.container import Container, File, Folder
 from nvae_lightning.data.readers.optional import require
 from nvae_lightning.data.summary import Outcome
 
 HUB_PREFIX = "hf://"
 
 _BATCH_SIZE = 100  # rows that are decompressed together
-_MAX_RATIO = 16  # of a row group's size to that of its compressed bytes; encoded images have 1
+_MAX_RATIO = 16  # of a row group's size to its compressed size; encoded images have 1
 
 
 class Table(Source):
@@ -39,8 +39,8 @@ class Table(Source):
     Args:
         table: A ``datasets.Dataset`` whose column `column` holds encoded images.
         column: Name of the column.
-        rows: Which rows.
-        folders: Where the files have to be that a row may name instead of holding an image.
+        rows: Indices of the rows.
+        folders: Folders in which files may be that a row names instead of holding an image.
     """
 
     def __init__(
@@ -77,38 +77,32 @@ class Table(Source):
         return read_regular(found[0])
 
 
-def find(path: Path, wanted: Wanted) -> Splits | None:
-    """Find the shards of a folder, or take one file.
+def find(container: Container, wanted: Wanted) -> Splits | None:
+    """Find the shards of a folder, or a single one.
 
     Raises:
-        ValueError: If they cannot be read, hold no images, or half a split.
+        ValueError: If they are unreadable, without images, or without a split.
     """
-    if path.is_file():
-        names, left_out = [path.name], []
-        folder = path.parent
-    else:
-        names, left_out = Folder(path).listing()
-        folder = path
-    shards = [folder / name for name in names if name.lower().endswith(".parquet")]
-    if not shards:
+    path = container.path
+    folder = path if isinstance(container, Folder) else path.parent
+    names = [name for name in container.names if name.lower().endswith(".parquet")]
+    if not names or not isinstance(container, Folder | File):
         return None
-    for shard in shards:
-        _check_sizes(shard, path)
-    left_out = unread((n for n in names if not n.lower().endswith(".parquet")), left_out)
     by_split: dict[str, list[str]] = {}
-    for shard in shards:
+    for shard in (folder / name for name in names):
+        _check_sizes(shard, path)
         file = shard.name.partition("-")[0].partition(".")[0]
         name = split_name(file) or split_name(shard.parent.name) or "train"
         by_split.setdefault(name, []).append(glob.escape(str(shard)))
     options = {"data_files": by_split, "batch_size": _BATCH_SIZE}
-    return _load(str(path), wanted, [folder], left_out, "parquet", **options)
+    return _load(str(path), wanted, [folder], container.unread(names), "parquet", **options)
 
 
 def from_hub(name: str, wanted: Wanted) -> Splits:
     """Load a dataset of the hub, given as ``hf://owner/name``.
 
     Raises:
-        ValueError: If it cannot be had, holds no images, or half a split.
+        ValueError: If it is unreadable, without images, or without a split.
     """
     datasets = require("datasets", "parquet")
     hub = require("huggingface_hub.constants", "parquet")
@@ -120,17 +114,17 @@ def from_hub(name: str, wanted: Wanted) -> Splits:
 
 
 def _check_sizes(shard: Path, where: Path) -> None:
-    """Check a table's sizes before it is decompressed, row group by row group.
+    """Check the size of each row group before it is decompressed.
 
     Raises:
-        ValueError: If it cannot be read, or would become many times larger.
+        ValueError: If the file is unreadable, or would become many times larger.
     """
     require("datasets", "parquet")
     parquet = require("pyarrow.parquet", "parquet")
     try:
         with open_regular(shard) as file:
             metadata = parquet.read_metadata(file)
-    except Exception as error:  # of pyarrow, and of the system
+    except Exception as error:  # from pyarrow or the system
         reason = " ".join(str(error).split())
         raise ValueError(
             f"'{where}' cannot be read as a dataset ({shard.name}: {reason}); fetch it again"
@@ -154,7 +148,7 @@ def _check_sizes(shard: Path, where: Path) -> None:
 
 
 def _repeated_bytes(parquet: ModuleType, shard: Path, group: int, column: Any) -> int:  # noqa: ANN401
-    """Return what a column's values may take that are stored once and repeated in many rows."""
+    """Return a bound on the bytes of a column whose values are stored once per dictionary."""
     if not column.has_dictionary_page or column.physical_type != "BYTE_ARRAY":
         return 0
     leaf = column.path_in_schema
@@ -180,7 +174,7 @@ def _load(
     datasets = require("datasets", "parquet")
     try:
         tables = datasets.load_dataset(*arguments, **options)
-    except Exception as error:  # the package's own errors, pyarrow's, and those of three networks
+    except Exception as error:  # from datasets, pyarrow, or one of three HTTP clients
         reasons = ": ".join(str(e) for e in (error, error.__cause__) if e is not None)
         reason = " ".join(reasons.split())
         remedy = (
@@ -194,10 +188,7 @@ def _load(
     left_out = [*left_out, *(Outcome("", key, "ignored", "split of no use") for key in others)]
     if set(by_split) == {"train"}:  # nothing is held out
         table, column = _with_images(by_split["train"], where)
-        try:
-            rows = wanted.split([f"{row:08d}" for row in range(len(table))])
-        except ValueError as error:
-            raise ValueError(f"'{where}': {error}") from error
+        rows = wanted.split([f"{row:08d}" for row in range(len(table))], f"'{where}'")
         sources = {name: Table(table, column, chosen, folders) for name, chosen in rows.items()}
         return Splits("parquet", sources, left_out)
     sources = {}
@@ -208,7 +199,7 @@ def _load(
 
 
 def _with_images(table: Any, where: str) -> tuple[Any, str]:  # noqa: ANN401
-    """Find the column of images, and keep it from being decoded: a decoder does that."""
+    """Find the column of images, and turn off its decoding, which `Decoder` does."""
     datasets = require("datasets", "parquet")
     for column, feature in table.features.items():
         is_image = isinstance(feature, datasets.Image)

@@ -1,4 +1,4 @@
-"""GLOW's TFRecords of CelebA HQ and ImageNet 32, in their tar archive or unpacked.
+"""Glow's TFRecords of CelebA HQ and ImageNet 32, in their tar archive or unpacked.
 
 A record is a ``tf.train.Example`` with ``shape`` (height, width, channels) and ``data``, the
 pixels. Shards are ``train/train-r08-s-0000-of-0040.tfrecords`` and so on: r08 is a side of 2^8.
@@ -8,7 +8,7 @@ Source: Kingma & Dhariwal 2018, whose splits the NVAE paper follows.
 import re
 import struct
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -22,9 +22,8 @@ from nvae_lightning.data.readers.base import (
     from_pixels,
     split_name,
 )
-from nvae_lightning.data.readers.container import Container, open_container, unread
+from nvae_lightning.data.readers.container import Container
 from nvae_lightning.data.readers.optional import require
-from nvae_lightning.data.summary import Outcome
 
 _SHARD = re.compile(r"\.tfrecords?$", re.IGNORECASE)
 _RESOLUTION = re.compile(r"-r(\d\d)-")
@@ -36,8 +35,8 @@ class TFRecords(Source):
     """Records of some shards of a container.
 
     Args:
-        container: Where they are.
-        shards: Their paths in it.
+        container: Container of the shards.
+        shards: Paths of the shards in the container.
 
     Raises:
         ValueError: If a shard ends within a record.
@@ -78,19 +77,16 @@ class TFRecords(Source):
         return from_pixels(np.frombuffer(values[0], np.uint8).reshape(shape))
 
 
-def find(path: Path, wanted: Wanted) -> Splits | None:
-    """Find the shards of a folder or archive.
+def find(container: Container, wanted: Wanted) -> Splits | None:
+    """Find the shards of a container.
 
     Of several resolutions it takes the smallest that is large enough, or else the largest.
 
     Raises:
-        ValueError: If there is half a split, or a damaged shard.
+        ValueError: If a split is missing or a shard is damaged.
     """
-    container = open_container(path)
-    if container is None:
-        return None
-    names, left_out = container.listing()
-    shards = [name for name in names if _SHARD.search(name)]
+    path = container.path
+    shards = [name for name in container.names if _SHARD.search(name)]
     if not shards:
         return None
     sides = {2 ** _resolution(shard) for shard in shards}
@@ -107,11 +103,10 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
         )
     splits = check_splits(by_split, f"'{path}'")
     read = {shard for chosen in splits.values() for shard in chosen}
-    left_out = unread((name for name in names if not _SHARD.search(name)), left_out)
-    reason = "TFRecords of another resolution, or in a folder that is no split"
-    others = [Outcome("", shard, "ignored", reason) for shard in shards if shard not in read]
+    reason = "TFRecords of another resolution, or in a folder that is not a split"
+    left_out = container.unread(read, dict.fromkeys(shards, reason))
     sources = {name: TFRecords(container, chosen) for name, chosen in splits.items()}
-    return Splits("TFRecords", sources, [*left_out, *others])
+    return Splits("TFRecords", sources, left_out)
 
 
 def _resolution(shard: str) -> int:

@@ -1,4 +1,4 @@
-"""MNIST and CIFAR-10 in the folders that torchvision makes."""
+"""MNIST and CIFAR-10 in torchvision's layout."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from torchvision import datasets
 
 from nvae_lightning.data.files import leads_out, open_regular, read_regular
 from nvae_lightning.data.readers.base import ArraySource, Pixels, Splits, Wanted
-from nvae_lightning.data.readers.container import Folder, unread
+from nvae_lightning.data.readers.container import Container, Folder
 
 CIFAR10 = "cifar-10-batches-py"
 MNIST = "MNIST/raw"
@@ -21,12 +21,13 @@ _IDX_OF_BYTES = 0x00000800  # plus the number of dimensions
 _MOST_HEADER = 16
 
 
-def find(path: Path, wanted: Wanted) -> Splits | None:
+def find(container: Container, wanted: Wanted) -> Splits | None:
     """Find either dataset.
 
     Raises:
         ValueError: If its files are damaged.
     """
+    path = container.path
     root = mnist_root(path)
     check_files(root, MNIST)
     photographs = path.parent if path.name == CIFAR10 else path
@@ -48,7 +49,7 @@ def find(path: Path, wanted: Wanted) -> Splits | None:
 def _whole(path: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # torchvision asserts what it expects, and unpickles
+    except Exception as error:  # torchvision asserts and unpickles
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"'{path}' is not whole ({reason}); fetch it again") from error
 
@@ -66,14 +67,14 @@ def has_digits(root: Path) -> bool:
 
 
 def mnist_root(path: Path) -> Path:
-    """Return the folder that torchvision calls root, also for those in it."""
+    """Return torchvision's root, also for the folders in it."""
     if path.parts[-2:] == ("MNIST", "raw"):
         return path.parents[1]
     return path.parent if path.name == "MNIST" and (path / "raw").is_dir() else path
 
 
 def check_files(root: Path, folder: str) -> None:
-    """Check that what torchvision opens are regular files below a root.
+    """Check that torchvision opens only regular files below a root.
 
     Raises:
         ValueError: If one is a link that leads out, a pipe, a device or a socket.
@@ -92,7 +93,7 @@ def check_files(root: Path, folder: str) -> None:
 
 
 def check_digits(root: Path) -> None:
-    """Compare the four files of MNIST with their headers, which does not read their images.
+    """Compare the sizes of MNIST's four files with their headers, without reading the images.
 
     Raises:
         ValueError: If one is damaged.
@@ -114,7 +115,7 @@ def check_digits(root: Path) -> None:
 
 
 def read_digits(root: Path, part: str) -> Pixels:
-    """Return the images of MNIST's ``train`` or ``t10k``, whose files have been checked.
+    """Return the images of MNIST's ``train`` or ``t10k``, after `check_digits`.
 
     Raises:
         OSError: If they cannot be read.
@@ -139,6 +140,7 @@ def _idx_shape(content: bytes, path: Path, num_dims: int) -> list[int]:
 def _splits(
     name: str, root: Path, folder: str, train: Pixels, test: Callable[[], Pixels]
 ) -> Splits:
-    names, left_out = Folder(root).listing()
-    left_out = unread((one for one in names if not one.startswith(f"{folder}/")), left_out)
-    return Splits(name, {"train": ArraySource(train), "test": ArraySource(test)}, left_out)
+    container = Folder(root)
+    read = {file for file in container.names if file.startswith(f"{folder}/")}
+    sources = {"train": ArraySource(train), "test": ArraySource(test)}
+    return Splits(name, sources, container.unread(read))
