@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
 from nvae_lightning.cli.command import command, run
@@ -14,7 +12,7 @@ from nvae_lightning.data.summary import REPORT
 
 @command("prepare")
 def main(config: DictConfig) -> None:
-    """Write one dataset as memory-mapped arrays and say what became of its images."""
+    """Write a dataset as memory-mapped arrays and print a summary of its images."""
     if config.on_error not in ("stop", "skip"):
         raise ValueError(f"on_error: got {config.on_error!r}, but it must be stop or skip")
     if not isinstance(config.overwrite, bool):
@@ -31,7 +29,7 @@ def main(config: DictConfig) -> None:
     for line in read_summary(splits).lines():
         print(line)
     if outcomes:
-        print(f"each image that is not simply read is in '{Path(datamodule.folder) / REPORT}'")
+        print(f"all images and files that are not just read: '{datamodule.folder / REPORT}'")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Look at a dataset as a model will see it: ``python -m nvae_lightning.preview dataset=…``."""
+"""Show a dataset as a model sees it: ``python -m nvae_lightning.preview dataset=…``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main(config: DictConfig) -> None:
     sets = {split: dataset for split, dataset in sets.items() if dataset is not None}
     pictures = {}
     for split, dataset in sets.items():
-        # From all over the split, which may be sorted by class.
+        # Spread over the split, which may be sorted by class.
         indices = torch.linspace(0, len(dataset) - 1, min(NUM_IMAGES, len(dataset))).long()
         indices = indices[torch.randperm(len(indices))]
         batch = dataset.__getitems__(indices.tolist())

@@ -56,7 +56,7 @@ def noise(generator: np.random.Generator, height: int = 18, width: int = 20) -> 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A thousand images in two classes, seven of which are not as they should be."""
+    """A thousand images in two classes, seven of which are odd or damaged."""
     folder = tmp_path_factory.mktemp("source") / "images"
     generator = np.random.default_rng(0)
     for name in ("a", "b"):
@@ -80,14 +80,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prepared(source: Path) -> Prepared:
-    """The folder that the command wrote, without the images that cannot be read."""
+    """The folder that the command wrote, without the unreadable images."""
     arguments = (*PREPARE, f"source={source}", "dataset.root=prepared", "on_error=skip")
     result = run(source.parent, *arguments)
     assert result.returncode == 0, result.stderr
     return source.parent / "prepared", result
 
 
-def test_of_a_thousand_images_each_is_prepared_converted_or_named(
+def test_each_of_a_thousand_images_is_prepared_converted_or_named(
     source: Path, prepared: Prepared
 ) -> None:
     folder, result = prepared
@@ -112,7 +112,7 @@ def test_of_a_thousand_images_each_is_prepared_converted_or_named(
         assert phrase in result.stdout
 
 
-# One process starts and kills the others: they need not import torch ten times.
+# One process forks and kills the others, so that torch is imported once.
 KILLER = """
 import json, os, random, signal, sys, time
 from pathlib import Path
@@ -173,7 +173,7 @@ for _ in range(10):
     wanted = num_notes(target)
 _, status = os.waitpid(start(target, 8), 0)
 
-# Chunks larger than what a pipe holds: a worker cannot hand them over to nobody.
+# Chunks larger than the buffer of a pipe: a worker blocks when nobody reads.
 other = target + "_in_large_chunks"
 group = start(other, 100)
 kill(group, other, 1)
@@ -206,7 +206,7 @@ def test_ten_kills_during_preparation_change_nothing_and_leave_no_process(
     assert files(tmp_path / "killed") == files(prepared[0])
 
 
-def test_preview_shows_what_was_prepared(prepared: Prepared, tmp_path: Path) -> None:
+def test_preview_shows_the_prepared_images(prepared: Prepared, tmp_path: Path) -> None:
     result = run(
         tmp_path, "nvae_lightning.preview", "dataset=image_folder",
         f"dataset.root={prepared[0]}", "dataset.image.size=16", "dataset.image.bits=5",
@@ -224,7 +224,7 @@ def test_preview_shows_what_was_prepared(prepared: Prepared, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["seen.png"]
 
 
-def test_training_reads_what_was_prepared(prepared: Prepared, tmp_path: Path) -> None:
+def test_training_reads_the_prepared_images(prepared: Prepared, tmp_path: Path) -> None:
     before = files(prepared[0])
     result = run(
         tmp_path, "nvae_lightning.train", "dataset=image_folder", f"dataset.root={prepared[0]}",
@@ -239,7 +239,7 @@ def test_training_reads_what_was_prepared(prepared: Prepared, tmp_path: Path) ->
 FOLDER = "dataset=image_folder dataset.image.size=16"
 TRAIN = f"train {FOLDER} trainer=cpu logger=csv"
 
-# What is given, and what the error says.
+# Settings and error messages.
 BAD_SETTINGS = [
     (
         f"prepare {FOLDER} source=images dataset.root=new/stopped",
@@ -339,7 +339,7 @@ def bad_folders(source: Path, prepared: Prepared) -> Iterator[Path]:
         shutil.rmtree(folder / name.split("/")[0])
 
 
-def test_bad_data_give_one_line_each_and_leave_nothing_half_done(bad_folders: Path) -> None:
+def test_bad_data_give_one_line_each_and_leave_nothing_behind(bad_folders: Path) -> None:
     before = files(bad_folders)
     lines = json.dumps([line for line, _ in BAD_SETTINGS])
     result = run_python("-c", DRIVER, lines, cwd=bad_folders, timeout=600)
@@ -352,7 +352,7 @@ def test_bad_data_give_one_line_each_and_leave_nothing_half_done(bad_folders: Pa
         assert "Traceback" not in errors
         for word in words:
             assert word in status, (line, status)
-    # After an unreadable image, the same command goes on.
+    # After an unreadable image, the same command resumes.
     assert not is_prepared(bad_folders / "new" / "stopped")
     assert [p.name for p in (bad_folders / "new" / "stopped").iterdir()] == [".partial"]
     shutil.rmtree(bad_folders / "new" / "stopped")

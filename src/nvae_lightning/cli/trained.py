@@ -1,4 +1,4 @@
-"""Trained models, and the data that they were trained on, for the commands that use them."""
+"""Trained models and the data of their training, for the commands that use them."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from nvae_lightning.serialization.architecture import ForeignConstructorError
 from nvae_lightning.utilities.plain_data import shown
 from nvae_lightning.utilities.plain_yaml import read_yaml
 
-#: The datasets that the config.yaml of a run may name. They are looked up here, not imported.
+#: Datasets that the config.yaml of a run may name; a name is looked up here and never imported.
 _DATASETS = {
     f"nvae_lightning.data.{kind.__name__}": kind
     for kind in (MNIST5k, MNIST, CIFAR10, ImageNet32, CelebA64, CelebAHQ, FFHQ, ImageFolder)
 }
 
-#: Settings that belong to this machine and this command, not to the run.
+#: Settings of this machine and this command, not taken from the run.
 _OURS = ("_target_", "seed", "num_workers")
 
 
 def trained_model(config: Any) -> NVAE:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
-    """Load the model of ``ckpt_path``, which then names the file: a folder is searched once.
+    """Load the model of ``ckpt_path``, which is set to the checkpoint found there.
 
-    Constructors under ``model`` replace those that the checkpoint names.
+    Constructors under ``model`` replace those in the checkpoint.
 
     Raises:
         ValueError: As :func:`load_model`.
@@ -72,7 +72,7 @@ def trained_model(config: Any) -> NVAE:  # noqa: ANN401 -- beartype warns of Dic
         key = f"model.{foreign.argument}"
         raise ValueError(
             f"ckpt_path: the {foreign.place} of the model in '{config.ckpt_path}' is "
-            f"{shown(foreign.constructor)}, which is not of this package and is not imported "
+            f"{shown(foreign.constructor)}, which is not of this package and is never imported "
             f"because a file names it; if it is yours, name it: ckpt_path={asked} "
             f"{key}._target_=MODULE.CLASS, and each of its arguments as +{key}.NAME=VALUE"
         ) from error
@@ -81,7 +81,8 @@ def trained_model(config: Any) -> NVAE:  # noqa: ANN401 -- beartype warns of Dic
 def training_settings(ckpt_path: str) -> tuple[Path, dict[str, Any]] | None:
     """Return the config.yaml of a checkpoint's training and the settings of its dataset.
 
-    None if there is no such file. It may be a stranger's: nothing in it is resolved or run.
+    Return None if there is no such file. Nothing in it is resolved or executed, because the file
+    may come from a stranger.
 
     Raises:
         ValueError: If it does not hold the settings of a dataset.
@@ -92,7 +93,7 @@ def training_settings(ckpt_path: str) -> tuple[Path, dict[str, Any]] | None:
     try:
         settings = read_yaml(path).get("dataset")
     except ValueError as error:
-        raise ValueError(f"dataset: {error}; add dataset=NAME, so that it is not read") from error
+        raise ValueError(f"dataset: {error}; add dataset=NAME") from error
     if not isinstance(settings, dict):
         raise ValueError(f"dataset: '{path}' names no dataset; add dataset=NAME")
     if "datamodule" in settings:
@@ -101,18 +102,18 @@ def training_settings(ckpt_path: str) -> tuple[Path, dict[str, Any]] | None:
 
 
 def training_data(config: Any, model: NVAE, *, ours: bool = True) -> Any:  # noqa: ANN401
-    """Return the data of the model's training, unless a dataset is named.
+    """Return the named dataset, or else the one that the model was trained on.
 
-    Settings under ``dataset`` that are not null replace the training's.
+    Settings under ``dataset`` that are not null replace those of the training.
 
     Args:
         config: All settings.
-        model: The model.
-        ours: Whether it must be one of this package's, of which single images can be taken.
+        model: Trained model.
+        ours: Whether it must be a data module of this package, which gives single images.
 
     Raises:
-        ValueError: If no dataset is named and the training's is not known, or if its images are
-            not of the kind that the model is for.
+        ValueError: If no dataset is named and the training's is unknown, or if the format of its
+            images is not the model's.
     """
     if not _is_dataset_named():
         return _data_of_run(config, model)
@@ -148,7 +149,7 @@ def _is_dataset_named() -> bool:
 
 
 def _data_of_run(config: Any, model: NVAE) -> ImageDataModule:  # noqa: ANN401
-    """Build the dataset that a run's config.yaml names, of this package's own only."""
+    """Build the dataset that a run's config.yaml names, which must be of this package."""
     found = training_settings(config.ckpt_path)
     if found is None:
         raise ValueError(
@@ -179,7 +180,7 @@ def _data_of_run(config: Any, model: NVAE) -> ImageDataModule:  # noqa: ANN401
     root = parameters.get("root")
     if "root" not in given and root is not None and not Path(str(root)).expanduser().exists():
         raise ValueError(
-            f"dataset.root: {shown(root)}, which '{path}' names, is not there; set "
+            f"dataset.root: {shown(root)}, which '{path}' names, does not exist; set "
             "dataset.root=FOLDER"
         )
     parameters |= given
@@ -188,11 +189,10 @@ def _data_of_run(config: Any, model: NVAE) -> ImageDataModule:  # noqa: ANN401
 
 
 def _check(parameters: dict[str, Any], kind: type[ImageDataModule]) -> None:
-    """Check settings of a dataset, which a file may have named, before they are used.
+    """Check settings of a dataset, which may come from a file, before they are used.
 
     Raises:
-        ValueError: If the class does not take one, it is of another type, or it would have to be
-            resolved.
+        ValueError: If a setting is unknown to the class, of another type, or an interpolation.
     """
     known = inspect.signature(kind, eval_str=True).parameters
     for name, value in parameters.items():

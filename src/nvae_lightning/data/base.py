@@ -83,6 +83,8 @@ class ImageDataModule(LightningDataModule):
         ValueError: If a setting is out of range.
     """
 
+    #: Setting that gives the images, for error messages.
+    setting: ClassVar[str] = "dataset.root"
     #: The publication to cite.
     citation: ClassVar[str] = ""
     #: Default folder of the images; None if they are in no folder.
@@ -237,31 +239,25 @@ class ImageDataModule(LightningDataModule):
 
     @cached_property
     def _sources(self) -> Splits:
-        with naming("dataset.root"):
+        with naming(self.setting):
             if not self.folder.exists():
-                raise ValueError(
-                    f"dataset.root: '{self.folder}' does not exist; {self.how_to_get}"
-                )
+                raise ValueError(f"'{self.folder}' does not exist; {self.how_to_get}")
             if (self.folder / PARTIAL).exists():
                 raise ValueError(
-                    f"dataset.root: the preparation of '{self.folder}' was interrupted; run the "
-                    "same prepare command again, which resumes it"
+                    f"the preparation of '{self.folder}' was interrupted; run the same prepare "
+                    "command again, which resumes it"
                 )
             splits = self.sources(self.folder)
-        sources = splits.sources.values()
-        self.check_memory(sum(len(s) for s in sources if not isinstance(s, ArraySource)))
+            self._check_memory(splits)
         return splits
 
-    def check_memory(self, num_images: int) -> None:
-        """Check that a number of images fits into memory.
-
-        Raises:
-            ValueError: If it does not.
-        """
+    def _check_memory(self, splits: Splits) -> None:
+        sources = splits.sources.values()
+        num_images = sum(len(s) for s in sources if not isinstance(s, ArraySource))
         size = num_images * self.image.size**2 * self.image.channels
         if size > _MOST_MEMORY:
             raise ValueError(
-                f"dataset.root: the {num_images:,} images in '{self.folder}' would take "
+                f"the {num_images:,} images in '{self.folder}' would take "
                 f"{size / 1e9:.1f} GB of memory in every process; prepare them once, with "
                 "python -m nvae_lightning.prepare dataset=NAME source="
                 f"{self.folder} dataset.root=FOLDER, and train with that dataset.root"
@@ -273,7 +269,7 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If an image is unreadable.
         """
-        with naming("dataset.root"):
+        with naming(self.setting):
             if self.is_prepared:
                 return open_images(self.folder, self.prepared[split])
             source = self._sources.sources[split]

@@ -19,7 +19,7 @@ from nvae_lightning.data.dataset import already_a_batch
 from nvae_lightning.data.decode import Decoder
 from nvae_lightning.data.eight_bits import Note
 from nvae_lightning.data.files import TooLargeError
-from nvae_lightning.data.names import printable
+from nvae_lightning.data.names import one_line, printable
 from nvae_lightning.data.readers import ArraySource, Source
 from nvae_lightning.data.summary import Summary
 
@@ -155,7 +155,7 @@ def _reason(error: Exception) -> tuple[str, str]:
     """Return the reason why an image is unreadable, and the kind that a summary counts."""
     if isinstance(error, UnidentifiedImageError):  # its own text differs in every run
         return ("not an image of a known format",) * 2
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error)
     return reason, "too large" if isinstance(error, TooLargeError) else "damaged or unreadable"
 
 

@@ -1,7 +1,7 @@
 """Conversion of any image to a square of bytes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -68,14 +68,9 @@ class Decoder:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that images depend on as plain values."""
-        return {
-            "image_size": self.size,
-            "channels": self.channels,
-            "crop": None if self.crop is None else list(self.crop),
-            "interpolation": self.interpolation,
-            "background": self.background,
-            "source_bits": self.source_bits,
-        }
+        settings = asdict(self)
+        crop = None if self.crop is None else list(self.crop)
+        return {"image_size": settings.pop("size"), **settings, "crop": crop}
 
     def __call__(self, image: Image.Image) -> tuple[Pixels, list[Note]]:
         """Return the pixels, and notes on conversions other than cropping and resizing.

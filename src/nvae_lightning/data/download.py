@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from nvae_lightning.data.base import ImageDataModule
 from nvae_lightning.data.checks import naming
+from nvae_lightning.data.names import one_line
 from nvae_lightning.data.readers.torchvision_files import check_files
 
 
@@ -50,9 +51,7 @@ class DownloadedDataModule(ImageDataModule):
             for path in missing:
                 if path.is_dir() and not any(path.iterdir()):
                     path.rmdir()
-            # torchvision's list of mirrors has many lines, an assertion none.
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
                 f"dataset.root: no readable {self.title} in '{folder}' and no download "
-                f"({reason}); put {self.files} there"
+                f"({one_line(error)}); put {self.files} there"
             ) from error

@@ -31,13 +31,8 @@ class Datasets(ImageDataModule):
         train: Images to train with.
         test: Images to test with.
         validation: Images to validate with; None holds out a part of `train`.
-        batch_size: Number of images per batch and device.
-        image: Format of the images that the model gets.
-        num_workers: Number of processes that assemble batches; 0 and None use a thread.
-        seed: Seed of the order of the training images.
-        validation_fraction: Part of `train` that is held out if there is no `validation`.
-        split_seed: Seed of that hold-out.
-        flip: Whether to mirror training images with probability 1/2.
+        batch_size, image, num_workers, seed, validation_fraction, split_seed, flip: See
+            `ImageDataModule`.
 
     Raises:
         ValueError: If a setting is out of range, or an argument is no map-style dataset.

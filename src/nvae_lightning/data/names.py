@@ -1,4 +1,4 @@
-"""Names of images as single lines of text that can be read back."""
+"""Names of images as single lines of text that can be read back; errors in one line."""
 
 import re
 
@@ -30,3 +30,8 @@ def unescaped(line: str) -> str:
 def printable(name: str) -> str:
     """Return a name that any terminal can print, for messages."""
     return escaped(name).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def one_line(error: Exception) -> str:
+    """Return the text of an error in one line, or its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

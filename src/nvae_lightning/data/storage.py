@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from nvae_lightning.data.files import open_regular, read_regular
+from nvae_lightning.data.names import one_line
 from nvae_lightning.data.readers import SPLITS
 from nvae_lightning.data.summary import Summary
 
@@ -101,7 +102,7 @@ def open_images(folder: Path, known: Prepared) -> UInt8[np.ndarray, "count heigh
         open_regular(path).close()
         images = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # from NumPy's parser of the header, or mmap
-        raise ValueError(damaged(path, " ".join(str(error).split()))) from error
+        raise ValueError(damaged(path, one_line(error))) from error
     if list(images.shape) != known.shape or images.dtype != np.uint8:
         found = f"{images.dtype} {images.shape} instead of uint8 {tuple(known.shape)}"
         raise ValueError(damaged(path, found))
@@ -188,6 +189,5 @@ def _checked(path: Path, content: dict[str, Any]) -> Prepared:
         assert all(type(length) is int for length in (known.num_images, *known.shape))
         read_summary({known.split: known}).lines()
     except (AssertionError, AttributeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()) or "it does not describe its split"
-        raise ValueError(damaged(path, reason)) from error
+        raise ValueError(damaged(path, one_line(error))) from error
     return known

@@ -1,4 +1,4 @@
-"""How the tests of sources read images: here, or in workers as `prepare` does."""
+"""Fixtures that read the images of a source in this process, or in workers like `prepare`."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ class _Images(Dataset[np.ndarray]):
 
 @pytest.fixture
 def wanted() -> Wanted:
-    """Images of 8x8 pixels, a quarter of them held out."""
+    """Settings for images of 8x8 pixels, a quarter of them held out."""
     return Wanted(image_size=8, split=SeededSplit(test_fraction=0.25, seed=0))
 
 
@@ -38,7 +38,7 @@ def read() -> Read:
 
 @pytest.fixture
 def read_in_workers(read: Read) -> Read:
-    """The same four times over, by two forked processes after this one has opened the files."""
+    """Reader in two forked processes, four times, after this process has opened the files."""
 
     def there(source: Source) -> list[np.ndarray]:
         read(source)

@@ -27,7 +27,7 @@ NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 22, 5, 10
 
 
 class Made(ImageDataModule):
-    """Every pixel of image i is i; the test images count on after the training images."""
+    """Every pixel of image i is i; test images follow the training images."""
 
     @cached_property
     def _sources(self) -> Splits:
@@ -84,7 +84,7 @@ def test_getting_many_items_equals_getting_each() -> None:
     assert np.array_equal(batch.numpy(), images[indices].transpose(0, 3, 1, 2))
 
 
-def test_training_batches_are_full_and_shuffled_anew_in_every_epoch() -> None:
+def test_training_batches_are_full_and_shuffled_in_every_epoch() -> None:
     loader = made().train_dataloader()
     first, second = list(loader), list(loader)
     assert [batch.shape for batch in first] == [(4, 3, 8, 8)] * (NUM_TRAIN // 4)
@@ -176,7 +176,7 @@ def test_images_in_memory_survive_a_copy_to_a_worker() -> None:
     assert np.array_equal(copy.images, dataset.images)
 
 
-def test_batches_are_read_ahead_by_a_thread_unless_processes_are_asked_for(prepared: Path) -> None:
+def test_batches_are_read_ahead_by_a_thread_without_workers(prepared: Path) -> None:
     for name in ("train", "val", "test"):
         for settings, num_processes in (({}, 0), ({"num_workers": 0}, 0), ({"num_workers": 2}, 2)):
             loader = getattr(from_root(prepared, **settings), f"{name}_dataloader")()
@@ -185,7 +185,7 @@ def test_batches_are_read_ahead_by_a_thread_unless_processes_are_asked_for(prepa
 
 
 @pytest.mark.parametrize("num_workers", [None, 2])
-def test_loading_leaves_the_random_numbers_alone_that_a_resume_restores(
+def test_loading_does_not_use_the_global_random_numbers(
     num_workers: int | None,
 ) -> None:
     state = torch.get_rng_state()
@@ -210,7 +210,7 @@ def test_batches_are_channels_last_in_memory_on_the_way_to_the_model(
         assert not images.is_contiguous()
 
 
-def test_setup_decodes_what_the_stage_needs_and_only_once(
+def test_setup_decodes_only_the_splits_of_its_stage_once(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []
@@ -285,7 +285,7 @@ def as_one_of(num_ranks: int, data: ImageDataModule) -> ImageDataModule:
 
 
 @pytest.mark.parametrize(("num_ranks", "batch_size", "most"), [(1, 23, 22), (4, 6, 5)])
-def test_more_images_a_step_than_the_training_split_has_are_refused(
+def test_batches_larger_than_the_training_split_are_refused(
     num_ranks: int, batch_size: int, most: int
 ) -> None:
     as_one_of(num_ranks, made(batch_size=most)).train_dataloader()
@@ -307,7 +307,7 @@ def test_more_ranks_than_images_to_evaluate_are_refused() -> None:
         (ImageFormat(1, 8, 8), r"^dataset\.image\.channels: got 1, .* 3; .*channels=3, or"),
     ],
 )
-def test_images_that_were_prepared_otherwise_are_refused(
+def test_prepared_images_of_another_format_are_refused(
     prepared: Path, source: Path, image: ImageFormat, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
@@ -316,13 +316,13 @@ def test_images_that_were_prepared_otherwise_are_refused(
     assert str(source) in str(caught.value)
 
 
-def test_images_of_another_size_are_resized_where_they_are_not_prepared(source: Path) -> None:
+def test_unprepared_images_of_another_size_are_resized(source: Path) -> None:
     data = from_root(source, image=ImageFormat(1, 4, 8))
     data.setup("fit")
     assert data.train_set.images.shape == (NUM_TRAIN, 4, 4, 1)
 
 
-def test_a_flipped_bit_is_found_before_a_training_unless_that_is_not_wanted(
+def test_a_flipped_bit_is_found_before_a_training_unless_verify_is_off(
     prepared: Path,
 ) -> None:
     from_root(prepared).prepare_data()
@@ -335,7 +335,7 @@ def test_a_flipped_bit_is_found_before_a_training_unless_that_is_not_wanted(
     from_root(prepared, verify=False).prepare_data()
 
 
-def test_a_file_that_is_cut_off_is_found_even_without_a_checksum(prepared: Path) -> None:
+def test_a_truncated_file_is_reported_without_verification(prepared: Path) -> None:
     os.truncate(prepared / "test.npy", 1000)
     with pytest.raises(ValueError, match=r"^dataset\.root: .*test\.npy' is damaged"):
         from_root(prepared, verify=False).setup("test")
@@ -356,7 +356,7 @@ def test_a_source_with_another_number_of_images_is_refused(
     from_root(source, check_counts=False).prepare_data()
 
 
-def test_a_source_too_large_for_memory_is_to_be_prepared(
+def test_a_source_too_large_for_memory_is_refused(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (NUM_TRAIN + NUM_VALIDATION + NUM_TEST) * 8 * 8 * 3
@@ -368,7 +368,7 @@ def test_a_source_too_large_for_memory_is_to_be_prepared(
         from_root(source).prepare_data()
 
 
-def test_a_missing_folder_is_reported_with_the_way_to_the_data(
+def test_a_missing_folder_is_reported_with_how_to_get_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -381,12 +381,12 @@ def test_a_missing_folder_is_reported_with_the_way_to_the_data(
     assert str(caught.value) == message
 
 
-def test_a_missing_folder_without_a_hint_is_to_be_set(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_with_the_setting(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not exist; set dataset\.root to a folder"):
         from_root(tmp_path / "none").prepare_data()
 
 
-def test_a_preparation_that_was_interrupted_is_to_be_gone_on_with(tmp_path: Path) -> None:
+def test_an_interrupted_preparation_is_reported(tmp_path: Path) -> None:
     (tmp_path / PARTIAL).mkdir()
     with pytest.raises(ValueError, match=r"dataset.root: the preparation of .* was interrupted"):
         from_root(tmp_path).prepare_data()
@@ -397,25 +397,25 @@ def test_a_folder_in_the_home_is_found(source: Path, monkeypatch: pytest.MonkeyP
     assert from_root(Path("~/source")).root == source
 
 
-def test_an_image_that_cannot_be_read_is_named(source: Path) -> None:
+def test_an_unreadable_image_is_named(source: Path) -> None:
     (source / "train" / "05.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"^dataset\.root: .*train/05\.png"):
         from_root(source, num_workers=0).setup("fit")
 
 
-def test_a_source_that_is_not_there_is_the_source_setting(tmp_path: Path) -> None:
+def test_a_missing_source_is_reported_as_the_source_setting(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^source: '.*nowhere' does not exist"):
         from_root(tmp_path / "new").prepare(str(tmp_path / "nowhere"))
 
 
-def test_what_a_preparation_depends_on_is_written_down(prepared: Path, source: Path) -> None:
+def test_a_preparation_records_its_settings(prepared: Path, source: Path) -> None:
     known = from_root(prepared).prepared["train"]
     assert known.source == str(source)
     expected = {"image_size": 8, "channels": 3, "crop": None, "interpolation": "lanczos"}
     assert expected.items() <= known.settings.items()
 
 
-def test_a_root_that_is_needed_but_not_given_is_asked_for(source: Path) -> None:
+def test_a_missing_root_is_reported(source: Path) -> None:
     message = r"dataset\.root: got None, .*; set dataset\.root"
     with pytest.raises(ValueError, match=message):
         from_root(None).prepare_data()

@@ -87,7 +87,7 @@ def hidden(mode: str, pixels: np.ndarray) -> Image.Image:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "PA"])
-def test_what_cannot_be_seen_of_an_image_makes_no_difference(mode: str, channels: int) -> None:
+def test_hidden_colours_make_no_difference(mode: str, channels: int) -> None:
     first, second = (np.full((8, 8, 3), value, np.uint8) for value in (90, 200))
     second[0, 0] = 90
     if mode in ("LA", "La"):
@@ -99,7 +99,7 @@ def test_what_cannot_be_seen_of_an_image_makes_no_difference(mode: str, channels
 
 
 def write_png(path: Any, pixels: np.ndarray, depth: int, transparent: bytes) -> None:
-    """Write what Pillow does not: any depth, and a transparent colour in its full depth."""
+    """Write a PNG of any depth with a transparent colour of that depth, which Pillow cannot."""
     rows = pixels.reshape(len(pixels), -1)
     if depth == 16:
         packed = rows.astype(">u2").view(np.uint8)
@@ -183,7 +183,7 @@ def test_sixteen_bit_images_are_scaled_to_eight_bits(channels: int, file_format:
 
 
 @pytest.mark.parametrize(("largest", "bits"), [(99, 8), (255, 8), (4095, 12), (16383, 14)])
-def test_sixteen_bit_images_that_become_nearly_black_are_noted_with_the_way_out(
+def test_nearly_black_sixteen_bit_images_are_noted_with_the_remedy(
     largest: int, bits: int
 ) -> None:
     values = np.linspace(0, largest, 64).astype(np.uint16).reshape(8, 8)
@@ -326,7 +326,7 @@ def test_the_box_of_celeba_is_cropped_and_resized_as_pillow_does() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 5000), (5000, 1)])
-def test_a_line_of_pixels_is_noted_and_takes_no_room(width: int, height: int) -> None:
+def test_a_very_thin_image_is_noted_and_needs_little_memory(width: int, height: int) -> None:
     image = Image.new("RGB", (width, height), "red")
     before = Image.core.get_stats()["allocated_blocks"]  # of 16 MiB at most
     pixels, notes = decoded(image, size=256)
@@ -336,7 +336,7 @@ def test_a_line_of_pixels_is_noted_and_takes_no_room(width: int, height: int) ->
     assert blocks < 10
 
 
-def test_everything_that_was_done_is_noted() -> None:
+def test_every_conversion_is_noted() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image = reopened(Image.new("P", (64, 8)), "PNG", exif=exif, transparency=0)
@@ -345,9 +345,9 @@ def test_everything_that_was_done_is_noted() -> None:
     assert decoded(image)[1] == expected
 
 
-def test_a_crop_beyond_an_image_says_how_large_it_is() -> None:
+def test_a_crop_beyond_an_image_is_reported_with_its_size() -> None:
     with pytest.raises(
-        ValueError, match=r"it is 9 wide and 9 high, which dataset\.crop=\[0, 0, 1"
+        ValueError, match=r"dataset\.crop=\[0, 0, 10, 9\] does not fit .* 9 wide and 9 high"
     ):
         decoded(Image.new("L", (9, 9)), crop=(0, 0, 10, 9))
 
@@ -355,12 +355,12 @@ def test_a_crop_beyond_an_image_says_how_large_it_is() -> None:
 @pytest.mark.parametrize(
     "crop", [(0, 0, 8), (8, 0, 8, 8), (0, 8, 8, 4), (-1, 0, 8, 8), (0, -1, 8, 8)]
 )
-def test_a_crop_that_is_no_box_is_refused(crop: tuple[int, ...]) -> None:
+def test_an_invalid_crop_is_refused(crop: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"^dataset\.crop: got \[.* left < right .*crop=null"):
         Decoder(size=8, channels=3, crop=crop)
 
 
-def test_an_unknown_filter_is_refused_with_those_that_are_known() -> None:
+def test_an_unknown_filter_is_refused() -> None:
     message = (
         r"^dataset\.interpolation: got 'cubic', .* bicubic, .* dataset\.interpolation=lanczos$"
     )

@@ -77,7 +77,7 @@ def test_the_packaged_digits_need_no_root() -> None:
 
 
 @pytest.mark.parametrize("below", ["", "MNIST", "MNIST/raw"])
-def test_digits_in_the_raw_layout_are_read_as_they_are(
+def test_digits_in_the_raw_layout_are_read_unchanged(
     images: dict[str, torch.Tensor], no_network: None, tmp_path: Path, below: str
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
@@ -133,9 +133,7 @@ def test_a_failed_download_says_where_to_put_which_files(no_network: None, tmp_p
     assert "\n" not in message
 
 
-def test_a_failed_download_leaves_what_was_there_and_no_more(
-    no_network: None, tmp_path: Path
-) -> None:
+def test_a_failed_download_leaves_the_folder_unchanged(no_network: None, tmp_path: Path) -> None:
     given = tmp_path / "given"
     given.mkdir()
     for root in (given, tmp_path / "new" / "mnist"):

@@ -25,7 +25,7 @@ WARNING = "does not save its place in an epoch"
 
 
 class Own(LightningDataModule):
-    """Two batches of labelled images per epoch, and nothing that this package asks for."""
+    """Two batches of labelled images per epoch, and nothing of this package."""
 
     def __init__(self, data_dir: str = "", num_images: int = 8) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ def test_settings_that_the_class_does_not_take_are_left_out(composed: Callable[.
         ("+dataset.foo=1", "^dataset.foo: .* it takes data_dir, num_images"),
     ],
 )
-def test_settings_that_were_given_are_not_left_out(
+def test_unknown_settings_of_a_data_module_are_refused(
     override: str, message: str, composed: Callable[..., Any]
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -143,7 +143,7 @@ def test_a_class_without_a_constructor_takes_no_settings(composed: Callable[...,
         check_types(composed(target, "dataset.batch_size=4"))
 
 
-def test_what_is_no_data_module_is_refused(composed: Callable[..., Any]) -> None:
+def test_another_class_than_a_data_module_is_refused(composed: Callable[..., Any]) -> None:
     config = composed("dataset._target_=collections.Counter")
     with pytest.raises(ValueError, match="got Counter, but it must be a LightningDataModule"):
         build_datamodule(config)

@@ -41,7 +41,7 @@ def _two_images_per_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Pictures(ArraySource):
-    """Random images, some of which cannot be read, and one that somebody interrupts."""
+    """Random images, some unreadable, and one that raises KeyboardInterrupt."""
 
     def __init__(
         self,
@@ -104,11 +104,11 @@ def undisturbed(tmp_path: Path, splits: Splits, **options: Any) -> dict[str, byt
     return files(tmp_path / "undisturbed")
 
 
-# What is written.
+# Written files.
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_images_and_names_come_back_in_order(tmp_path: Path, num_workers: int) -> None:
+def test_images_and_names_are_written_in_order(tmp_path: Path, num_workers: int) -> None:
     splits = pictures()
     prepared, outcomes = made(tmp_path / "a" / "b", splits, num_workers=num_workers)
     assert outcomes == []
@@ -129,7 +129,7 @@ def test_worker_processes_write_the_same_bytes_as_none(tmp_path: Path) -> None:
     assert files(tmp_path / "0") == files(tmp_path / "2")
 
 
-def test_the_json_says_what_was_made_of_what(tmp_path: Path) -> None:
+def test_the_json_describes_the_preparation(tmp_path: Path) -> None:
     made(tmp_path, pictures({0, 5}), skip_errors=True)
     assert json.loads((tmp_path / "train.json").read_text()) == {
         "split": "train",
@@ -153,7 +153,7 @@ def test_the_json_says_what_was_made_of_what(tmp_path: Path) -> None:
     }
 
 
-def test_images_are_decoded_and_what_was_done_to_them_is_reported(tmp_path: Path) -> None:
+def test_images_are_decoded_and_conversions_are_reported(tmp_path: Path) -> None:
     contents = {}
     for name, mode, size in (("a", "RGB", (4, 4)), ("b", "CMYK", (9, 8)), ("c", "L", (1, 50))):
         buffer = io.BytesIO()
@@ -181,7 +181,7 @@ def test_images_are_decoded_and_what_was_done_to_them_is_reported(tmp_path: Path
     assert open_images(tmp_path, known)[:, 0, 0, 0].tolist() == [0, 255, 99]
 
 
-def test_names_that_are_no_unicode_are_kept(tmp_path: Path) -> None:
+def test_names_that_are_not_unicode_are_kept(tmp_path: Path) -> None:
     splits = pictures({1})
     splits.sources["train"].names = [os.fsdecode(b"\xff%d" % i) for i in range(NUM_TRAIN)]
     _, outcomes = made(tmp_path, splits, skip_errors=True)
@@ -197,7 +197,7 @@ def test_preparing_again_changes_nothing_and_decodes_nothing(tmp_path: Path) -> 
     assert files(tmp_path / "p") == before
 
 
-# Images that cannot be read.
+# Unreadable images.
 
 
 def test_skipping_leaves_out_exactly_the_rows_and_names_of_unreadable_images(
@@ -228,7 +228,7 @@ def test_stopping_names_the_images_in_one_line_and_prepares_nothing(tmp_path: Pa
     assert not is_prepared(tmp_path)
 
 
-def test_after_stopping_skipping_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_skipping_resumes_where_an_error_stopped(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'00000005'"):
         made(tmp_path / "p", pictures({5}))
     splits = pictures({5})
@@ -239,14 +239,14 @@ def test_after_stopping_skipping_goes_on_where_it_stopped(tmp_path: Path) -> Non
     assert files(tmp_path / "p") == undisturbed(tmp_path, pictures({5}), skip_errors=True)
 
 
-def test_after_stopping_a_repaired_image_is_taken(tmp_path: Path) -> None:
+def test_after_an_error_a_repaired_image_is_prepared(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'00000005'"):
         made(tmp_path / "p", pictures({5}))
     made(tmp_path / "p", pictures())
     assert files(tmp_path / "p") == undisturbed(tmp_path, pictures())
 
 
-def test_what_was_skipped_before_an_interruption_does_not_slip_through_a_stop(
+def test_an_image_skipped_before_an_interruption_stops_a_resume_without_skipping(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -257,14 +257,14 @@ def test_what_was_skipped_before_an_interruption_does_not_slip_through_a_stop(
     assert files(tmp_path / "p") == undisturbed(tmp_path, pictures())
 
 
-def test_images_prepared_by_skipping_are_refused_without(tmp_path: Path) -> None:
+def test_images_prepared_with_skipping_are_refused_without_it(tmp_path: Path) -> None:
     made(tmp_path, pictures({1, 2}), skip_errors=True)
     message = r"^dataset\.root: .* without 2 of the images, such as '00000001' .* on_error=skip"
     with pytest.raises(ValueError, match=message):
         made(tmp_path, pictures({1, 2}))
 
 
-def test_skipping_is_no_other_preparation_where_all_images_can_be_read(tmp_path: Path) -> None:
+def test_skipping_changes_nothing_if_all_images_are_readable(tmp_path: Path) -> None:
     made(tmp_path / "p", pictures(), skip_errors=True)
     assert files(tmp_path / "p") == undisturbed(tmp_path, pictures())
     assert made(tmp_path / "p", pictures())[1] == []
@@ -321,7 +321,7 @@ def images_in(folder: Path) -> dict[str, np.ndarray]:
 
 
 def handed_out(folder: Path, **known: dict[str, np.ndarray]) -> str:
-    """Which of the known images a training would get to see, if not nothing or an error."""
+    """Return which of the known images a training would read, or nothing, or an error."""
     if not is_prepared(folder):
         return "nothing"
     try:
@@ -335,7 +335,7 @@ def handed_out(folder: Path, **known: dict[str, np.ndarray]) -> str:
     return "something else"
 
 
-def test_an_interruption_before_any_step_hands_out_nothing_and_is_resumed_exactly(
+def test_an_interruption_before_any_step_is_resumed_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = undisturbed(tmp_path, pictures({3}), skip_errors=True)
@@ -359,10 +359,10 @@ def test_an_interruption_before_any_step_hands_out_nothing_and_is_resumed_exactl
     assert set(seen) == {"nothing", "error", "new"}
 
 
-def test_an_interrupted_replacement_leaves_the_old_or_nothing_or_the_new(
+def test_an_interrupted_replacement_leaves_one_of_both_or_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From three splits to two: the old files must not outlive the new."""
+    """From three splits to two: the old files must be deleted."""
     sources = {split: Pictures(count, seed=1) for split, count in ALL_SPLITS.items()}
     made(tmp_path / "old", Splits("made", sources), source="there")
     old = images_in(tmp_path / "old")
@@ -403,7 +403,7 @@ def test_an_interruption_in_any_chunk_costs_that_chunk_only(
 
 
 @pytest.mark.parametrize("tail", [b'{"num_im', b'{"num_images": 6, "outcomes": []}'])
-def test_what_follows_the_last_whole_note_is_written_anew(tmp_path: Path, tail: bytes) -> None:
+def test_data_after_the_last_complete_note_are_rewritten(tmp_path: Path, tail: bytes) -> None:
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path / "p", pictures(interrupt_at=4))
     partial = tmp_path / "p" / module.PARTIAL
@@ -416,7 +416,7 @@ def test_what_follows_the_last_whole_note_is_written_anew(tmp_path: Path, tail: 
     assert files(tmp_path / "p") == undisturbed(tmp_path, pictures())
 
 
-def test_what_is_not_complete_cannot_be_opened_as_an_array(tmp_path: Path) -> None:
+def test_an_unfinished_array_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path, pictures(interrupt_at=6))
     half_written = tmp_path / module.PARTIAL / "train.npy"
@@ -426,7 +426,7 @@ def test_what_is_not_complete_cannot_be_opened_as_an_array(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("other", [{"source": "there"}, {"seed": 1}])
-def test_an_interrupted_preparation_of_something_else_is_started_over(
+def test_an_interrupted_preparation_of_another_source_is_discarded(
     tmp_path: Path, other: dict[str, Any]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -439,7 +439,7 @@ def test_an_interrupted_preparation_of_something_else_is_started_over(
     assert files(tmp_path / "p") == undisturbed(tmp_path, pictures())
 
 
-def test_dropping_another_preparation_half_way_does_not_pass_for_it(
+def test_a_half_discarded_preparation_is_not_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = undisturbed(tmp_path, pictures())
@@ -455,7 +455,7 @@ def test_dropping_another_preparation_half_way_does_not_pass_for_it(
         assert files(folder) == expected, step
 
 
-# A folder that holds something already.
+# Folders that are not empty.
 
 
 def test_another_preparation_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -478,7 +478,7 @@ def test_another_preparation_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("old", [{"train": 3, "test": 2}, ALL_SPLITS])
-def test_overwriting_leaves_nothing_of_what_was_there(tmp_path: Path, old: dict[str, int]) -> None:
+def test_overwriting_deletes_the_earlier_preparation(tmp_path: Path, old: dict[str, int]) -> None:
     sources = {split: Pictures(count, seed=1) for split, count in old.items()}
     made(tmp_path / "p", Splits("made", sources), source="there")
     made(tmp_path / "p", pictures(), overwrite=True)
@@ -486,7 +486,7 @@ def test_overwriting_leaves_nothing_of_what_was_there(tmp_path: Path, old: dict[
 
 
 @pytest.mark.parametrize("name", ["train.txt", "test.npy", "train.json", "report.csv"])
-def test_files_that_somebody_else_wrote_are_not_replaced(tmp_path: Path, name: str) -> None:
+def test_existing_files_are_not_replaced(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "p"
     folder.mkdir()
     (folder / name).write_text("mine")
@@ -554,10 +554,10 @@ def test_damage_is_found_and_repaired_by_overwriting(
     assert files(folder) == expected
 
 
-# Disks that are full or cannot be written to.
+# Disks that are full or not writable.
 
 
-def test_too_little_space_is_told_before_anything_is_decoded(
+def test_too_little_space_is_reported_before_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = (NUM_TRAIN + NUM_TEST) * 4 * 4 * 3
@@ -585,7 +585,7 @@ class FullDisk(Crash):
 
 
 @pytest.mark.parametrize("step", range(0, 24, 3))
-def test_a_disk_that_fills_up_is_told_and_nothing_half_done_stays(
+def test_a_full_disk_is_reported_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     disk = FullDisk(monkeypatch)
@@ -597,7 +597,7 @@ def test_a_disk_that_fills_up_is_told_and_nothing_half_done_stays(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_leaves_what_was_to_be_replaced(
+def test_a_full_disk_keeps_the_earlier_preparation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made(tmp_path, pictures())
@@ -621,7 +621,7 @@ def test_a_target_below_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
 @pytest.mark.parametrize("allowed", [0, 1, 2])
-def test_a_target_that_cannot_be_written_to_is_refused_and_no_folder_stays(
+def test_an_unwritable_target_is_refused_and_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, allowed: int
 ) -> None:
     mkdir = os.mkdir
@@ -674,6 +674,6 @@ def test_arrays_of_the_right_size_are_not_copied() -> None:
     assert decode_all(source, Decoder(2, 1), 0)[0].shape == (2, 2, 2, 1)
 
 
-def test_an_unreadable_image_in_memory_is_named_with_the_way_around_it() -> None:
+def test_an_unreadable_image_in_memory_is_named_with_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"^cannot read the image 'bad' .*on_error=skip$"):
         decode_all(Encoded({"bad": b"\x89PNG, but no more"}), Decoder(4, 3), 0)

@@ -50,7 +50,7 @@ def numbers(batch: Tensor) -> list[int]:
 def shards(
     num_images: int, batch_size: int, num_ranks: int, *, train: bool, seed: int = 0, epoch: int = 0
 ) -> list[Batches]:
-    """Batches of every rank."""
+    """Return the batches of every rank."""
     result = []
     for rank in range(num_ranks):
         sampler = ShardedSampler(
@@ -65,7 +65,7 @@ def shards(
 
 
 def sets(ranks: Sequence[Batches]) -> list[set[int]]:
-    """What all ranks together see in each step."""
+    """Return the images of all ranks in each step."""
     return [{i for batch in step for i in batch} for step in zip(*ranks, strict=True)]
 
 
@@ -127,7 +127,7 @@ def loader(rank: int = 0, num_ranks: int = 1, **settings: Any) -> Any:
 
 
 def take(source: Any, num_batches: int | None = None) -> Batches:
-    """Take batches as a training does: not one more than it uses."""
+    """Take no more batches than a training uses."""
     batches = iter(source)
     if num_batches is None:
         return [numbers(batch) for batch in batches]
@@ -159,7 +159,7 @@ def test_the_position_after_a_whole_epoch_is_the_start_of_the_next() -> None:
     assert first.state_dict() == {"epoch": 1, "num_images": 0}
 
 
-def test_one_rank_goes_on_where_two_stopped() -> None:
+def test_one_rank_resumes_where_two_stopped() -> None:
     pair = [loader(rank, 2, batch_size=2) for rank in range(2)]
     begun = [take(one, 3) for one in pair]
     assert pair[0].state_dict() == pair[1].state_dict()
@@ -169,7 +169,7 @@ def test_one_rank_goes_on_where_two_stopped() -> None:
     assert sets(begun) + sets([take(resumed)]) == sets([alone])
 
 
-def test_larger_batches_go_on_at_the_last_that_ends_where_the_smaller_stopped() -> None:
+def test_larger_batches_resume_at_the_last_batch_boundary() -> None:
     first = loader(batch_size=2)
     begun = take(first, 5)
     resumed = loader(batch_size=4)
@@ -186,7 +186,7 @@ def test_a_limit_ends_each_epoch_early() -> None:
 
 
 class Noting(Dataset[int]):
-    """Note which thread read which index; the sixth cannot be read."""
+    """Record which thread read which index; the sixth is unreadable."""
 
     def __init__(self) -> None:
         self.read: list[tuple[int, str]] = []
@@ -230,7 +230,7 @@ def test_no_thread_is_left_of_an_epoch_that_was_not_finished() -> None:
 
 
 class Recorder(LightningModule):
-    """Keep which images came in each training step, and after which steps it was validated."""
+    """Record the images of each training step, and the steps before each validation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -292,7 +292,7 @@ VALIDATIONS = {
 
 @pytest.mark.parametrize("stop", [{"max_epochs": 3}, {"max_steps": 15}], ids=str)
 @pytest.mark.parametrize("validation", VALIDATIONS)
-def test_a_training_resumed_after_any_step_sees_what_an_uninterrupted_one_does(
+def test_a_training_resumed_after_any_step_sees_the_same_batches(
     tmp_path: Path, stop: dict[str, int], validation: str
 ) -> None:
     options = {**stop, **VALIDATIONS[validation]}
@@ -310,7 +310,7 @@ def test_a_training_resumed_after_any_step_sees_what_an_uninterrupted_one_does(
 @pytest.mark.parametrize("stop", [{"max_epochs": 3}, {"max_steps": 15}], ids=str)
 @pytest.mark.parametrize("validation", VALIDATIONS)
 @pytest.mark.parametrize("after_training_epoch", [True, False])
-def test_a_training_resumed_from_the_end_of_an_epoch_sees_what_an_uninterrupted_one_does(
+def test_a_training_resumed_from_the_end_of_an_epoch_sees_the_same_batches(
     tmp_path: Path, stop: dict[str, int], validation: str, after_training_epoch: bool
 ) -> None:
     options = {**stop, **VALIDATIONS[validation]}
@@ -323,7 +323,7 @@ def test_a_training_resumed_from_the_end_of_an_epoch_sees_what_an_uninterrupted_
         assert fit(tmp_path, ckpt_path=path, **options).seen == whole.seen[step:], step
 
 
-def test_two_workers_resume_as_none(tmp_path: Path) -> None:
+def test_two_workers_resume_like_none(tmp_path: Path) -> None:
     whole = fit(tmp_path, saving(tmp_path, every_n_train_steps=1), max_epochs=3)
     for step in (2, STEPS, 8):
         path = checkpoints(tmp_path)[step]
@@ -340,7 +340,7 @@ def test_epochs_that_are_cut_short_are_resumed_exactly(tmp_path: Path, limit: fl
         assert fit(tmp_path, ckpt_path=path, **options).seen == whole.seen[step:], step
 
 
-def test_a_training_in_many_pieces_sees_what_one_in_one_piece_does(tmp_path: Path) -> None:
+def test_a_training_in_many_pieces_sees_the_same_batches(tmp_path: Path) -> None:
     whole = fit(tmp_path, max_steps=15)
     seen, path = [], None
     for steps in (2, 3, 5, 9, 10, 13, 15):
@@ -350,14 +350,14 @@ def test_a_training_in_many_pieces_sees_what_one_in_one_piece_does(tmp_path: Pat
     assert seen == whole.seen
 
 
-def test_a_finished_training_is_prolonged_by_the_next_epochs(tmp_path: Path) -> None:
+def test_a_finished_training_continues_with_the_next_epochs(tmp_path: Path) -> None:
     whole = fit(tmp_path, max_epochs=3)
     last = tmp_path / "last.ckpt"
     first = fit(tmp_path, max_epochs=1, last=last)
     assert first.seen + fit(tmp_path, max_epochs=3, ckpt_path=last).seen == whole.seen
 
 
-def test_loaders_made_anew_for_every_epoch_go_on_with_the_epochs(tmp_path: Path) -> None:
+def test_loaders_reloaded_every_epoch_continue_with_the_next_epoch(tmp_path: Path) -> None:
     again = fit(tmp_path, max_epochs=3, reload_dataloaders_every_n_epochs=1)
     assert again.seen == fit(tmp_path, max_epochs=3).seen
 

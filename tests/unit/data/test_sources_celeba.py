@@ -89,7 +89,7 @@ def test_a_damaged_line_is_shown(line: bytes, root: Path, wanted: Wanted) -> Non
         open_source(root, wanted)
 
 
-def test_a_partition_that_is_cut_off_is_reported(root: Path, wanted: Wanted) -> None:
+def test_a_truncated_partition_is_reported(root: Path, wanted: Wanted) -> None:
     lines = (root / PARTITION).read_text().splitlines(keepends=True)
     (root / PARTITION).write_text("".join(lines[:2]))
     with pytest.raises(

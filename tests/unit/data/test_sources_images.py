@@ -190,7 +190,7 @@ def test_forked_workers_do_not_share_a_position_in_an_archive(
     np.testing.assert_array_equal(read_in_workers(source), 4 * read(source))
 
 
-def test_an_image_that_was_added_to_a_tar_twice_is_the_last_one(
+def test_of_two_tar_members_with_one_name_the_last_is_read(
     folder: Path, wanted: Wanted, greys: Greys
 ) -> None:
     write_greys(folder, "train/a.png", "test/b.png")
@@ -209,7 +209,7 @@ def test_an_image_that_a_tar_holds_as_a_link_is_read(
     assert greys(open_source(tarred(folder), wanted).sources["train"]) == [0, 0]
 
 
-def test_images_with_names_that_are_no_utf8_are_read(
+def test_images_with_names_that_are_not_utf8_are_read(
     tmp_path: Path, wanted: Wanted, greys: Greys
 ) -> None:
     write_greys(tmp_path, "a.png", "caf\udce9.png")
@@ -224,7 +224,7 @@ def test_a_missing_source_is_reported(tmp_path: Path, wanted: Wanted) -> None:
 
 @pytest.mark.parametrize(("present", "absent"), [("train", "test"), ("test", "train")])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_half_a_split_is_reported(
+def test_a_missing_split_is_reported(
     layout: Layout, present: str, absent: str, folder: Path, wanted: Wanted
 ) -> None:
     write_greys(folder, f"{present}/a.png", "other/b.png")
@@ -233,7 +233,7 @@ def test_half_a_split_is_reported(
         open_source(layout(folder), wanted)
 
 
-def test_half_a_split_of_archives_is_reported(folder: Path, wanted: Wanted) -> None:
+def test_a_missing_split_of_archives_is_reported(folder: Path, wanted: Wanted) -> None:
     write_greys(folder / "train", "a.png")
     zipped(folder / "train").rename(folder.parent / "train_32x32.zip")
     (folder / "train" / "a.png").unlink()
@@ -302,7 +302,7 @@ def test_a_folder_without_images_is_reported_with_what_it_holds(
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "photos.rar"])
-def test_a_file_that_is_no_archive_is_reported(name: str, tmp_path: Path, wanted: Wanted) -> None:
+def test_a_file_of_another_kind_is_reported(name: str, tmp_path: Path, wanted: Wanted) -> None:
     (tmp_path / name).write_text("no archive")
     with pytest.raises(ValueError, match=rf"^no images in '.*' \(which holds {name}\)"):
         open_source(tmp_path / name, wanted)

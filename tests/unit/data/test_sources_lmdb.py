@@ -48,14 +48,12 @@ def write_bare(root: Path, *shape: int) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Databases of bare pixels, of ten keys and more: b"10" comes before b"2"."""
+    """Databases of raw pixels with more than ten keys: b"10" sorts before b"2"."""
     write_bare(tmp_path, 8, 8, 3)
     return tmp_path
 
 
-def test_bare_pixels_are_read_in_the_order_of_their_numbers(
-    root: Path, wanted: Wanted, read: Read
-) -> None:
+def test_raw_pixels_are_read_in_numerical_order(root: Path, wanted: Wanted, read: Read) -> None:
     before = sorted(root.rglob("*"))
     splits = open_source(root, wanted)
     assert splits.format == "LMDB"
@@ -65,7 +63,7 @@ def test_bare_pixels_are_read_in_the_order_of_their_numbers(
     assert sorted(root.rglob("*")) == before
 
 
-def test_bare_grey_pixels_are_read(tmp_path: Path, wanted: Wanted, read: Read) -> None:
+def test_raw_grey_pixels_are_read(tmp_path: Path, wanted: Wanted, read: Read) -> None:
     write_bare(tmp_path, 8, 8)
     source = open_source(tmp_path, wanted).sources["train"]
     np.testing.assert_array_equal(read(source), noise(12, 8, 8))
@@ -125,7 +123,7 @@ def test_a_value_of_another_length_cannot_be_decoded_but_its_neighbours_can(
 
 
 @pytest.mark.parametrize("content", [b"", b"no database", bytes(10_000)])
-def test_what_is_no_database_is_named(content: bytes, root: Path, wanted: Wanted) -> None:
+def test_an_invalid_database_is_named(content: bytes, root: Path, wanted: Wanted) -> None:
     path = root / "train.lmdb"
     (path / "data.mdb").write_bytes(content)
     with pytest.raises(ValueError, match=rf"^'{path}' is no whole LMDB database \(.+\); fetch it"):
@@ -151,18 +149,18 @@ def test_an_empty_database_is_named(root: Path, wanted: Wanted) -> None:
         open_source(root, wanted)
 
 
-def test_half_a_split_is_reported(root: Path, wanted: Wanted) -> None:
+def test_a_missing_split_is_reported(root: Path, wanted: Wanted) -> None:
     with pytest.raises(ValueError, match=r"'train' but no split 'test'; add 'test'$"):
         open_source(root / "train.lmdb", wanted)
 
 
-def test_one_split_twice_is_reported(root: Path, wanted: Wanted) -> None:
+def test_a_duplicate_split_is_reported_by_name(root: Path, wanted: Wanted) -> None:
     shutil.copytree(root / "train.lmdb", root / "train_8x8.lmdb")
     with pytest.raises(ValueError, match=r"the split 'train' twice, '.*train\.lmdb' and '.*_8x8"):
         open_source(root, wanted)
 
 
-def test_a_database_that_does_not_say_its_split_is_named(root: Path, wanted: Wanted) -> None:
+def test_a_database_without_a_split_in_its_name_is_reported(root: Path, wanted: Wanted) -> None:
     for split in COUNTS:
         (root / f"{split}.lmdb").rename(root / f"my_{split}.lmdb")
     message = r"my_train\.lmdb' does not say which split it holds; name the databases train\.lmdb"

@@ -29,7 +29,7 @@ STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing is written elsewhere, nothing fetched."""
+    """Keep caches in the temporary folder, and the network off."""
     cache = tmp_path / "cache"
     for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
         monkeypatch.setattr(datasets.config, name, cache)
@@ -45,14 +45,14 @@ def root(tmp_path: Path) -> Path:
 
 
 def noise(*numbers: int) -> list[np.ndarray]:
-    """One image for each number."""
+    """Return one image per number."""
     return [
         np.random.default_rng(n).integers(256, size=(8, 9, 3), dtype=np.uint8) for n in numbers
     ]
 
 
 def files(*numbers: int) -> list[bytes]:
-    """The same as PNGs."""
+    """Return the same images as PNGs."""
     buffers = [io.BytesIO() for _ in numbers]
     for image, buffer in zip(noise(*numbers), buffers, strict=True):
         Image.fromarray(image).save(buffer, "PNG")
@@ -60,7 +60,7 @@ def files(*numbers: int) -> list[bytes]:
 
 
 def write_hub(path: Path, *numbers: int) -> None:
-    """Write a shard as the hub's own, with the package's description of its columns."""
+    """Write a shard like the hub, with a description of its columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = [Image.fromarray(image) for image in noise(*numbers)]
     columns = {"label": [0] * len(numbers), "picture": pictures}
@@ -68,7 +68,7 @@ def write_hub(path: Path, *numbers: int) -> None:
 
 
 def write_plain(path: Path, **columns: Any) -> None:
-    """Write a shard that describes nothing."""
+    """Write a shard without a description."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)
 
@@ -154,7 +154,7 @@ def test_an_image_that_is_given_by_its_path_is_read(
     np.testing.assert_array_equal(read(open_source(root, wanted).sources["train"]), noise(1, 0, 0))
 
 
-def test_an_image_elsewhere_that_a_table_names_is_not_read(
+def test_a_table_cannot_name_an_image_outside_its_folder(
     root: Path, tmp_path: Path, wanted: Wanted
 ) -> None:
     (tmp_path / "0.png").write_bytes(files(0)[0])
@@ -180,7 +180,7 @@ def test_a_table_that_would_become_many_times_larger_is_refused(
 
 
 @pytest.mark.parametrize("kind", ["binary", "struct"])
-def test_a_value_that_is_stored_once_and_repeated_counts_as_often(
+def test_a_repeated_dictionary_value_counts_once_per_row(
     kind: str, root: Path, wanted: Wanted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parquet, "MAX_BYTES", 1 << 20)
@@ -249,7 +249,7 @@ def test_a_single_image_cannot_be_split(root: Path, wanted: Wanted) -> None:
         open_source(root, wanted)
 
 
-def test_half_a_split_is_reported(root: Path, wanted: Wanted) -> None:
+def test_a_missing_split_is_reported(root: Path, wanted: Wanted) -> None:
     write_hub(root / "test.parquet", 0)
     with pytest.raises(ValueError, match=r"has a split 'test' but no split 'train'; add 'train'$"):
         open_source(root, wanted)
@@ -278,7 +278,7 @@ def test_a_hub_that_cannot_be_reached_is_reported_in_one_line(name: str, wanted:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, datasets.Dataset]]:
-    """A hub that holds what a test puts there."""
+    """A hub with the datasets of a test."""
     held: dict[str, dict[str, datasets.Dataset]] = {}
     monkeypatch.setattr(datasets, "load_dataset", held.__getitem__)
     return held

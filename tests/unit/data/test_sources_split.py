@@ -63,7 +63,7 @@ def test_one_image_more_moves_at_most_one_of_the_others() -> None:
         assert len((fewer ^ more) - {NAMES[count]}) <= 1
 
 
-def test_names_that_are_no_utf8_are_drawn_too() -> None:
+def test_names_that_are_not_utf8_are_split() -> None:
     assert len(held_out(["a.png", "caf\udce9.png"])) == 1
 
 
@@ -102,7 +102,7 @@ def test_names_of_splits_are_recognised(name: str, split: str | None) -> None:
     assert split_name(name) == split
 
 
-def test_a_split_that_is_there_twice_is_reported() -> None:
+def test_a_duplicate_split_is_reported() -> None:
     message = r"^'x' has the split 'train' twice, 'a' and 'b'; take one of them away$"
     with pytest.raises(ValueError, match=message):
         by_split([("train_32x32", "a"), ("other", "c"), ("train_64x64", "b")], "'x'")
@@ -135,7 +135,7 @@ def test_a_validation_split_is_the_test_split_where_there_is_none(
         (["validation", "test"], "validation", "train"),
     ],
 )
-def test_half_a_split_is_reported(given: list[str], present: str, absent: str) -> None:
+def test_a_missing_split_is_reported(given: list[str], present: str, absent: str) -> None:
     message = rf"^'x' has a split '{present}' but no split '{absent}'; add '{absent}', or else$"
     with pytest.raises(ValueError, match=message):
         check_splits(dict.fromkeys(given, 0), "'x'", ", or else")

@@ -42,7 +42,7 @@ def shard_name(split: str, resolution: int, shard: int) -> str:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """GLOW's layout: two shards per split and resolution, of 8 and 32 pixels."""
+    """Glow's layout: two shards per split and resolution, of 8 and 32 pixels."""
     root = tmp_path / "celeba-tfr"
     for split in ("train", "validation"):
         for resolution in (3, 5):
@@ -137,7 +137,7 @@ def test_a_truncated_shard_is_named(end: int, layout: Layout, root: Path, wanted
 
 
 @pytest.mark.parametrize("place", [0, 7, 8, 11])
-def test_a_flipped_bit_in_a_header_is_found_at_once(
+def test_a_flipped_bit_in_a_header_is_found_immediately(
     place: int, root: Path, wanted: Wanted
 ) -> None:
     path = root / shard_name("train", 3, 0)
@@ -167,7 +167,7 @@ def test_a_flipped_bit_in_an_image_is_found_where_it_is_read(
     np.testing.assert_array_equal(source.image(1), noise("train", 8, 0)[1])
 
 
-def test_records_of_another_kind_are_reported_with_what_they_hold(
+def test_records_of_another_kind_are_reported_with_their_features(
     tmp_path: Path, wanted: Wanted
 ) -> None:
     for split in ("train", "test"):
@@ -179,7 +179,7 @@ def test_records_of_another_kind_are_reported_with_what_they_hold(
         source.image(0)
 
 
-def test_half_a_split_is_reported(root: Path, wanted: Wanted) -> None:
+def test_a_missing_split_is_reported(root: Path, wanted: Wanted) -> None:
     shutil.rmtree(root / "validation")
     with pytest.raises(ValueError, match=r"'train' but no split 'test'; add 'test'$"):
         open_source(root, wanted)

@@ -58,7 +58,7 @@ def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("below", ["", "MNIST", "MNIST/raw"])
-def test_the_digits_are_read_as_they_are(
+def test_the_digits_are_read_unchanged(
     below: str, mnist: Path, wanted: Wanted, read: Read
 ) -> None:
     before = sorted(mnist.rglob("*"))

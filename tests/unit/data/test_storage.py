@@ -38,7 +38,7 @@ def change(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-def test_images_come_back_as_they_were_in_a_read_only_memory_map(
+def test_prepared_images_are_a_read_only_memory_map(
     folder: Path, pixels: dict[str, np.ndarray]
 ) -> None:
     prepared = open_prepared(folder)
@@ -66,7 +66,7 @@ def test_a_folder_without_descriptions_holds_nothing_prepared(tmp_path: Path) ->
     assert open_prepared(tmp_path) == {}
 
 
-def test_files_of_other_programs_do_not_disturb(folder: Path) -> None:
+def test_files_of_other_programs_are_ignored(folder: Path) -> None:
     (folder / "labels.json").write_text('{"split": "train"}')
     assert is_prepared(folder)
     assert is_ours(folder / "train.json")
@@ -98,7 +98,7 @@ def test_a_truncated_array_is_not_opened(folder: Path, size: int) -> None:
 @pytest.mark.parametrize(
     "other", [np.zeros((4, 4, 4, 3), np.uint8), np.zeros((3, 4, 4, 3), np.int16)]
 )
-def test_another_array_in_its_place_is_not_opened(folder: Path, other: np.ndarray) -> None:
+def test_an_array_of_another_shape_is_not_opened(folder: Path, other: np.ndarray) -> None:
     np.save(folder / "test.npy", other)
     with pytest.raises(ValueError, match=r"is damaged \(.*instead of uint8 \(3, 4, 4, 3\)"):
         open_images(folder, open_prepared(folder)["test"])

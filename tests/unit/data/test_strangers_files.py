@@ -1,4 +1,4 @@
-"""Files that somebody made to do harm, or that only look like images."""
+"""Malicious files, and files that only look like images."""
 
 import io
 import json
@@ -49,7 +49,7 @@ def reasons(container: Folder | Zip | Tar) -> dict[str, str]:
 # Formats.
 
 
-def test_what_another_program_would_read_is_no_image_whatever_its_name() -> None:
+def test_formats_of_other_programs_are_refused_under_any_name() -> None:
     placeable = b"\xd7\xcd\xc6\x9a\0\0" + struct.pack("<hhhhH", 0, 0, 9, 9, 96) + bytes(20)
     for content in (EPS, placeable, b"%PDF-1.4\n", b"SIMPLE  =                    T" + bytes(99)):
         with pytest.raises(UnidentifiedImageError):
@@ -124,7 +124,7 @@ def test_a_file_is_not_read_beyond_the_bound() -> None:
 
 
 @pytest.mark.parametrize("claim", ["true", "lie"])
-def test_a_member_that_becomes_larger_than_the_bound_is_not_decompressed_whole(
+def test_decompression_stops_at_the_bound(
     claim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "bomb.zip"
@@ -145,7 +145,7 @@ def test_a_member_that_becomes_larger_than_the_bound_is_not_decompressed_whole(
     assert peak < 40 << 20
 
 
-def test_what_claims_to_be_too_large_is_not_opened(
+def test_a_file_with_a_too_large_declared_size_is_not_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -162,7 +162,7 @@ def test_what_claims_to_be_too_large_is_not_opened(
             container.read("x.png")
 
 
-def test_a_member_that_cannot_be_decompressed_bit_by_bit_is_refused(tmp_path: Path) -> None:
+def test_an_unbounded_compression_method_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("x.png", bytes(1000))
     with pytest.raises(ValueError, match=r"compressed by method 12, .* deflate"):
@@ -180,7 +180,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 @pytest.fixture
 def crowded(tmp_path: Path) -> Path:
-    """A folder of splits, with links of all kinds and with what is no file."""
+    """A folder of splits with links, pipes and sockets of all kinds."""
     root = write_splits(tmp_path / "source")
     (tmp_path / "outside.png").write_bytes(encoded())
     (root / "shared").mkdir()
@@ -215,7 +215,7 @@ def test_links_inside_a_folder_are_followed_and_no_others(crowded: Path) -> None
     assert not [name for name in names if "out" in name or "pipe" in name]
 
 
-def test_a_summary_counts_what_was_not_followed(crowded: Path) -> None:
+def test_a_summary_counts_links_that_are_not_followed(crowded: Path) -> None:
     data = ImageDataModule(root=crowded, num_workers=0, **SETTINGS)
     data.setup("fit")
     skipped = data.summary.counts["skipped"]
@@ -244,7 +244,7 @@ def test_folders_that_all_link_to_each_other_are_walked_once_each(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.png", "x.parquet", "x"])
-def test_a_pipe_is_no_source(name: str, tmp_path: Path, wanted: Wanted) -> None:
+def test_a_pipe_is_refused_as_a_source(name: str, tmp_path: Path, wanted: Wanted) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(ValueError, match="neither a folder nor a regular file"):
         open_source(tmp_path / name, wanted)
@@ -256,7 +256,7 @@ def test_a_socket_is_left_out(tmp_path: Path) -> None:
         assert reasons(Folder(tmp_path)) == {"x.png": "pipe, device or socket"}
 
 
-def test_members_of_a_tar_that_are_no_files_are_left_out(tmp_path: Path) -> None:
+def test_special_members_of_a_tar_are_left_out(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
 
         def add(name: str, content: bytes = b"", **fields: Any) -> None:
@@ -307,7 +307,7 @@ def test_a_negative_size_in_a_tar_does_not_loop(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
-def test_members_of_a_zip_that_are_no_files_are_left_out(tmp_path: Path) -> None:
+def test_special_members_of_a_zip_are_left_out(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         link = zipfile.ZipInfo("link.png")
         link.external_attr = 0o120777 << 16
@@ -323,7 +323,7 @@ def test_members_of_a_zip_that_are_no_files_are_left_out(tmp_path: Path) -> None
     }
 
 
-def test_digits_that_are_a_pipe_or_elsewhere_are_not_read(tmp_path: Path) -> None:
+def test_digits_that_are_a_pipe_or_an_outward_link_are_not_read(tmp_path: Path) -> None:
     raw = tmp_path / "a" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     os.mkfifo(raw / "train-images-idx3-ubyte")
@@ -357,7 +357,7 @@ def prepared(tmp_path: Path) -> Path:
         {"summary": {"counts": {"read": {"all": "many"}}}},
     ],
 )
-def test_a_description_of_other_types_is_damaged(prepared: Path, fields: dict[str, Any]) -> None:
+def test_a_description_with_wrong_types_is_damaged(prepared: Path, fields: dict[str, Any]) -> None:
     path = prepared / "train.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
     with pytest.raises(ValueError, match=r"^dataset\.root: '.*train\.json' is damaged") as error:
@@ -366,7 +366,7 @@ def test_a_description_of_other_types_is_damaged(prepared: Path, fields: dict[st
 
 
 @pytest.mark.parametrize("shape", ["(2**70, 8, 8, 3)", f"({2**70}, 8, 8, 3)", "(-2, 8, 8, 3)"])
-def test_a_header_that_claims_anything_is_damaged(prepared: Path, shape: str) -> None:
+def test_an_array_with_an_invalid_header_is_damaged(prepared: Path, shape: str) -> None:
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     known = open_prepared(prepared)["train"]
     content = b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + bytes(500)
@@ -377,7 +377,7 @@ def test_a_header_that_claims_anything_is_damaged(prepared: Path, shape: str) ->
 
 
 @pytest.mark.parametrize("name", ["train.npy", "train.json", "report.csv"])
-def test_a_pipe_in_a_prepared_folder_is_damage(prepared: Path, name: str) -> None:
+def test_a_pipe_in_a_prepared_folder_is_reported(prepared: Path, name: str) -> None:
     (prepared / name).unlink()
     os.mkfifo(prepared / name)
     data = ImageDataModule(root=prepared, num_workers=0, **SETTINGS)
@@ -385,17 +385,17 @@ def test_a_pipe_in_a_prepared_folder_is_damage(prepared: Path, name: str) -> Non
         data.prepare(str(prepared.parent / "source"))
 
 
-def test_what_is_no_description_is_not_read(tmp_path: Path) -> None:
+def test_other_json_files_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "large.json").write_bytes(bytes(2 << 20))
     assert not any(is_ours(path) for path in tmp_path.iterdir())
 
 
-# What the system refuses.
+# Errors of the system.
 
 
-def test_a_name_that_is_too_long_is_one_line(tmp_path: Path) -> None:
+def test_a_too_long_name_is_reported_in_one_line(tmp_path: Path) -> None:
     root = tmp_path / ("a" * 300)
     for data in (ImageDataModule(root=root, **SETTINGS), MNIST(root=root, **SETTINGS)):
         with pytest.raises(ValueError, match=r"^dataset\.root: .*\(File name too long\)$"):
@@ -407,7 +407,7 @@ def test_a_name_that_is_too_long_is_one_line(tmp_path: Path) -> None:
         ImageDataModule(root=root, **SETTINGS).prepare(str(source))
 
 
-def test_a_folder_that_may_not_be_read_is_one_line(
+def test_an_unreadable_folder_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write_splits(tmp_path / "source")

@@ -1,4 +1,4 @@
-"""What became of the images of a source is told, and their names come back."""
+"""The summary and the report of a source, and the names of its images."""
 
 import io
 import os
@@ -35,7 +35,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", [*NAMES, "nul\0.png"])
-def test_a_name_is_one_line_and_comes_back(name: str) -> None:
+def test_a_name_becomes_one_line_and_can_be_read_back(name: str) -> None:
     line = escaped(name)
     assert line.splitlines() == [line]
     assert unescaped(line) == name
@@ -45,7 +45,7 @@ def test_a_name_is_one_line_and_comes_back(name: str) -> None:
     assert len(to_csv([outcome]).splitlines()) == 2
 
 
-def test_names_of_prepared_images_come_back(tmp_path: Path) -> None:
+def test_names_of_prepared_images_can_be_read_back(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / "source" / split).mkdir(parents=True)
         for name in NAMES:
@@ -63,7 +63,7 @@ def test_names_of_prepared_images_come_back(tmp_path: Path) -> None:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Images of many kinds, some outside the splits, and what is no image."""
+    """Images of many kinds, some outside the splits, and other files."""
     root = tmp_path / "source"
     for split in ("train", "test", "extra"):
         (root / split).mkdir(parents=True)

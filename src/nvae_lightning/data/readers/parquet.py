@@ -16,6 +16,7 @@ from nvae_lightning.data.files import (
     read_regular,
 )
 from nvae_lightning.data.image_formats import open_image
+from nvae_lightning.data.names import one_line
 from nvae_lightning.data.readers.base import (
     Source,
     Splits,
@@ -125,9 +126,9 @@ def _check_sizes(shard: Path, where: Path) -> None:
         with open_regular(shard) as file:
             metadata = parquet.read_metadata(file)
     except Exception as error:  # from pyarrow or the system
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"'{where}' cannot be read as a dataset ({shard.name}: {reason}); fetch it again"
+            f"'{where}' cannot be read as a dataset ({shard.name}: {one_line(error)}); fetch it "
+            "again"
         ) from error
     size = shard.stat().st_size
     for number in range(metadata.num_row_groups):

@@ -12,6 +12,7 @@ import numpy as np
 from torchvision import datasets
 
 from nvae_lightning.data.files import leads_out, open_regular, read_regular
+from nvae_lightning.data.names import one_line
 from nvae_lightning.data.readers.base import ArraySource, Pixels, Splits, Wanted
 from nvae_lightning.data.readers.container import Container, Folder
 
@@ -50,8 +51,7 @@ def _whole(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torchvision asserts and unpickles
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"'{path}' is not whole ({reason}); fetch it again") from error
+        raise ValueError(f"'{path}' is not whole ({one_line(error)}); fetch it again") from error
 
 
 def _test_photographs(root: Path) -> Pixels:
