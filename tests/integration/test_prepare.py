@@ -116,8 +116,7 @@ def test_each_of_a_thousand_images_is_prepared_converted_or_named(
 KILLER = """
 import json, os, random, signal, sys, time
 from pathlib import Path
-from nvae_lightning.data import ImageDataModule
-from nvae_lightning.data import chunks
+from nvae_lightning.data import Image as ImageFormat, ImageDataModule, chunks
 from nvae_lightning.data.decode import Decoder
 
 source, target = sys.argv[1:]
@@ -151,6 +150,7 @@ def num_notes(root):
 
 def kill(pid, root, wanted):
     while num_notes(root) < wanted:
+        assert os.waitpid(pid, os.WNOHANG)[0] == 0, "the preparation ended by itself"
         time.sleep(0.002)
     time.sleep(chance.uniform(0, 0.03))
     os.kill(pid, signal.SIGKILL)

@@ -154,7 +154,8 @@ def _end_with_parent(_: int) -> None:
 def _reason(error: Exception) -> tuple[str, str]:
     """Return the reason why an image is unreadable, and the kind that a summary counts."""
     if isinstance(error, UnidentifiedImageError):  # its own text differs in every run
-        return ("not an image of a known format",) * 2
+        reason = "not an image of a known format"
+        return reason, reason
     reason = one_line(error)
     return reason, "too large" if isinstance(error, TooLargeError) else "damaged or unreadable"
 

@@ -49,10 +49,14 @@ class Container(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @property
-    @abstractmethod
+    @cached_property
     def listing(self) -> Listing:
         """Contents, listed once."""
+        return self._list()
+
+    @abstractmethod
+    def _list(self) -> Listing:
+        """List the contents."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -95,9 +99,7 @@ class Container(ABC):
 class File(Container):
     """A file that is not an archive."""
 
-    @property
-    def listing(self) -> Listing:
-        """Its name."""
+    def _list(self) -> Listing:
         return Listing([self.path.name], [])
 
     def open(self, name: str) -> BufferedIOBase:
@@ -115,9 +117,7 @@ class Folder(Container):
     Links to places below the folder are followed, but not from one linked folder to another.
     """
 
-    @cached_property
-    def listing(self) -> Listing:
-        """Contents, listed once."""
+    def _list(self) -> Listing:
         names: list[str] = []
         left_out: list[Outcome] = []
         root = os.path.realpath(self.path)
@@ -197,9 +197,7 @@ class _Archive(Container, Generic[Archive, Member]):
             self._opened = os.getpid(), archive, members, Listing(list(members), left_out)
         return self._opened[1:]
 
-    @property
-    def listing(self) -> Listing:
-        """Contents, listed once."""
+    def _list(self) -> Listing:
         return self.archive[2]
 
 
