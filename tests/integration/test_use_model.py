@@ -47,7 +47,7 @@ def command(*arguments: str) -> dict[str, Any]:
 
 
 def run_all(folder: Path, *commands: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Run commands, one after the other, in a process of their own."""
+    """Run commands, one after the other, in one process."""
     result = run_python(__file__, json.dumps(commands), cwd=folder, timeout=600)
     assert result.returncode == 0, result.stderr
     results = json.loads(result.stdout.splitlines()[-1])
@@ -325,7 +325,10 @@ def test_bad_input_gets_one_line_each(folder: Path) -> None:
         ),
         (("score", RUN, "images=test"), "does not exist"),
         (("score", RUN, "images=empty"), "no images in"),
-        (("score", RUN, "images=images", "k=[4]"), "k: got 4, but the model has 4 groups"),
+        (
+            ("score", RUN, "images=images", "k=[4]"),
+            "k: got 4, but at least one of the model's 4 groups",
+        ),
         (("score", RUN, "images=images", "k=2"), "write k=[2]"),
         (("score", RUN), "images"),
         (("evaluate", EXPORTED), "add dataset=NAME"),

@@ -1,4 +1,4 @@
-"""Commands: functions of a config that is checked, in a folder of their own."""
+"""Turn functions of a config into commands, which check it and lock the folder of the run."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from nvae_lightning.cli.overrides import parse
 from nvae_lightning.cli.setting_types import check_names
 
 _CONF = CONFIG_ROOT / "conf"
-#: Groups to which users add entries with names of their own.
+#: Groups to which users may add entries with any name.
 _OPEN = ("callbacks", "logger", "compare", "hydra")
 
 

@@ -68,7 +68,7 @@ def check_types(config: Any) -> None:  # noqa: ANN401
 
 
 def _parameters(config: Any) -> Iterator[tuple[str, Any, str, Mapping[str, inspect.Parameter]]]:  # noqa: ANN401
-    """Find what is instantiated: its place, its settings, its class and what that takes."""
+    """Find all classes to instantiate: place, settings, name and parameters of each."""
     for path, node in _targets(config, ""):
         target = str(node["_target_"])
         if (parameters := _taken_by(target)) is not None:

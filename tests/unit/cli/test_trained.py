@@ -69,7 +69,7 @@ def run(model: NVAE, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(run: Path) -> Iterator[Config]:
-    """The config of a command on the run, and of which Hydra is told."""
+    """Config of a command for the run, also set as Hydra's."""
 
     def make(*overrides: str, command: str = "evaluate") -> Any:
         with initialize_config_dir(str(CONFIG_ROOT / "conf"), version_base="1.3"):
