@@ -70,7 +70,8 @@ def test_a_search_continues_after_failed_and_non_finite_trials(
         return math.nan if config.table == 2 else 0.5
 
     overrides = ["table=choice(1,2,3)", "runs=x", f"hydra.sweep.dir={tmp_path}"]
-    search = ["-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid"]
+    sampler = ["hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0"]
+    search = ["-m", "hydra/sweeper=optuna", *sampler, "hydra.sweeper.n_trials=10"]
     monkeypatch.setattr(sys, "argv", ["report", *search, *overrides])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")
     run(command("report")(trial))
