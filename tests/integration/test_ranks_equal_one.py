@@ -1,4 +1,4 @@
-"""Two processes with half a batch each train as one with all of it. As a script it trains."""
+"""Two ranks with half a batch each train like one with the whole batch. A script, too."""
 
 import sys
 import time
@@ -61,7 +61,7 @@ class Noise(ImageDataModule):
 
 
 class Module(NVAEModule):
-    """Draws of the latents that follow from the image and the step alone."""
+    """Latents whose noise depends on the image and the step only."""
 
     def _noise(self, number: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(1000 * number + self.global_step)
@@ -75,7 +75,7 @@ class Module(NVAEModule):
 
 
 class Recorder(Callback):
-    """Write down losses, gradients and where the training came to."""
+    """Record losses, gradients and the final state."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -101,9 +101,9 @@ class Recorder(Callback):
 
 
 class WritingGuard(Guard):
-    """Write down why the training ends, and wait for the other rank to do so.
+    """Record why the training ends, and wait until the other rank has done so, too.
 
-    The process that started them ends the others as soon as one has ended.
+    The parent process kills the other ranks once one has exited.
     """
 
     folder: Path
@@ -122,7 +122,7 @@ class WritingGuard(Guard):
 
 
 class BadGradient(Callback):
-    """Put a NaN in a gradient of the second rank alone, when the ranks have averaged theirs."""
+    """Put a NaN into a gradient of the second rank only, after the average over ranks."""
 
     def __init__(self, bad: Callable[[int], bool]) -> None:
         self.bad = bad
@@ -170,12 +170,12 @@ def train(folder: Path, num_ranks: int, cells: str, *callbacks: Callback) -> Non
 
 @pytest.fixture(scope="module")
 def folder(written_by_this_file: Path) -> Path:
-    """Folder of what all runs wrote; a process of their own, as they fork."""
+    """Folder of the records of all runs, which fork from a process of their own."""
     return written_by_this_file
 
 
 def written(folder: Path, name: str, num_ranks: int) -> list[dict[str, Any]]:
-    """Return what each rank wrote down."""
+    """Return the records of each rank."""
     return [torch.load(folder / name / f"{rank}.pt") for rank in range(num_ranks)]
 
 
@@ -216,7 +216,7 @@ def test_a_nan_that_stays_on_one_rank_ends_both(folder: Path) -> None:
     for rank in range(2):
         error = (folder / "diverge" / f"{rank}.error").read_text()
         assert error.startswith("the training has diverged")
-        assert "gradient of model.encoder.stem.weight" in error  # which rank 0 has not seen
+        assert "gradient of model.encoder.stem.weight" in error  # not seen by rank 0
 
 
 def main(folder: Path) -> None:

@@ -120,7 +120,7 @@ def test_training_on_real_data_lowers_the_bound(
     run_train: Run, tmp_path: Path, data: tuple[str, ...]
 ) -> None:
     if not SHARED_DATA.is_dir():
-        pytest.skip("the real images are kept beside the checkout, and are not there")
+        pytest.skip("requires the real images beside the checkout")
     dataset, folder, *others = data
     result = run_train(
         *QUICK, dataset, f"dataset.root={SHARED_DATA / folder}", *others, "trainer.max_steps=60"
@@ -160,7 +160,7 @@ runpy.run_module("nvae_lightning.train", run_name="__main__", alter_sys=True)
 """
 
 
-def test_test_images_are_read_by_the_test_only_and_the_best_checkpoint_resumes(
+def test_only_the_test_reads_test_images_and_the_best_checkpoint_resumes(
     run_train: Run, tmp_path: Path
 ) -> None:
     epochs = (
@@ -185,7 +185,7 @@ def test_test_images_are_read_by_the_test_only_and_the_best_checkpoint_resumes(
     assert "READS test" not in read[: read.index("TESTS")]
 
 
-def test_accumulation_flows_and_16_bits_go_together(run_train: Run, tmp_path: Path) -> None:
+def test_accumulation_flows_and_bf16_work_together(run_train: Run, tmp_path: Path) -> None:
     result = run_train(
         *QUICK, "trainer.max_steps=2", "trainer.accumulate_grad_batches=2", "model.num_flows=1",
         "trainer.precision=bf16-mixed",
@@ -198,7 +198,7 @@ def test_accumulation_flows_and_16_bits_go_together(run_train: Run, tmp_path: Pa
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 100
 
 
-def test_a_run_without_a_test_ends_well(run_train: Run, tmp_path: Path) -> None:
+def test_a_run_without_a_test_succeeds(run_train: Run, tmp_path: Path) -> None:
     result = run_train(*QUICK, "trainer.max_steps=1", "trainer.limit_test_batches=0")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()

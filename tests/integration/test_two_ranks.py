@@ -1,4 +1,4 @@
-"""Two processes see together what one sees alone. As a script this file trains and tests."""
+"""Two ranks together process the images of one. As a script this file trains and tests."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ EVEN, ODD = 11, 9  # test images: both ranks have three batches, or one has thre
 
 
 class Numbered(ImageDataModule):
-    """Every pixel of image i is i; the test images count on after the training images."""
+    """Every pixel of image i is i; the numbers of test images follow those of training images."""
 
     num_test = 0
 
@@ -34,7 +34,7 @@ class Numbered(ImageDataModule):
 
 
 class Recorder(LightningModule):
-    """Write down which images came, and their mean brightness as it was logged."""
+    """Record the images and their logged mean brightness."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -95,17 +95,17 @@ def main(folder: Path, num_ranks: int, num_test: int) -> None:
 
 @pytest.fixture(scope="module")
 def folder(written_by_this_file: Path) -> Path:
-    """Folder of what all runs wrote; a process of their own, as they fork."""
+    """Folder of the records of all runs, which fork from a process of their own."""
     return written_by_this_file
 
 
 def written(folder: Path, num_ranks: int, num_test: int, stage: str) -> list[dict[str, Any]]:
-    """Return what each rank wrote down of a stage."""
+    """Return the records of each rank in a stage."""
     place = folder / f"{num_ranks}-{num_test}"
     return [json.loads((place / f"{stage}.{r}.json").read_text()) for r in range(num_ranks)]
 
 
-def test_two_ranks_train_on_the_images_that_one_sees_in_the_same_step(folder: Path) -> None:
+def test_two_ranks_train_on_the_images_of_one_in_every_step(folder: Path) -> None:
     (alone,) = written(folder, 1, EVEN, "train")
     together = written(folder, 2, EVEN, "train")
     steps = zip(*(rank["seen"] for rank in together), strict=True)

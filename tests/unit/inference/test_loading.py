@@ -339,7 +339,7 @@ def test_unsuitable_arguments_are_refused(checkpoint: Path, published: tuple[Pat
     assert load_model(checkpoint, first_prior_std=2.0).decoder.groups[0].prior_std == 2.0
 
 
-# ------------------------------------------------------------------------------- what is refused
+# --- refused sources ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["missing", "missing.ckpt", "runs/2024/missing", "a b/c"])
