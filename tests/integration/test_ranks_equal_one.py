@@ -164,7 +164,9 @@ def train(folder: Path, num_ranks: int, cells: str, *callbacks: Callback) -> Non
         callbacks=[*callbacks, guard, Recorder(folder), checkpoint], enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, log_every_n_steps=1,
     )  # fmt: skip
-    data = Noise(batch_size=GLOBAL_BATCH // num_ranks, image=ImageFormat(3, 8, 8))
+    data = Noise(
+        batch_size=GLOBAL_BATCH // num_ranks, image=ImageFormat(3, 8, 8), validation_fraction=0
+    )
     trainer.fit(module, data)
 
 

@@ -29,7 +29,8 @@ class Numbered(ImageDataModule):
     def _sources(self) -> Splits:
         images = np.arange(NUM_TRAIN + self.num_test, dtype=np.uint8).repeat(16)
         images = images.reshape(-1, 4, 4, 1)
-        parts = {"train": images[:NUM_TRAIN], "test": images[NUM_TRAIN:]}
+        test = images[NUM_TRAIN:]
+        parts = {"train": images[:NUM_TRAIN], "validation": test, "test": test}
         return Splits("numbers", {name: ArraySource(part) for name, part in parts.items()})
 
 
