@@ -213,5 +213,5 @@ def test_bn_scale_penalty_counts_synchronised_layers() -> None:
 
 @pytest.mark.parametrize("iterations", [{"first_iterations": 0}, {"iterations": 0}])
 def test_no_iterations_at_all_are_refused(iterations: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="at least 1 power iteration"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         SpectralPenalty(nn.Conv2d(1, 2, 1), **iterations)

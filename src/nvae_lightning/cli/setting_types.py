@@ -45,7 +45,11 @@ def check_names(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictC
                 continue
             if key not in _SPECIAL and key not in parameters:
                 near = difflib.get_close_matches(str(key), names, n=1)
-                remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(names)}"
+                remedy = (
+                    f"did you mean {near[0]}?"
+                    if near
+                    else f"it takes {', '.join(names) or 'none'}"
+                )
                 name = f"{path}.{key}".lstrip(".")
                 raise ValueError(f"{name}: {target} takes no such setting; {remedy}")
 
