@@ -115,7 +115,7 @@ BAD_SETTINGS = [
     ("logger=default logger.wandb.offline=maybe", "logger.wandb.offline", "'maybe'"),
     # The model.
     ("model.hierarchy.num_groups=[0,1]", "num_groups", "at least 1", "got 0"),
-    ("model.hierarchy.num_groups=[]", "num_groups", "empty"),
+    ("model.hierarchy.num_groups=[]", "num_groups", "at least one scale"),
     ("model.hierarchy.num_groups=[1,1,1,1,1]", "image.size 28", "must be a multiple of"),
     ("model.hierarchy.channels=0", "channels", "0"),
     ("model.hierarchy.width=0", "width", "0"),
