@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,11 @@ def seed_torch(*entropy: int) -> None:
     """Seed torch with a hash of numbers."""
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0] >> 1))
+
+
+def fork_torch(*devices: torch.device) -> AbstractContextManager[None]:
+    """Leave torch's random numbers, on the CPU and on some devices, as they were before."""
+    return torch.random.fork_rng([device for device in {*devices} if device.type == "cuda"])
 
 
 class SeededModule(LightningModule):

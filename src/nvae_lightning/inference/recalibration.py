@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from nvae_lightning.inference.batches import fork_torch
 from nvae_lightning.model import NVAE
 from nvae_lightning.model.normalization import BatchNorm
 from nvae_lightning.model.nvae import Temperature
@@ -85,7 +86,7 @@ def recalibrate(
     require_int("recalibration.num_passes", num_passes, 1)
     require_int("recalibration.batch_size", batch_size, 1)
     device = next(model.parameters()).device
-    with _restored(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with _restored(model), fork_torch(device):
         torch.manual_seed(seed)
         for norm in _norms(model).values():
             norm.train()

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.storage import checksum
-from nvae_lightning.inference.batches import seed_torch
+from nvae_lightning.inference.batches import fork_torch, seed_torch
 from nvae_lightning.inference.evaluation import EvaluationModule
 from nvae_lightning.model.nvae import Temperature
 from nvae_lightning.utilities.files import whole_file
@@ -131,7 +131,7 @@ class FrechetDistance(Callback):
         if device.type == "mps":  # which has no float64
             device = torch.device("cpu")
         # The network draws weights before it reads those of the file.
-        with torch.random.fork_rng([]), torch.no_grad():
+        with fork_torch(), torch.no_grad():
             metric = self._build(data.image.size, device)
         if stage == "test":
             self._metric = metric
@@ -145,8 +145,7 @@ class FrechetDistance(Callback):
         metric = self._metric
         assert metric is not None
         metric.reset()
-        devices = [device for device in {metric.device, pl_module.device} if device.type == "cuda"]
-        with torch.random.fork_rng(devices), torch.no_grad():
+        with fork_torch(metric.device, pl_module.device), torch.no_grad():
             self._add_training_images(metric, trainer)
             self._add_samples(metric, trainer, pl_module)
             distance = metric.compute()  # over all ranks

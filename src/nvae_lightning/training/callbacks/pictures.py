@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from nvae_lightning.inference.batches import images_of
+from nvae_lightning.inference.batches import fork_torch, images_of
 from nvae_lightning.inference.sampling import sample_means
 from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.utilities.files import whole_file
@@ -104,9 +104,8 @@ class Pictures(Callback):
         images = torch.stack(self._images[: self.num_images // 2]).to(pl_module.dtype)
         was_training = model.training
         model.eval()
-        devices = [images.device] if images.is_cuda else []
         # The pictures must not shift the random numbers of the training.
-        with torch.random.fork_rng(devices), torch.no_grad():
+        with fork_torch(images.device), torch.no_grad():
             torch.manual_seed(self.seed)
             # In chunks of a batch, a size that is known to fit into memory.
             samples = sample_means(model, self.num_images, self._chunk, self.temperature)

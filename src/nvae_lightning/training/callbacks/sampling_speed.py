@@ -8,6 +8,7 @@ import time
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from nvae_lightning.inference.batches import fork_torch
 from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.utilities.image import require_int
 
@@ -42,7 +43,7 @@ class SamplingSpeed(Callback):
         seconds = []
         # The samples must not shift other random numbers.
         with (
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            fork_torch(device),
             trainer.precision_plugin.forward_context(),
         ):
             for _ in range(1 + self.num_batches):

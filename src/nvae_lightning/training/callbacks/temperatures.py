@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from nvae_lightning.inference.batches import fork_torch
 from nvae_lightning.inference.recalibration import recalibrate, with_statistics
 from nvae_lightning.inference.sampling import sample_means
 from nvae_lightning.training.module import NVAEModule
@@ -65,7 +66,7 @@ class Temperatures(Callback):
         assert isinstance(pl_module, NVAEModule)
         model, device = pl_module.model, pl_module.device
         rows = []
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with fork_torch(device):
             for temperature in self.temperatures:
                 statistics = recalibrate(
                     model, temperature, num_passes=self.num_passes, batch_size=self.batch_size,
