@@ -64,7 +64,7 @@ class Compute:
             (the paper, Sec. 3.1.3: one feature map is kept for BN and swish) or ``activation``
             (one feature map is kept for BN, swish and the convolution after them).
         checkpoint_min_size: Smallest width in pixels of cells that are recomputed as a whole,
-            from their input; None for no such cells.
+            from their input; None recomputes no whole cell.
 
     Raises:
         ValueError: If a setting is unknown, or the kernels would not be used.
