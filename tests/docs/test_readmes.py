@@ -92,7 +92,7 @@ def test_linked_files_exist(path: Path) -> None:
         assert "://" in target or (path.parent / target).exists(), target
 
 
-def test_no_figure_is_left_to_fill_in() -> None:
+def test_no_placeholder_is_left() -> None:
     for path in READMES:
         found = re.findall(r"@@|\b(?:TODO|TBD|XXX)\b", path.read_text(encoding="utf-8"))
         assert not found, path

@@ -95,7 +95,7 @@ def test_fifty_steps_follow_the_golden_curve(tmp_path: Path) -> None:
         "compute.checkpoint_min_size=1",
     ],
 )
-def test_the_curve_is_the_same_whatever_is_recomputed(setting: str, tmp_path: Path) -> None:
+def test_recomputation_does_not_change_the_curve(setting: str, tmp_path: Path) -> None:
     _check(_train(tmp_path, setting))
 
 
@@ -105,7 +105,7 @@ def test_a_compiled_model_follows_the_golden_curve(written_by_this_file: Path) -
 
 
 @pytest.mark.slow
-def test_sixteen_bits_follow_thirty_two(tmp_path: Path) -> None:
+def test_the_sixteen_bit_curve_is_close_to_the_float32_curve(tmp_path: Path) -> None:
     # Not the golden curve: in float64 other random numbers are drawn.
     wide = _train(tmp_path, precision="32-true")
     for row, expected in zip(_train(tmp_path, precision="bf16-mixed"), wide, strict=True):

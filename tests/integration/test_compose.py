@@ -55,7 +55,9 @@ def test_every_model_builds_for_every_dataset(
 
 @pytest.mark.parametrize("kl", _options("kl"))
 @pytest.mark.parametrize("dataset", ["mnist", "celeba_hq"])
-def test_every_kl_weighs_the_groups(compose_config: Compose, dataset: str, kl: str) -> None:
+def test_every_kl_config_weights_the_groups(
+    compose_config: Compose, dataset: str, kl: str
+) -> None:
     config = compose_config(f"dataset={dataset}", f"kl={kl}")
     term = instantiate(config.kl, _convert_="all")
     hierarchy = instantiate(config.model.hierarchy, _convert_="all")
@@ -130,7 +132,7 @@ def test_dataset_configs_hold_table_6(compose_config: Compose, row: str) -> None
         ("celeba_hq", [8, 16, 32, 64, 128]),
     ],
 )
-def test_latents_have_the_published_sides(
+def test_latents_have_the_published_sizes(
     compose_config: Compose, dataset: str, sides: list[int]
 ) -> None:
     nvae = _build(compose_config(f"dataset={dataset}", "model=large"))
@@ -140,7 +142,7 @@ def test_latents_have_the_published_sides(
 
 @pytest.mark.parametrize("cell", _options("model/cell"))
 @pytest.mark.parametrize("place", ["encoder", "decoder", "preprocess", "postprocess"])
-def test_every_cell_builds_everywhere(compose_config: Compose, place: str, cell: str) -> None:
+def test_every_cell_builds_in_every_place(compose_config: Compose, place: str, cell: str) -> None:
     config = compose_config(f"model/cell@model.{place}_cell={cell}")
     assert sum(p.numel() for p in _build(config).parameters()) > 0
 

@@ -134,7 +134,7 @@ def _check_report(folder: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_experiment_takes_three_steps_and_is_reported(tmp_path: Path) -> None:
+def test_every_experiment_trains_three_steps_and_is_reported(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for split in ("train", "test"):
         (tmp_path / "images" / split).mkdir(parents=True)

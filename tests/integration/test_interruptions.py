@@ -156,7 +156,7 @@ def newest(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("num_kills", [5, pytest.param(20, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_change_nothing(
+def test_kills_at_random_times_do_not_change_the_result(
     root: Path, start: Start, whole: Path, num_kills: int
 ) -> None:
     folder = root / f"killed-{num_kills}"
@@ -302,7 +302,7 @@ KILLS = {
 @pytest.mark.parametrize(
     "kills", ["each kind", pytest.param("ends of epochs", marks=pytest.mark.slow)]
 )
-def test_kills_around_a_checkpoint_change_nothing(
+def test_kills_around_a_checkpoint_do_not_change_the_result(
     root: Path, start: Start, whole: Path, kills: str
 ) -> None:
     folder = root / kills.replace(" ", "-")
@@ -339,7 +339,7 @@ def test_a_signal_saves_the_current_step_and_the_run_resumes(
     assert_same_training(whole, folder)
 
 
-def test_a_signal_in_the_test_fails_and_a_resume_tests(
+def test_a_signal_during_the_test_fails_and_a_resume_runs_the_test(
     root: Path, start: Start, whole: Path
 ) -> None:
     folder = root / "in-test"
@@ -407,7 +407,9 @@ def test_slurm_requeues_the_job(root: Path, start: Start, whole: Path, job_name:
     assert_same_training(whole, folder)
 
 
-def test_slurm_requeues_a_job_in_its_test(root: Path, start: Start, whole: Path) -> None:
+def test_slurm_requeues_a_job_interrupted_in_its_test(
+    root: Path, start: Start, whole: Path
+) -> None:
     folder, programs = root / "slurm-test", root / "programs-test"
     programs.mkdir()
     # SLURM kills scontrol, too, after it has requeued the job.
@@ -429,7 +431,7 @@ def test_slurm_requeues_a_job_in_its_test(root: Path, start: Start, whole: Path)
     assert_same_training(whole, folder)
 
 
-def test_a_missing_scontrol_is_a_warning(root: Path, start: Start) -> None:
+def test_a_missing_scontrol_gives_a_warning(root: Path, start: Start) -> None:
     sabotage = SIGNAL.format(step=2, number=int(signal.SIGUSR1))
     status, text = start(
         "no-scontrol", sabotage=sabotage, SLURM_JOB_ID="123", SLURM_JOB_NAME="bash"

@@ -112,7 +112,7 @@ def test_the_other_rank_ends_within_a_minute(tmp_path: Path, killed: str) -> Non
 
 @pytest.mark.usefixtures("_adopt_orphans")
 @pytest.mark.parametrize("stopped", ["rank 0", "rank 1"])
-def test_a_rank_that_is_stopped_is_named(tmp_path: Path, stopped: str) -> None:
+def test_a_stopped_rank_is_named(tmp_path: Path, stopped: str) -> None:
     with two_ranks(tmp_path, "trainer.timeout_minutes=0.1") as (first, second):
         os.kill(first.pid if stopped == "rank 0" else second, signal.SIGSTOP)
         wait_for(lambda: first.poll() is not None, 60, "the end")

@@ -187,7 +187,7 @@ print("FOUND" + json.dumps([found, status, stays]))
 """
 
 
-def test_ten_kills_during_preparation_change_nothing_and_leave_no_process(
+def test_ten_kills_during_preparation_do_not_change_the_result_and_leave_no_process(
     source: Path,
     prepared: Prepared,
     tmp_path: Path,
@@ -339,7 +339,7 @@ def bad_folders(source: Path, prepared: Prepared) -> Iterator[Path]:
         shutil.rmtree(folder / name.split("/")[0])
 
 
-def test_bad_data_give_one_line_each_and_leave_nothing_behind(bad_folders: Path) -> None:
+def test_bad_data_gives_one_line_each_and_leaves_no_files(bad_folders: Path) -> None:
     before = files(bad_folders)
     lines = json.dumps([line for line, _ in BAD_SETTINGS])
     result = run_python("-c", DRIVER, lines, cwd=bad_folders, timeout=600)

@@ -214,7 +214,7 @@ def test_a_nan_on_one_rank_skips_the_step_on_both(folder: Path) -> None:
     assert not torch.equal(first["state"][weight], alone["state"][weight])
 
 
-def test_a_nan_that_stays_on_one_rank_ends_both(folder: Path) -> None:
+def test_a_persistent_nan_on_one_rank_ends_both(folder: Path) -> None:
     for rank in range(2):
         error = (folder / "diverge" / f"{rank}.error").read_text()
         assert error.startswith("the training has diverged")

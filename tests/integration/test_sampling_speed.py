@@ -87,7 +87,7 @@ def _measure(name: str) -> dict[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_sharing_the_bottom_up_pass_is_faster_and_keeps_to_the_budget(name: str) -> None:
+def test_sharing_the_bottom_up_pass_is_faster_and_stays_within_the_budget(name: str) -> None:
     found = _measure(name)
     if folder := os.environ.get("RESULTS"):
         record = {

@@ -91,7 +91,7 @@ def test_an_optuna_sweep_draws_once_for_both_ranks_and_minimises_validation(
 
 
 @pytest.mark.slow
-def test_a_grid_under_two_ranks_gives_both_the_same(sweep: Run, tmp_path: Path) -> None:
+def test_both_ranks_of_a_grid_job_have_the_same_settings(sweep: Run, tmp_path: Path) -> None:
     result = sweep("optimizer.lr=0.002,0.003", "trainer=cpu", "trainer.devices=2")
     assert result.returncode == 0, result.stderr
     assert _seen(tmp_path, num_jobs=2, num_ranks=2) == [0.002, 0.003]

@@ -91,7 +91,9 @@ def test_logged_terms_add_up(run_train: Run, tmp_path: Path) -> None:
         assert value["train/beta"] == 1.0
 
 
-def test_training_on_a_folder_of_images_lowers_the_bound(run_train: Run, tmp_path: Path) -> None:
+def test_training_on_a_folder_of_images_lowers_bits_per_dim(
+    run_train: Run, tmp_path: Path
+) -> None:
     generator = np.random.default_rng(0)
     for index in range(48):
         base = generator.integers(40, 200, 3)
@@ -116,7 +118,7 @@ def test_training_on_a_folder_of_images_lowers_the_bound(run_train: Run, tmp_pat
     ],
 )
 @pytest.mark.slow
-def test_training_on_real_data_lowers_the_bound(
+def test_training_on_real_data_lowers_bits_per_dim(
     run_train: Run, tmp_path: Path, data: tuple[str, ...]
 ) -> None:
     if not SHARED_DATA.is_dir():

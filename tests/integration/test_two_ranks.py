@@ -106,7 +106,7 @@ def written(folder: Path, num_ranks: int, num_test: int, stage: str) -> list[dic
     return [json.loads((place / f"{stage}.{r}.json").read_text()) for r in range(num_ranks)]
 
 
-def test_two_ranks_train_on_the_images_of_one_in_every_step(folder: Path) -> None:
+def test_two_ranks_train_on_the_same_images_per_step_as_one(folder: Path) -> None:
     (alone,) = written(folder, 1, EVEN, "train")
     together = written(folder, 2, EVEN, "train")
     steps = zip(*(rank["seen"] for rank in together), strict=True)
@@ -117,7 +117,7 @@ def test_two_ranks_train_on_the_images_of_one_in_every_step(folder: Path) -> Non
 
 @pytest.mark.parametrize("stage", ["validation", "test"])
 @pytest.mark.parametrize("num_test", [EVEN, ODD])
-def test_two_ranks_evaluate_every_image_once_and_log_the_mean_of_one(
+def test_two_ranks_evaluate_every_image_once_and_log_the_same_mean_as_one(
     folder: Path, num_test: int, stage: str
 ) -> None:
     together = written(folder, 2, num_test, stage)

@@ -138,7 +138,7 @@ def evaluation(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / name / "evaluation.json").read_text())
 
 
-def test_sampling_changes_nothing_that_is_evaluated(folder: Path, said: dict[str, str]) -> None:
+def test_sampling_does_not_change_the_evaluation(folder: Path, said: dict[str, str]) -> None:
     before, after = evaluation(folder, "before"), evaluation(folder, "after")
     assert before.pop("seconds") > 0
     assert after.pop("seconds") > 0
@@ -170,7 +170,7 @@ def test_evaluation_is_the_mean_of_the_images_scores(folder: Path, said: dict[st
     assert error == pytest.approx(results["nll_standard_error"], rel=0.2)
 
 
-def test_scores_name_every_image_and_tell_them_from_the_reference(
+def test_scores_name_every_image_and_distinguish_it_from_the_reference(
     folder: Path, said: dict[str, str]
 ) -> None:
     with (folder / "scores" / "scores.csv").open() as file:
@@ -214,9 +214,7 @@ def test_samples_in_16_bits_are_nearly_those_in_32(folder: Path, said: dict[str,
     assert 0.0 < abs(narrow - wide).mean() < 0.1 * abs(other - wide).mean()
 
 
-def test_a_model_in_another_folder_is_used_like_the_run_it_is_from(
-    folder: Path, said: dict[str, str]
-) -> None:
+def test_an_exported_model_is_used_like_its_run(folder: Path, said: dict[str, str]) -> None:
     of_run, of_export = evaluation(folder, "after"), evaluation(folder, "of_export")
     assert of_run["nll_nats"] == of_export["nll_nats"]
     assert np.load(folder / "one" / "reconstruct.npz")["images"].shape == (2, 28, 28, 1)
@@ -267,7 +265,7 @@ class Harmful:
         return os.mkdir, ("harm",)
 
 
-def test_bad_input_gets_one_line_each(folder: Path) -> None:
+def test_bad_input_gives_one_line_each(folder: Path) -> None:
     place = folder / "bad"
     place.mkdir()
     shutil.copytree(folder / "run", place / "run")
@@ -342,7 +340,7 @@ def test_bad_input_gets_one_line_each(folder: Path) -> None:
     assert not (place / "harm").exists()
 
 
-def test_a_notebook_takes_five_lines(folder: Path) -> None:
+def test_a_notebook_needs_five_lines(folder: Path) -> None:
     model = load_model(folder / "run" / "checkpoints" / "last.ckpt")
     x: Tensor = model.sample(2, temperature=0.7).sample()
     nats = model.log_likelihood(x, num_samples=5)

@@ -114,7 +114,9 @@ def test_all_loggers_have_the_same_finite_values(
     assert len(columns["val/elbo"]) == 2
 
 
-def test_pictures_are_at_wandb_and_tensorboard(run: Path, at_wandb: dict[str, list[Any]]) -> None:
+def test_pictures_are_logged_to_wandb_and_tensorboard(
+    run: Path, at_wandb: dict[str, list[Any]]
+) -> None:
     board = EventAccumulator(str(run / "tensorboard")).Reload()
     assert set(board.Tags()["images"]) == PICTURES
     (files,) = run.glob("wandb/offline-run-*/files")
@@ -175,7 +177,7 @@ def test_wandb_sync_finds_the_run(run: Path) -> None:
     assert "Would sync 1 run" in result.stdout + result.stderr
 
 
-def test_the_logged_norm_of_the_weights_is_from_before_the_step(run: Path) -> None:
+def test_the_logged_weight_norm_is_from_before_the_step(run: Path) -> None:
     logged = _columns(run)["train/weight_norm"]
     for step in (1, 2, 3):
         model = load_model(run / "checkpoints" / f"step{step:07d}.ckpt")
@@ -219,7 +221,7 @@ def test_panels_show_all_logged_values(at_wandb: dict[str, list[Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_jobs_of_a_sweep_are_runs_of_one_group(run_train: Run, tmp_path: Path) -> None:
+def test_jobs_of_a_sweep_are_runs_in_one_group(run_train: Run, tmp_path: Path) -> None:
     result = run_train(
         "-m", *TINY, "logger=default", "trainer.max_steps=2", "hydra.sweep.dir=sweep",
         "experiment=table4", "dataset=mnist_5k", "model=tiny", "model.hierarchy.num_groups=[1,1]",

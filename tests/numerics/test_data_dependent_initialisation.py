@@ -27,14 +27,14 @@ def test_first_training_output_is_standardised_for_inputs_far_from_zero() -> Non
     assert (output.std((0, 2, 3), correction=0) - 1.0).abs().max() < 0.05
 
 
-def test_a_batch_that_is_not_finite_leaves_it_to_the_next_one() -> None:
+def test_a_non_finite_batch_defers_initialisation_to_the_next() -> None:
     layer = DataDependentConv2d(4, 6, 3, padding=1).double().train()
     assert not layer(_batch() * torch.nan).isfinite().any()
     assert layer.log_gain.isfinite().all()
     _assert_standardised(layer(_batch()))
 
 
-def test_initialisation_is_not_done_twice() -> None:
+def test_initialisation_happens_once() -> None:
     layer = DataDependentConv2d(4, 6, 3).double().train()
     layer(_batch())
     gain, bias = layer.log_gain.clone(), layer.bias
@@ -47,7 +47,7 @@ def test_initialisation_is_not_done_twice() -> None:
     assert output.std() > 5.0
 
 
-def test_initialisation_is_not_done_in_evaluation() -> None:
+def test_evaluation_does_not_initialise() -> None:
     layer = DataDependentConv2d(4, 6, 3).double().eval()
     before = {name: value.clone() for name, value in layer.named_parameters()}
     x = _batch()
@@ -60,7 +60,7 @@ def test_initialisation_is_not_done_in_evaluation() -> None:
     _assert_standardised(layer.train()(x))  # it is still to come
 
 
-def test_done_initialisation_survives_the_state_dict() -> None:
+def test_a_completed_initialisation_survives_the_state_dict() -> None:
     layer = DataDependentConv2d(4, 6, 3).double().train()
     layer(_batch())
     resumed = DataDependentConv2d(4, 6, 3).double().train()
@@ -69,7 +69,7 @@ def test_done_initialisation_survives_the_state_dict() -> None:
     assert torch.equal(resumed(other), layer(other))
 
 
-def test_initialisation_still_to_come_survives_the_state_dict() -> None:
+def test_a_pending_initialisation_survives_the_state_dict() -> None:
     done = nn.Sequential(DataDependentConv2d(4, 6, 3)).double().train()
     fresh = nn.Sequential(DataDependentConv2d(4, 6, 3)).double().train()
     done(_batch())

@@ -81,7 +81,7 @@ def test_pixel_probabilities_sum_to_one_in_float32(bits: int) -> None:
     assert (total - 1.0).abs().max() < 1e-3
 
 
-def test_level_254_of_8_bits_does_not_take_the_upper_tail() -> None:
+def test_level_254_of_8_bits_excludes_the_upper_tail() -> None:
     logits = _grey(*(torch.tensor([[v]]).double() for v in (0.0, 1.0, -2.0)))
     probabilities = _grey_log_probs(8, logits)[0].exp()
     centre, half, scale = 2 * 254 / LEVELS_8 - 1, 1 / LEVELS_8, math.exp(-2.0)
@@ -182,7 +182,7 @@ def test_pixels_are_independent_and_padding_is_not_counted() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_gradient_of_the_log_probability_is_that_of_finite_differences(channels: int) -> None:
+def test_gradient_of_the_log_probability_agrees_with_finite_differences(channels: int) -> None:
     likelihood = DiscretizedLogisticMixtureLikelihood(Image(channels, 1, 3), num_mixtures=2)
     x = torch.randint(0, 8, (4, channels, 1, 1)).double() / 7
     x[0], x[1] = 0.0, 1.0
@@ -216,7 +216,7 @@ def _chi_square(counts: Tensor, probabilities: Tensor) -> float:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_grey_draws_fall_on_the_levels_as_often_as_these_are_probable(seed: int) -> None:
+def test_frequencies_of_grey_draws_match_the_level_probabilities(seed: int) -> None:
     torch.manual_seed(seed)
     num, bits = 100_000, 3
     logits = torch.cat([torch.randn(1, 4), torch.full((1, 2), -1.0)], 1).double()[..., None, None]
@@ -227,7 +227,7 @@ def test_grey_draws_fall_on_the_levels_as_often_as_these_are_probable(seed: int)
     assert _chi_square(counts, _grey_log_probs(bits, logits)[0].exp()) < 30
 
 
-def test_colour_draws_fall_into_octants_as_often_as_these_are_probable() -> None:
+def test_frequencies_of_colour_draws_match_the_octant_probabilities() -> None:
     # Draws couple colours before they are rounded, probabilities after: hence many levels.
     bits, num = 6, 200_000
     levels = torch.arange(64)

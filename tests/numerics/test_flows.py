@@ -64,7 +64,7 @@ def test_pair_preserves_volume_and_depends_on_both_sides() -> None:
     assert jacobian.tril(-1).abs().max() > 1e-3
 
 
-def test_flow_starts_close_to_the_identity_and_not_at_it() -> None:
+def test_flow_starts_close_to_but_not_at_the_identity() -> None:
     z = torch.randn(8, 4, 8, 8, dtype=torch.float64)
     flow = AutoregressiveFlow(4, reverse=False).double()
     assert flow.project.bias is not None

@@ -126,7 +126,7 @@ def assert_equal_to_torch(
 
 @SWISH
 @FOLLOWED_BY
-def test_gradient_is_that_of_finite_differences(name: str, swish: bool) -> None:
+def test_gradient_agrees_with_finite_differences(name: str, swish: bool) -> None:
     given = problem(name, swish)
     geometry = None
     if given.convolution is not None:
@@ -152,7 +152,7 @@ def test_gradient_is_that_of_finite_differences(name: str, swish: bool) -> None:
 
 @SWISH
 @FOLLOWED_BY
-def test_operations_of_torch_give_what_its_layers_do(name: str, swish: bool) -> None:
+def test_torch_kernels_agree_with_torch_layers(name: str, swish: bool) -> None:
     assert_equal_to_torch(TorchKernels(), name, swish)
 
 
@@ -179,7 +179,7 @@ def test_channels_appended_for_tensor_cores_change_nothing(
 @LOOKED_AT
 @SWISH
 @FOLLOWED_BY
-def test_compiled_formulas_give_what_the_layers_of_torch_do(name: str, swish: bool) -> None:
+def test_compiled_kernels_agree_with_torch_layers(name: str, swish: bool) -> None:
     assert_equal_to_torch(CompiledKernels(), name, swish)
 
 
@@ -188,7 +188,7 @@ def test_compiled_formulas_give_what_the_layers_of_torch_do(name: str, swish: bo
 )
 @SWISH
 @pytest.mark.parametrize("name", ["none", "1x1", "depthwise", "depthwise with bias"])
-def test_triton_kernels_give_what_the_layers_of_torch_do(
+def test_triton_kernels_agree_with_torch_layers(
     name: str, swish: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -204,7 +204,7 @@ def test_triton_kernels_give_what_the_layers_of_torch_do(
 @pytest.mark.parametrize(
     "chosen", [TorchKernels, pytest.param(CompiledKernels, marks=pytest.mark.slow)]
 )
-def test_sixteen_bits_lose_no_more_than_their_rounding(
+def test_sixteen_bit_error_is_within_rounding(
     chosen: type[TorchKernels], name: str, swish: bool
 ) -> None:
     given, exact = problem(name, swish, torch.float32), problem(name, swish)
@@ -226,7 +226,9 @@ def test_sixteen_bits_lose_no_more_than_their_rounding(
 
 
 @pytest.mark.parametrize(("sides", "size"), [((7, 5), 3), ((1, 3), 5)])
-def test_gradient_of_depthwise_taps_is_that_of_autograd(sides: tuple[int, int], size: int) -> None:
+def test_gradient_of_depthwise_taps_agrees_with_autograd(
+    sides: tuple[int, int], size: int
+) -> None:
     x, upstream = batch((2, CHANNELS, *sides)), batch((2, CHANNELS, *sides))
     kernel = torch.zeros(CHANNELS, 1, size, size, dtype=torch.float64, device=DEVICE)
     kernel.requires_grad_()
@@ -236,7 +238,7 @@ def test_gradient_of_depthwise_taps_is_that_of_autograd(sides: tuple[int, int], 
 
 
 @pytest.mark.slow
-def test_operations_that_compilers_leave_whole_describe_what_they_give() -> None:
+def test_custom_operations_have_correct_fake_tensors() -> None:
     x = batch((2, 6, CHANNELS)).float()
     affine = [torch.rand(CHANNELS, device=DEVICE) + 0.5 for _ in range(4)]
     maps = batch().float(), batch().float()

@@ -54,7 +54,7 @@ def output_and_gradients(module: nn.Module, x: Tensor, upstream: Tensor) -> list
 
 @FUSED
 @SWISH
-def test_gradient_is_that_of_finite_differences(swish: bool, fused: bool) -> None:
+def test_gradient_agrees_with_finite_differences(swish: bool, fused: bool) -> None:
     ours = build(swish, fused)[0].double()
     norm = ours.norm
 
@@ -72,7 +72,7 @@ def test_gradient_is_that_of_finite_differences(swish: bool, fused: bool) -> Non
 @SWISH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_equals_batch_norm_and_silu_of_torch(
+def test_agrees_with_batch_norm_and_silu_of_torch(
     swish: bool, fused: bool, dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
     ours, theirs = build(swish, fused)
@@ -94,7 +94,7 @@ def test_equals_batch_norm_and_silu_of_torch(
 @FUSED
 @SWISH
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
-def test_sixteen_bit_input_loses_no_more_than_its_rounding(
+def test_sixteen_bit_error_is_within_rounding(
     swish: bool, fused: bool, weights: torch.dtype
 ) -> None:
     ours, theirs = build(swish, fused)
@@ -172,7 +172,7 @@ def test_works_on_the_meta_device(swish: bool, fused: bool) -> None:
     assert ours.eval()(x).shape == x.shape
 
 
-def test_state_dict_is_that_of_torch() -> None:
+def test_state_dict_matches_torch() -> None:
     ours, theirs = build(swish=True, fused=True)
     assert list(ours.norm.state_dict()) == list(theirs[0].state_dict())
     assert list(ours.state_dict()) == [f"norm.{name}" for name in theirs[0].state_dict()]
@@ -183,7 +183,7 @@ def test_state_dict_is_that_of_torch() -> None:
     "convert", [nn.SyncBatchNorm.convert_sync_batchnorm, TorchSyncBatchNorm().apply]
 )
 @FUSED
-def test_conversion_to_synchronised_layers_leaves_ours(convert, fused: bool) -> None:
+def test_conversion_to_sync_batch_norm_skips_our_layers(convert, fused: bool) -> None:
     ours = build(swish=True, fused=fused)[0]
     before = [type(module) for module in ours.modules()]
     converted = convert(nn.Sequential(ours))
@@ -208,7 +208,7 @@ def synchronised(rank: int, swish: bool, fused: bool) -> dict[str, Tensor]:
 
 @FUSED
 @SWISH
-def test_two_ranks_of_unequal_batches_equal_one(
+def test_two_ranks_with_unequal_batches_equal_one(
     written_by_this_file: Path, swish: bool, fused: bool
 ) -> None:
     folder = written_by_this_file

@@ -53,7 +53,7 @@ def test_penalty_is_the_sum_of_the_largest_singular_values() -> None:
     torch.testing.assert_close(penalty(), _exact(model), rtol=1e-9, atol=0.0)
 
 
-def test_gradient_is_that_of_the_exact_singular_values() -> None:
+def test_gradient_agrees_with_the_exact_singular_values() -> None:
     model = _every_kind_of_convolution()
     penalty = SpectralPenalty(model, first_iterations=500).double()
     parameters = {
@@ -110,7 +110,7 @@ def test_numbers_of_iterations_are_settings() -> None:
     assert values == pytest.approx([_after(n, 0.9) for n in (3, 5, 7)], rel=1e-12)
 
 
-def test_evaluation_leaves_the_vectors_alone() -> None:
+def test_evaluation_does_not_move_the_vectors() -> None:
     model = _every_kind_of_convolution()
     penalty = SpectralPenalty(model).double()
     fresh = copy.deepcopy(penalty.state_dict())
@@ -134,7 +134,7 @@ def test_training_moves_the_vectors_and_keeps_them_normalised() -> None:
         torch.testing.assert_close(new.norm(dim=1), torch.ones_like(new[:, 0]))
 
 
-def test_restored_penalty_goes_on_where_the_saved_one_was() -> None:
+def test_restored_penalty_resumes_from_the_saved_vectors() -> None:
     model = _every_kind_of_convolution()
     penalty = SpectralPenalty(model, first_iterations=3, iterations=1).double()
     penalty()
@@ -143,7 +143,7 @@ def test_restored_penalty_goes_on_where_the_saved_one_was() -> None:
     assert [resumed().item() for _ in range(3)] == [penalty().item() for _ in range(3)]
 
 
-def test_layers_iterated_together_give_what_they_give_one_by_one() -> None:
+def test_layers_iterated_together_agree_with_layers_one_by_one() -> None:
     layers = [_spread(WeightNormConv2d(4, 6, 3)) for _ in range(3)]
     together = SpectralPenalty(nn.Sequential(*layers), first_iterations=5).double()
     alone = [SpectralPenalty(layer, first_iterations=5).double() for layer in layers]
@@ -162,7 +162,7 @@ def test_convolutions_of_one_shape_and_different_class_are_not_mixed_up() -> Non
     torch.testing.assert_close(penalty(), exact, rtol=1e-9, atol=0.0)
 
 
-def test_penalised_model_is_no_part_of_the_penalty() -> None:
+def test_penalised_model_is_not_a_submodule_of_the_penalty() -> None:
     penalty = SpectralPenalty(_every_kind_of_convolution())
     assert list(penalty.parameters()) == []
     assert len(list(penalty.modules())) == 1
@@ -212,6 +212,6 @@ def test_bn_scale_penalty_counts_synchronised_layers() -> None:
 
 
 @pytest.mark.parametrize("iterations", [{"first_iterations": 0}, {"iterations": 0}])
-def test_no_iterations_at_all_are_refused(iterations: dict[str, int]) -> None:
+def test_fewer_than_one_iteration_is_refused(iterations: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
         SpectralPenalty(nn.Conv2d(1, 2, 1), **iterations)

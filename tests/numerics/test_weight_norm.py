@@ -40,14 +40,14 @@ def test_normalisation_keeps_the_direction_of_every_filter() -> None:
     torch.testing.assert_close(cosine, torch.ones_like(cosine))
 
 
-def test_normalisation_of_a_stack_is_that_of_its_layers() -> None:
+def test_normalising_a_stack_agrees_with_normalising_each_layer() -> None:
     weight = torch.randn(4, 5, 3, 3, 3, dtype=torch.float64)
     log_gain = torch.randn(4, 5, 1, 1, 1, dtype=torch.float64)
     one_by_one = [weight_norm(w, g) for w, g in zip(weight, log_gain, strict=True)]
     assert torch.equal(weight_norm(weight, log_gain), torch.stack(one_by_one))
 
 
-def test_gradient_of_the_normalised_weight_is_that_of_finite_differences() -> None:
+def test_gradient_of_the_normalised_weight_agrees_with_finite_differences() -> None:
     weight = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     log_gain = torch.randn(2, 1, 1, 1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(weight_norm, (weight, log_gain))
@@ -63,7 +63,7 @@ def test_filter_of_zeros_stays_zero_with_finite_gradients() -> None:
     assert weight.grad.isfinite().all()
 
 
-def test_initial_effective_norm_is_that_of_the_default_initialisation_plus_a_hundredth() -> None:
+def test_initial_effective_norm_is_the_default_norm_plus_a_hundredth() -> None:
     layer = WeightNormConv2d(6, 8, 3).double()
     used = stack_weights([layer])[0]
     torch.testing.assert_close(
@@ -74,7 +74,7 @@ def test_initial_effective_norm_is_that_of_the_default_initialisation_plus_a_hun
     assert used.abs().max() < 1.05 * limit
 
 
-def test_norm_of_a_masked_convolution_is_that_of_its_masked_weight() -> None:
+def test_masked_convolution_normalises_its_masked_weight() -> None:
     layer = _masked(2, 4).double()
     used = stack_weights([layer])[0]
     assert (used[layer.mask == 0] == 0.0).all()
@@ -95,7 +95,7 @@ def test_norm_of_a_masked_convolution_is_that_of_its_masked_weight() -> None:
     ],
     ids=["plain", "depthwise", "weight-norm", "weight-norm 1x1", "data-dependent", "masked"],
 )
-def test_stacked_weights_are_what_each_layer_convolves_with(
+def test_stacked_weights_are_the_effective_weights_of_each_layer(
     build: Callable[[], nn.Conv2d],
 ) -> None:
     layers = [build().double().eval() for _ in range(3)]
@@ -109,7 +109,7 @@ def test_stacked_weights_are_what_each_layer_convolves_with(
         torch.testing.assert_close(layer(x), expected)
 
 
-def test_gradients_through_the_stack_are_those_through_the_layers() -> None:
+def test_gradients_through_the_stack_agree_with_the_layers() -> None:
     layers = [_masked(2, 4).double() for _ in range(2)]
     x = torch.zeros(2, 2, 3, 3, dtype=torch.float64)
     x[torch.arange(2), torch.arange(2), 1, 1] = 1.0  # one delta per input channel

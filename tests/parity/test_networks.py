@@ -94,7 +94,7 @@ def _gradients(model: NVAE, loss: Tensor) -> dict[str, Tensor]:
     return {names[name]: g for name, g in zip(parameters, gradients, strict=True)}
 
 
-def test_parameters_are_those_of_the_published_network(model: NVAE, network: Recorded) -> None:
+def test_parameters_match_the_published_network(model: NVAE, network: Recorded) -> None:
     names = published_names(model)
     parameters = {names[name]: parameter for name, parameter in model.named_parameters()}
     assert parameters.keys() == set(network.facts["param_names"])

@@ -107,7 +107,7 @@ def test_learning_rate(schedules: dict[str, Any]) -> None:
     assert got == pytest.approx(recorded["values"], rel=1e-5)
 
 
-def test_weight_of_the_kl(schedules: dict[str, Any]) -> None:
+def test_kl_weight(schedules: dict[str, Any]) -> None:
     recorded = schedules["kl_coeff"]
     beta = partial(
         kl_warmup,
@@ -120,7 +120,7 @@ def test_weight_of_the_kl(schedules: dict[str, Any]) -> None:
     assert got == pytest.approx(recorded["values"], rel=1e-5)
 
 
-def test_weight_of_the_penalties(schedules: dict[str, Any]) -> None:
+def test_penalty_weight(schedules: dict[str, Any]) -> None:
     recorded = schedules["wdn"]
     weight = partial(annealed_penalty_weight, initial=recorded["init"], final=recorded["final"])
     got = [weight(beta) for beta in schedules["kl_coeff"]["values"]]

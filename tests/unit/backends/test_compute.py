@@ -210,14 +210,14 @@ CELLS: list[Callable[[], nn.Module]] = [
 
 @pytest.mark.slow
 @BY_SETTING
-def test_compiling_changes_no_number(name: str, findings: dict[Any, Any]) -> None:
+def test_compiling_does_not_change_the_results(name: str, findings: dict[Any, Any]) -> None:
     found = findings[name]
     torch.testing.assert_close(found["compiled"], found["plain"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
 @BY_SETTING
-def test_cells_of_one_shape_share_what_is_compiled(name: str, findings: dict[Any, Any]) -> None:
+def test_cells_of_one_shape_share_compiled_code(name: str, findings: dict[Any, Any]) -> None:
     first, second, copied = findings[name]["graphs"]
     assert first > 0
     assert first == second
@@ -226,7 +226,7 @@ def test_cells_of_one_shape_share_what_is_compiled(name: str, findings: dict[Any
 
 @pytest.mark.slow
 @BY_SETTING
-def test_cells_that_share_what_is_compiled_compute_with_their_own_weights(
+def test_cells_that_share_compiled_code_use_their_own_weights(
     name: str, findings: dict[Any, Any]
 ) -> None:
     found = findings[name]["copy of zeros"]

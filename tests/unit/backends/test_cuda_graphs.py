@@ -129,7 +129,7 @@ def test_a_graph_requires_a_cuda_device(train: Train, colour_nvae: NVAE) -> None
 
 @on_gpu
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_a_graph_draws_the_images_of_the_model(nvae: NVAE, dtype: torch.dtype | None) -> None:
+def test_a_graph_draws_the_same_images_as_the_model(nvae: NVAE, dtype: torch.dtype | None) -> None:
     nvae.cuda().eval()
     graphed = GraphedSampler(nvae, 4, 0.7)
     with torch.autocast("cuda", dtype=dtype, enabled=dtype is not None):

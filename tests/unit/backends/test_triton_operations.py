@@ -99,7 +99,7 @@ def by_kernels(given: Problem, swish: bool) -> tuple[Tensor, ...]:
 
 
 @SHAPES_AND_SIZES
-def test_statistics_are_those_of_torch(shape: tuple[int, ...], size: int) -> None:
+def test_statistics_agree_with_torch(shape: tuple[int, ...], size: int) -> None:
     x = problem(shape, size).x
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
     torch.testing.assert_close(kernels.statistics(x), (mean, var))
@@ -107,13 +107,13 @@ def test_statistics_are_those_of_torch(shape: tuple[int, ...], size: int) -> Non
 
 @SWISH
 @SHAPES_AND_SIZES
-def test_normalization_is_that_of_torch(shape: tuple[int, ...], size: int, swish: bool) -> None:
+def test_normalization_agrees_with_torch(shape: tuple[int, ...], size: int, swish: bool) -> None:
     given = problem(shape, size)
     torch.testing.assert_close(by_kernels(given, swish), by_torch(given, swish))
 
 
 @SHAPES_AND_SIZES
-def test_convolution_is_that_of_torch(shape: tuple[int, ...], size: int) -> None:
+def test_convolution_agrees_with_torch(shape: tuple[int, ...], size: int) -> None:
     x, _, _, kernel, gradient = problem(shape, size)
     expected = F.conv2d(x.requires_grad_(), kernel, padding=size // 2, groups=len(kernel))
     (grad_x,) = torch.autograd.grad(expected, x, gradient)
@@ -175,7 +175,7 @@ def test_equal_inputs_give_equal_bits_in_any_layout() -> None:
                 assert same.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_number_formats_may_differ_as_under_autocast() -> None:
+def test_dtypes_may_differ_as_under_autocast() -> None:
     given = problem().to(torch.float32)
     low = given._replace(kernel=given.kernel.bfloat16(), gradient=given.gradient.bfloat16())
     grad_x = by_kernels(low, True)[1]
@@ -187,7 +187,7 @@ def test_number_formats_may_differ_as_under_autocast() -> None:
     torch.testing.assert_close(convolved.double(), expected, rtol=2**-7, atol=1e-5)
 
 
-def test_a_large_mean_costs_no_digits() -> None:
+def test_a_large_mean_loses_no_precision() -> None:
     given = problem().to(torch.float32)
     given = given._replace(x=given.x / 30 + 1000)
     var, mean = torch.var_mean(given.x.double(), (0, 2, 3), correction=0)
@@ -204,7 +204,7 @@ def test_a_large_mean_costs_no_digits() -> None:
     torch.testing.assert_close(result.double(), expected, rtol=1e-6, atol=1e-5)
 
 
-def test_compilers_see_operations_as_they_are() -> None:
+def test_operations_pass_opcheck() -> None:
     x, weight, bias, kernel, gradient = problem().to(torch.float32)
     mean, inverse_std = torch.randn(2, len(weight), device=DEVICE)
     affine, means = (mean, inverse_std, weight, bias), torch.stack([mean, bias])
@@ -219,7 +219,7 @@ def test_compilers_see_operations_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_statistics_are_float32_whatever_the_mean(dtype: torch.dtype) -> None:
+def test_statistics_are_float32_for_any_mean(dtype: torch.dtype) -> None:
     x = problem((8, 3, 16, 16)).x.float().add(300.0).to(dtype)
     mean, var = TorchKernels().statistics(x)
     assert mean.dtype == var.dtype == torch.float32
@@ -228,7 +228,7 @@ def test_statistics_are_float32_whatever_the_mean(dtype: torch.dtype) -> None:
     torch.testing.assert_close(var.double(), exact_var, rtol=1e-4, atol=0.0)
 
 
-def test_swish_of_large_values_overflows_nowhere() -> None:
+def test_swish_of_large_values_does_not_overflow() -> None:
     given = problem((1, 2, 3, 3)).to(torch.float32)
     given = given._replace(bias=torch.tensor([-200.0, 200.0], device=DEVICE))
     with np.errstate(over="ignore"):  # of the exponential, which the interpreter takes from NumPy
@@ -238,7 +238,7 @@ def test_swish_of_large_values_overflows_nowhere() -> None:
         torch.testing.assert_close(result.double(), right, rtol=1e-5, atol=1e-3)
 
 
-def test_a_cpu_is_left_to_torch() -> None:
+def test_triton_is_not_available_on_a_cpu() -> None:
     assert not kernels.is_available(torch.device("cpu"))
 
 

@@ -149,7 +149,7 @@ def test_inference_on_a_cpu_folds_every_normalisation_beside_a_convolution(
     assert len(normalized) == left
 
 
-def test_statistics_are_measured_without_gradients_too() -> None:
+def test_statistics_are_also_measured_without_gradients() -> None:
     cell = _applied(_with_statistics(DepthwiseCell(4, 4))).double().eval()
     for norm in cell.modules():
         if isinstance(norm, BatchNorm):
@@ -164,7 +164,9 @@ def test_statistics_are_measured_without_gradients_too() -> None:
 
 @pytest.mark.parametrize("build", [RegularCell, DepthwiseCell])
 @torch.no_grad()
-def test_inference_in_16_bits_is_as_exact_as_with_the_plain_layers(build: type[nn.Module]) -> None:
+def test_inference_in_16_bits_is_as_accurate_as_with_the_plain_layers(
+    build: type[nn.Module],
+) -> None:
     cell = _applied(_with_statistics(build(16, 16))).eval()
     x = torch.randn(4, 16, 8, 8)
     expected = cell(x)

@@ -51,7 +51,7 @@ def test_matrix_products_count_and_elementwise_work_does_not() -> None:
         pytest.param("celeba_hq", 328.0, marks=pytest.mark.slow),
     ],
 )
-def test_published_models_need_their_known_flops_per_image(dataset: str, gflop: float) -> None:
+def test_published_models_have_the_known_flops_per_image(dataset: str, gflop: float) -> None:
     with initialize_config_dir(str(CONFIG_ROOT / "conf"), version_base="1.3"):
         config = compose("benchmark", [f"dataset={dataset}", "model=base"])
     build = partial(instantiate, config.module, _convert_="all")

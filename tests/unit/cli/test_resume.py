@@ -114,7 +114,7 @@ def test_saved_overrides_that_name_code_or_places_are_refused(run: Path, overrid
         "logger.wandb.project=x", "~callbacks.wandb", "++trainer.max_time=null", "compile=true",
     ],
 )  # fmt: skip
-def test_saved_overrides_that_only_choose_and_set_are_taken(run: Path, override: str) -> None:
+def test_ordinary_saved_overrides_are_accepted(run: Path, override: str) -> None:
     _save(run, {**SETTINGS, "overrides": [override, "hydra.searchpath=[/tmp]"]})
     given = f"ckpt_path={run}"
     assert _merged(given) == [override, given, "hydra.mode=RUN"]
@@ -153,7 +153,7 @@ def test_a_resume_may_move_the_run_and_its_data(run: Path) -> None:
         ({"model": {"channels": 16}}, "model.channels"),
     ],
 )
-def test_other_data_and_models_are_another_experiment(
+def test_other_data_or_another_model_requires_a_new_run(
     run: Path, change: dict[str, Any], name: str
 ) -> None:
     with pytest.raises(ValueError, match=f"^{name}: got .*start a new run"):

@@ -39,7 +39,7 @@ def test_a_folder_is_held_until_it_is_released(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(run_folder.fcntl is None, reason="this system has no such locks")
-def test_a_second_run_is_refused_and_told_where(tmp_path: Path) -> None:
+def test_a_second_run_is_refused_and_told_the_folder(tmp_path: Path) -> None:
     assert run_folder.fcntl is not None
     with (tmp_path / run_folder.LOCK).open("w") as file:
         run_folder.fcntl.flock(file, run_folder.fcntl.LOCK_EX)
@@ -49,7 +49,7 @@ def test_a_second_run_is_refused_and_told_where(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
-def test_a_worker_that_outlives_its_parent_holds_nothing(tmp_path: Path) -> None:
+def test_a_worker_that_outlives_its_parent_does_not_hold_the_folder(tmp_path: Path) -> None:
     code = """
 import os, pathlib, sys, time
 from nvae_lightning.cli import run_folder

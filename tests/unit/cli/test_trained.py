@@ -99,7 +99,7 @@ def refusal(config: Any, model: NVAE) -> str:
     return str(error.value)
 
 
-def test_the_dataset_of_the_training_is_built_with_what_is_given(
+def test_the_dataset_of_the_training_is_built_with_the_given_settings(
     run: Path, config: Config, model: NVAE
 ) -> None:
     write(run, changed(test_fraction=0.25))
@@ -125,7 +125,7 @@ def test_the_dataset_of_the_training_is_built_with_what_is_given(
         ["nvae_lightning.data.MNIST5k"],
     ],
 )
-def test_no_other_class_is_looked_up(
+def test_other_classes_are_not_imported(
     target: object, run: Path, config: Config, model: NVAE
 ) -> None:
     write(run, changed(_target_=target))
@@ -134,7 +134,7 @@ def test_no_other_class_is_looked_up(
     assert "dataset._target_=MODULE.CLASS" in message
 
 
-def test_what_the_image_of_a_run_asks_for_is_not_run(
+def test_a_target_in_the_image_of_a_run_is_not_run(
     run: Path, config: Config, model: NVAE, tmp_path: Path
 ) -> None:
     image = {"_target_": "os.mkdir", "path": str(tmp_path / "harm")}
@@ -201,7 +201,7 @@ def test_settings_of_other_types_are_refused(
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_what_is_no_plain_yaml_is_refused(
+def test_anything_but_plain_yaml_is_refused(
     content: str | bytes, message: str, run: Path, config: Config, model: NVAE
 ) -> None:
     content = content.encode() if isinstance(content, str) else content
@@ -215,7 +215,7 @@ def test_what_is_no_plain_yaml_is_refused(
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "loop", "missing"])
-def test_what_is_no_file_is_not_opened(
+def test_special_files_are_not_opened(
     kind: str, run: Path, config: Config, model: NVAE, tmp_path: Path
 ) -> None:
     path = run / "config.yaml"
@@ -230,7 +230,7 @@ def test_what_is_no_file_is_not_opened(
     assert "add dataset=NAME" in message
 
 
-def test_a_config_as_a_training_writes_it_is_read_as_it_was(tmp_path: Path) -> None:
+def test_a_config_written_by_a_training_is_read_unchanged(tmp_path: Path) -> None:
     content = {
         "lr": 1e-5, "run_id": "12e45678", "number": "007", "now": "2026-01-02", "empty": None,
         "flag": "true", "list": [1, 2.5, "a: b"], "text": "é\n", "colon": "1:30",
@@ -258,7 +258,7 @@ def test_images_are_cropped_as_the_run_or_a_named_dataset_says(
 # -------------------------------------------------------------------------- constructors of others
 
 
-def test_a_likelihood_of_ones_own_is_named_on_the_command_line(
+def test_a_custom_likelihood_is_named_on_the_command_line(
     build_nvae: BuildNVAE, config: Config, run: Path, tmp_path: Path
 ) -> None:
     image = Image(1, 28, 1, padding=2)
@@ -279,7 +279,7 @@ def test_a_likelihood_of_ones_own_is_named_on_the_command_line(
         trained_model(config("+model.likelihood.offset=1.5"))
 
 
-def test_weights_that_are_no_numbers_are_loaded_if_the_command_line_says_so(
+def test_non_finite_weights_are_loaded_if_allowed(
     model: NVAE, config: Config, tmp_path: Path
 ) -> None:
     with torch.no_grad():

@@ -70,6 +70,6 @@ def test_without_validation_data_searches_are_refused() -> None:
     check(With(), BEST)
 
 
-def test_the_test_split_is_not_optimised_on() -> None:
+def test_test_metrics_are_not_optimised() -> None:
     with pytest.raises(ValueError, match=r"^optimized_metric: got test/bpd, but nothing"):
         check(With(), BEST, "test/bpd")

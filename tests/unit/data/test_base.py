@@ -93,12 +93,12 @@ def test_training_batches_are_full_and_shuffled_in_every_epoch() -> None:
     assert numbers(first) != numbers(second)
 
 
-def test_the_seed_alone_decides_on_the_order_of_training_images() -> None:
+def test_the_seed_alone_determines_the_order_of_training_images() -> None:
     orders = [numbers(list(made(seed=seed).train_dataloader())) for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_every_test_image_is_given_in_order() -> None:
+def test_test_images_are_returned_in_order() -> None:
     batches = list(made().test_dataloader())
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert numbers(batches) == list(range(NUM_TRAIN, NUM_TRAIN + NUM_TEST))

@@ -208,7 +208,7 @@ def test_values_beyond_the_bits_of_the_source_are_refused() -> None:
         decoded(Image.fromarray(values), source_bits=12)
 
 
-def test_colour_with_sixteen_bits_is_noted_and_takes_no_bits_of_the_source() -> None:
+def test_colour_with_sixteen_bits_is_noted_and_refuses_source_bits() -> None:
     file = io.BytesIO()
     write_png(file, COLOURS.astype(np.uint16) << 4, 16, struct.pack(">HHH", 1, 1, 1))
     _, notes = decoded(open_image(file.getvalue()))
@@ -304,7 +304,7 @@ def test_shrinking_averages_instead_of_skipping_pixels(interpolation: str) -> No
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 32), (32, 48)])
-def test_an_uncropped_image_comes_out_as_from_torchvision(height: int, width: int) -> None:
+def test_an_uncropped_image_agrees_with_torchvision(height: int, width: int) -> None:
     image = Image.fromarray(noise(height, width, 3))
     expected = CenterCrop(8)(Resize(8, InterpolationMode.BILINEAR, antialias=True)(image))
     pixels, _ = decoded(image, interpolation="bilinear")

@@ -359,7 +359,7 @@ def test_an_interruption_before_any_step_is_resumed_exactly(
     assert set(seen) == {"nothing", "error", "new"}
 
 
-def test_an_interrupted_replacement_leaves_one_of_both_or_nothing(
+def test_an_interrupted_replacement_leaves_either_version_or_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From three splits to two: the old files must be deleted."""
@@ -389,7 +389,7 @@ def test_an_interrupted_replacement_leaves_one_of_both_or_nothing(
 
 
 @pytest.mark.parametrize("interrupt_at", range(NUM_TRAIN))
-def test_an_interruption_in_any_chunk_costs_that_chunk_only(
+def test_an_interruption_in_any_chunk_loses_only_that_chunk(
     tmp_path: Path, interrupt_at: int
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -458,7 +458,7 @@ def test_a_half_discarded_preparation_is_not_resumed(
 # Folders that are not empty.
 
 
-def test_another_preparation_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_another_preparation_is_refused_and_kept(tmp_path: Path) -> None:
     folder = tmp_path / "p"
     made(folder, pictures())
     before = files(folder)

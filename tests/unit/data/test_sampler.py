@@ -85,7 +85,7 @@ def test_training_batches_are_full_and_no_image_comes_twice(num_ranks: int) -> N
     assert {len(batch) for batches in ranks for batch in batches} == {5}
 
 
-def test_the_order_is_another_in_every_epoch_and_for_every_seed() -> None:
+def test_the_order_differs_between_epochs_and_seeds() -> None:
     orders = [
         str(shards(50, 5, 1, train=True, seed=seed, epoch=epoch))
         for seed in range(3)
@@ -101,7 +101,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert shards(50, 5, 2, train=True, seed=3, epoch=7) == first
 
 
-def test_other_images_are_left_out_in_every_epoch() -> None:
+def test_different_images_are_left_out_in_every_epoch() -> None:
     left_out = set()
     for epoch in range(4):
         (batches,) = shards(22, 4, 1, train=True, epoch=epoch)
@@ -136,7 +136,7 @@ def take(source: Any, num_batches: int | None = None) -> Batches:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("position", range(STEPS))
-def test_a_loaded_position_gives_exactly_the_rest_of_the_epoch(
+def test_a_restored_position_gives_exactly_the_rest_of_the_epoch(
     position: int, workers: int
 ) -> None:
     uninterrupted = loader()
@@ -220,7 +220,7 @@ def test_an_error_of_the_thread_is_raised_when_its_batch_is_due() -> None:
         next(batches)
 
 
-def test_no_thread_is_left_of_an_epoch_that_was_not_finished() -> None:
+def test_an_unfinished_epoch_leaves_no_thread() -> None:
     before = threading.active_count()
     batches = iter(ReadingAhead(Noting(), batch_size=None))
     next(batches)

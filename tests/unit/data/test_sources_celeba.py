@@ -38,7 +38,7 @@ def zip_images(root: Path) -> None:
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("below", ["", "celeba"])
-def test_the_published_split_is_taken(
+def test_the_published_split_is_used(
     below: str, zipped: bool, root: Path, wanted: Wanted, read: Read
 ) -> None:
     if zipped:

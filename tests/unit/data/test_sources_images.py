@@ -108,7 +108,7 @@ def test_the_seeded_split_is_the_same_in_every_layout(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_suffix_is_read_and_other_files_are_left_alone(
+def test_every_known_suffix_is_read_and_other_files_are_skipped(
     layout: Layout, folder: Path, wanted: Wanted, read: Read
 ) -> None:
     names = [
@@ -131,7 +131,7 @@ def test_every_suffix_is_read_and_other_files_are_left_alone(
 
 
 @pytest.mark.parametrize("test", ["test", "val", "valid", "validation"])
-def test_any_folder_to_hold_out_is_the_test_split(
+def test_any_name_of_a_held_out_folder_makes_it_the_test_split(
     test: str, tmp_path: Path, wanted: Wanted, greys: Greys
 ) -> None:
     write_greys(tmp_path, "train/a.png", f"{test}/b.png")
@@ -158,9 +158,7 @@ def test_archives_named_after_splits_are_the_splits(
     assert greys(splits.sources["test"]) == [0]
 
 
-def test_folders_are_the_splits_beside_the_archives_that_they_were_in(
-    folder: Path, wanted: Wanted
-) -> None:
+def test_folders_take_precedence_over_archives_beside_them(folder: Path, wanted: Wanted) -> None:
     write_greys(folder, *NAMES)
     zipped(folder / "train")
     splits = open_source(folder, wanted)

@@ -42,13 +42,13 @@ def test_a_seeded_split_does_not_depend_on_the_order_of_the_names(names: list[st
         assert held_out(shuffled) == held_out(names)
 
 
-def test_a_seeded_split_does_not_depend_on_folders_and_suffixes_of_images_named_apart() -> None:
+def test_a_seeded_split_does_not_depend_on_folders_and_suffixes_of_unique_names() -> None:
     moved = [f"photos/{index % 3}/{name[:-4]}.JPEG" for index, name in enumerate(NAMES)]
     expected = {name[:2] for name in held_out(NAMES)}
     assert {name.split("/")[-1][:2] for name in held_out(moved)} == expected
 
 
-def test_images_of_one_name_in_two_folders_are_drawn_apart() -> None:
+def test_images_of_one_name_in_two_folders_are_drawn_independently() -> None:
     names = [f"{folder}/{index}.png" for folder in "ab" for index in range(10)]
     drawn = held_out(names)
     assert len(drawn) == 6
@@ -119,7 +119,7 @@ def test_a_duplicate_split_is_reported() -> None:
         ),
     ],
 )
-def test_a_validation_split_is_the_test_split_where_there_is_none(
+def test_a_validation_split_is_the_test_split_if_there_is_none(
     given: list[str], expected: dict[str, str]
 ) -> None:
     splits = check_splits({name: name for name in given}, "'x'")

@@ -38,7 +38,7 @@ def test_black_and_white_pixels_are_never_changed_by_binarisation() -> None:
     assert torch.equal(binarize(images), images / 255)
 
 
-def test_binarisation_is_drawn_again_at_every_call() -> None:
+def test_binarisation_is_random_at_every_call() -> None:
     torch.manual_seed(0)
     assert not torch.equal(binarize(ALL_VALUES), binarize(ALL_VALUES))
 

@@ -384,7 +384,7 @@ def test_published_weights_of_unsuitable_dtypes_are_refused_by_name(tmp_path: Pa
     convert_published(tmp_path / "a.pt", tmp_path / "out", allow_nonfinite=True)
 
 
-def test_torch_s_advice_to_trust_a_file_is_not_repeated(tmp_path: Path) -> None:
+def test_torchs_advice_to_trust_a_file_is_not_repeated(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": _Harmful()}, path)
     for load in (load_model, read_checkpoint):

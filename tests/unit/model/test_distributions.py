@@ -89,7 +89,7 @@ def test_log_weight_is_joint_over_posterior() -> None:
         (torch.float64, torch.float64),
     ],
 )
-def test_only_16_bit_numbers_are_lifted(dtype: torch.dtype, lifted: torch.dtype) -> None:
+def test_only_16_bit_dtypes_are_cast_to_float32(dtype: torch.dtype, lifted: torch.dtype) -> None:
     x: Tensor = torch.randn(3, dtype=torch.float64).to(dtype)
     assert full_precision(x).dtype == lifted
     assert torch.equal(full_precision(x).double(), x.double())

@@ -105,7 +105,7 @@ def test_channels_double_whenever_the_resolution_halves() -> None:
     assert hierarchy.num_groups == 36
 
 
-def test_width_scales_the_channels_and_the_cap_the_groups() -> None:
+def test_width_scales_the_channels_and_the_maximum_caps_the_groups() -> None:
     hierarchy = _doubling(
         channels=8, decoder_channels=16, width=0.5, num_groups=[1, 9], max_groups_per_scale=2
     )

@@ -95,7 +95,7 @@ def test_decoding_all_inferred_latents_gives_the_inferred_likelihood(nvae: NVAE)
 
 
 @pytest.mark.parametrize("num_given", [1, 2, 3])
-def test_decoding_what_sampling_would_draw_gives_the_sample(nvae: NVAE, num_given: int) -> None:
+def test_decoding_the_draws_of_sampling_gives_the_sample(nvae: NVAE, num_given: int) -> None:
     noise = _noise(nvae)
     sampled = nvae.sample(3, temperature=0.8, noise=noise)
     given = _prior_draws(nvae, noise, temperature=0.8)[:num_given]
@@ -103,7 +103,7 @@ def test_decoding_what_sampling_would_draw_gives_the_sample(nvae: NVAE, num_give
     torch.testing.assert_close(decoded.logits, sampled.logits)
 
 
-def test_decoding_draws_the_groups_that_are_not_given(colour_nvae: NVAE) -> None:
+def test_decoding_draws_the_missing_groups(colour_nvae: NVAE) -> None:
     z = colour_nvae.encode(_images(colour_nvae.image))
     first, second = (colour_nvae.decode(z[:2]).logits for _ in range(2))
     assert (first - second).abs().max() > 1e-4
@@ -116,7 +116,7 @@ def test_first_group_is_drawn_from_its_fixed_prior(colour_nvae: NVAE) -> None:
     torch.testing.assert_close(drawn[0], 0.6 * noise[0])
 
 
-def test_same_noise_gives_the_same_inference_and_other_noise_another(nvae: NVAE) -> None:
+def test_same_noise_gives_the_same_inference_and_other_noise_a_different_one(nvae: NVAE) -> None:
     x, noise = _images(nvae.image), _noise(nvae)
     with torch.no_grad():
         first, again, other = nvae(x, noise), nvae(x, noise), nvae(x, _noise(nvae))
@@ -156,7 +156,7 @@ def test_images_of_a_batch_do_not_influence_each_other_in_evaluation(nvae: NVAE)
     )
 
 
-def test_network_sees_black_as_minus_one_and_white_as_one(grey_nvae: NVAE) -> None:
+def test_the_network_reads_black_as_minus_one_and_white_as_one(grey_nvae: NVAE) -> None:
     seen: list[Tensor] = []
     grey_nvae.encoder.stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     x = torch.ones(1, 1, 6, 6)
@@ -192,7 +192,7 @@ def test_log_likelihood_of_many_samples_is_the_logarithm_of_their_mean_weight(nv
     torch.testing.assert_close(log_likelihood.double(), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_sharing_the_bottom_up_pass_gives_what_not_sharing_it_gives(nvae: NVAE) -> None:
+def test_sharing_the_bottom_up_pass_does_not_change_the_weights(nvae: NVAE) -> None:
     x = _images(nvae.image)
     noise = [torch.randn(4 * len(x), *shape) for shape in nvae.latent_shapes]
     with torch.no_grad():
@@ -203,7 +203,7 @@ def test_sharing_the_bottom_up_pass_gives_what_not_sharing_it_gives(nvae: NVAE) 
 
 
 @pytest.mark.parametrize("budget", ["least", 2_000_000, 1 << 30])
-def test_memory_is_bounded_by_the_budget_and_no_number_depends_on_it(
+def test_memory_is_bounded_by_the_budget_and_the_results_do_not_depend_on_it(
     nvae: NVAE, budget: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = _images(nvae.image)
@@ -254,7 +254,7 @@ def test_number_of_inferred_groups_is_checked(nvae: NVAE, num_inferred: int) -> 
 # --- noise and temperature -------------------------------------------------------------------
 
 
-def test_noise_of_latents_gives_them_again(nvae: NVAE) -> None:
+def test_noise_of_latents_reproduces_them(nvae: NVAE) -> None:
     x = _images(nvae.image)
     with torch.no_grad():
         latents = nvae.encode(x)
@@ -263,19 +263,11 @@ def test_noise_of_latents_gives_them_again(nvae: NVAE) -> None:
     torch.testing.assert_close(sampled, nvae.decode(latents).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_noise_of_latents_from_the_prior_is_theirs(nvae: NVAE) -> None:
+def test_noise_of_prior_draws_is_the_noise_that_made_them(nvae: NVAE) -> None:
     noise = _noise(nvae)
     with torch.no_grad():
         found = nvae.noise_of(_prior_draws(nvae, noise, 1.0))
     torch.testing.assert_close(found, noise, rtol=1e-4, atol=1e-4)
-
-
-def test_decoding_all_groups_gives_the_posteriors_likelihood(nvae: NVAE) -> None:
-    x = _images(nvae.image)
-    with torch.no_grad():
-        inference = nvae(x)
-        decoded = nvae.decode([latent.z for latent in inference.latents])
-    assert torch.equal(decoded.log_prob(x), inference.likelihood.log_prob(x))
 
 
 def test_temperature_per_scale_applies_to_the_groups_of_that_scale(nvae: NVAE) -> None:
@@ -374,7 +366,7 @@ def test_residual_posterior_adds_the_networks_output_to_the_raw_prior(
     assert (relative.posterior.mean - plain.posterior.mean).abs().max() > 1e-3
 
 
-def test_volume_preserving_flows_keep_what_is_before_them_for_the_density(
+def test_inference_with_flows_keeps_the_base_draw_for_the_density(
     flow_nvae: NVAE,
 ) -> None:
     for latent in flow_nvae(_images(flow_nvae.image)).latents:
@@ -383,7 +375,7 @@ def test_volume_preserving_flows_keep_what_is_before_them_for_the_density(
         torch.testing.assert_close(latent.kl, latent.log_q - latent.log_p)
 
 
-def test_model_without_flows_has_no_draw_before_them(colour_nvae: NVAE) -> None:
+def test_inference_without_flows_has_no_base_draw(colour_nvae: NVAE) -> None:
     assert all(latent.base is None for latent in colour_nvae(_images(colour_nvae.image)).latents)
 
 
@@ -398,7 +390,7 @@ def test_images_of_another_shape_are_refused(colour_nvae: NVAE) -> None:
             colour_nvae.log_likelihood(torch.rand(shape), num_samples=1)
 
 
-def test_no_samples_are_refused(colour_nvae: NVAE) -> None:
+def test_zero_samples_are_refused(colour_nvae: NVAE) -> None:
     with pytest.raises(ValueError, match="num_samples"):
         colour_nvae.sample(0)
     with pytest.raises(ValueError, match="num_samples"):
@@ -463,7 +455,7 @@ def test_settings_out_of_range_are_refused(
         build_nvae(**overrides)
 
 
-def test_channels_too_few_for_the_skip_of_a_down_cell_are_refused(build_nvae: BuildNVAE) -> None:
+def test_too_few_channels_for_the_skip_of_a_down_cell_are_refused(build_nvae: BuildNVAE) -> None:
     hierarchy = Hierarchy.doubling(channels=1, num_groups=[1, 1], downsample=2, latent_channels=2)
     with pytest.raises(ValueError, match="channels"):
         build_nvae(hierarchy=hierarchy)
@@ -540,7 +532,7 @@ def variant(request: pytest.FixtureRequest, build_nvae: BuildNVAE) -> NVAE:
     return build_nvae(**request.param)
 
 
-def test_every_parameter_gets_a_finite_and_somewhere_nonzero_gradient(variant: NVAE) -> None:
+def test_every_parameter_gets_a_finite_gradient_that_is_not_all_zero(variant: NVAE) -> None:
     model = variant.double().train()
     x = _images(model.image, num=4).double()
     with torch.no_grad():
@@ -580,7 +572,7 @@ def _tensors(normals: list[Normal]) -> list[Tensor]:
     return [tensor for normal in normals for tensor in (normal.mean, normal.log_std)]
 
 
-def test_double_precision_holds_throughout(few: NVAE) -> None:
+def test_float64_is_kept_throughout(few: NVAE) -> None:
     model = few.double().train()
     rounded: list[str] = []
 
@@ -614,7 +606,7 @@ def test_double_precision_holds_throughout(few: NVAE) -> None:
     assert model.log_likelihood(x, 2).dtype == torch.float64
 
 
-def test_single_precision_is_close_to_double(few: NVAE) -> None:
+def test_float32_is_close_to_float64(few: NVAE) -> None:
     x, noise = _images(few.image), _noise(few)
     with torch.no_grad():
         few.train()(x)
@@ -654,7 +646,7 @@ def test_gradients_under_autocast_are_finite(colour_nvae: NVAE) -> None:
         assert parameter.grad.isfinite().all(), name
 
 
-def test_images_may_come_padded(grey_nvae: NVAE) -> None:
+def test_padded_images_are_accepted(grey_nvae: NVAE) -> None:
     x = torch.bernoulli(torch.full((3, 1, 6, 6), 0.5))
     noise = [torch.randn(3, *shape) for shape in grey_nvae.latent_shapes]
     padded = grey_nvae.image.pad(x)

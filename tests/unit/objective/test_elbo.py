@@ -14,7 +14,7 @@ def test_bound_is_minus_distortion_minus_the_rate_of_all_groups() -> None:
     assert terms.value.tolist() == [-14.0, -18.0]
 
 
-def test_terms_are_those_of_the_inference(nvae: NVAE) -> None:
+def test_terms_match_the_inference(nvae: NVAE) -> None:
     image = nvae.image
     x = torch.randint(0, 2, (3, image.channels, image.size, image.size)).float()
     inference = nvae(x)

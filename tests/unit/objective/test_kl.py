@@ -36,7 +36,7 @@ def test_size_factors_have_the_published_values(
     assert size_factor(_hierarchy(*num_groups)).tolist() == pytest.approx(expected)
 
 
-def test_size_factor_grows_as_told_and_its_least_value_is_one() -> None:
+def test_size_factors_follow_the_growth_and_are_at_least_one() -> None:
     assert size_factor(_hierarchy(2, 2), growth=2.0).tolist() == pytest.approx([1, 1, 2, 2])
     assert size_factor(_hierarchy(1, 4), growth=2.0).tolist() == pytest.approx([2, 1, 1, 1, 1])
 
@@ -87,7 +87,7 @@ def test_balancing_ends_with_the_warm_up() -> None:
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 0.999, 1.0])
-def test_weight_as_a_tensor_gives_the_same(beta: float) -> None:
+def test_a_tensor_as_weight_gives_the_same_term(beta: float) -> None:
     rate, size = torch.randn(3, 4), torch.tensor([1.0, 2.0, 4.0])
     expected = balance_kl(rate, size, beta)
     torch.testing.assert_close(balance_kl(rate, size, torch.tensor(beta)), expected)
@@ -119,7 +119,7 @@ def test_activity_is_averaged_over_batch_and_space() -> None:
     assert active_channels(channel_rates(_latent_of_kl(kl))).item() == 1
 
 
-def test_activity_under_flows_is_of_the_one_sample_estimate() -> None:
+def test_activity_with_flows_uses_the_one_sample_estimate() -> None:
     zeros = torch.zeros(1, 2, 2, 2)
     z = torch.tensor([0.0, 1.0])[None, :, None, None].expand(1, 2, 2, 2)
     latent = Latent(Normal(zeros, zeros), Normal(zeros, zeros), z=z, base=zeros)

@@ -19,6 +19,6 @@ def test_penalty_weight_out_of_range_is_refused(
         Penalty(weight=weight, initial_weight=initial_weight)
 
 
-def test_penalty_may_weigh_nothing_where_it_is_not_annealed() -> None:
+def test_zero_penalty_weight_is_accepted_without_annealing() -> None:
     assert Penalty(weight=0.0).weight == 0.0
     assert Penalty(weight=0.1, initial_weight=1.0).initial_weight == 1.0

@@ -26,7 +26,7 @@ def test_kl_weight_has_the_published_values(step: int, beta: float) -> None:
     assert kl_warmup(step, 200) == pytest.approx(beta, rel=1e-12)
 
 
-def test_kl_weight_never_falls_and_ends_its_rise_after_its_share_of_the_training() -> None:
+def test_kl_weight_rises_monotonically_over_its_fraction_of_the_training() -> None:
     betas = [kl_warmup(s, 1000, fraction=0.5, constant_fraction=0.1) for s in range(1001)]
     assert betas == sorted(betas)
     assert betas[100] == 1e-4

@@ -231,7 +231,7 @@ def test_every_setting_is_read_as_it_was_written(variant: str, tmp_path: Path) -
         ("res53_mbconv", {"enc_tower.4._ops.0.conv_0.weight": (32, 16, 3, 3)}),
     ],
 )
-def test_names_and_shapes_are_the_published_ones(
+def test_names_and_shapes_match_the_published_ones(
     architecture: str, shapes: dict[str, tuple[int, ...]]
 ) -> None:
     weights = _weights(build_published({**SETTINGS, "arch_instance": architecture}))
@@ -380,7 +380,7 @@ def test_model_is_in_evaluation_mode_with_published_numerics(file: Path) -> None
     assert model.likelihood.published_temperature
 
 
-def test_numerics_of_our_own_models_are_not_the_published_ones(colour_nvae: NVAE) -> None:
+def test_our_own_models_do_not_use_the_published_numerics(colour_nvae: NVAE) -> None:
     assert colour_nvae.decoder.groups[0].prior_std == 1.0
     assert isinstance(colour_nvae.likelihood, DiscretizedLogisticMixtureLikelihood)
     assert not colour_nvae.likelihood.published_tails
@@ -590,14 +590,14 @@ def test_every_weight_that_does_not_fit_is_listed(tmp_path: Path) -> None:
         ({"num_x_bits": 9}, "image.bits"),
     ],
 )
-def test_settings_that_describe_no_model_are_refused(
+def test_settings_that_do_not_describe_a_model_are_refused(
     overrides: dict[str, Any], found: str
 ) -> None:
     with pytest.raises(ValueError, match=found):
         build_published({**SETTINGS, **overrides})
 
 
-def test_cells_that_no_published_model_has_have_no_names(colour_nvae: NVAE) -> None:
+def test_weights_without_a_published_name_are_refused(colour_nvae: NVAE) -> None:
     colour_nvae.decoder.head.append(nn.PReLU())
     with pytest.raises(ValueError, match=r"decoder\.head\.2\.weight"):
         published_names(colour_nvae)
@@ -630,7 +630,7 @@ def test_converted_model_is_the_published_one(file: Path, tmp_path: Path) -> Non
     _assert_same(load_published(file), NVAE.from_pretrained(folder))
 
 
-def test_folder_that_holds_files_is_left_alone(file: Path, tmp_path: Path) -> None:
+def test_folder_that_is_not_empty_is_refused(file: Path, tmp_path: Path) -> None:
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "mine.txt").touch()
     with pytest.raises(ValueError, match="not empty"):

@@ -26,7 +26,7 @@ PUBLISHED: dict[str, list[list[float | None]]] = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_values_are_the_papers(name: str) -> None:
+def test_published_values_match_the_paper(name: str) -> None:
     layout = load_layout(name.removeprefix("table"))
     columns = [column.published for column in layout.columns]
     assert [list(row) for row in zip(*columns, strict=True)] == PUBLISHED[name]

@@ -171,13 +171,13 @@ def test_a_model_is_rebuilt_from_its_description(variant: str, build_nvae: Build
         assert torch.equal(again.sample(2, 0.7, noise).mean, model.sample(2, 0.7, noise).mean)
 
 
-def test_what_differs_is_described_differently() -> None:
+def test_different_models_have_different_descriptions() -> None:
     descriptions = {name: json.dumps(describe(given)) for name, given in VARIANTS.items()}
     assert descriptions.pop("regular_partial") == descriptions["regular"]
     assert len(set(descriptions.values())) == len(descriptions)
 
 
-def test_a_description_says_what_it_is_of() -> None:
+def test_a_description_lists_the_settings_of_the_model() -> None:
     with torch.device("meta"):
         model = NVAE(
             GREY,
@@ -316,9 +316,7 @@ OTHERS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_constructors_of_others_are_refused_unless_they_are_given(
-    kind: str, build_nvae: BuildNVAE
-) -> None:
+def test_foreign_constructors_are_refused_unless_given(kind: str, build_nvae: BuildNVAE) -> None:
     cell, message = OTHERS[kind]
     model = build_nvae(encoder_cell=cell)
     description = through_json(model)
@@ -333,7 +331,7 @@ def test_constructors_of_others_are_refused_unless_they_are_given(
     assert through_json(again) == description
 
 
-def test_a_likelihood_of_others_is_refused_unless_it_is_given(build_nvae: BuildNVAE) -> None:
+def test_a_foreign_likelihood_is_refused_unless_given(build_nvae: BuildNVAE) -> None:
     def likelihood(image: Image) -> NormalLikelihood:
         return NormalLikelihood(image)
 
@@ -373,7 +371,7 @@ def test_any_argument_may_be_given_instead(build_nvae: BuildNVAE) -> None:
     ],
 )
 @pytest.mark.parametrize("nested", [False, True])
-def test_other_names_are_not_looked_up_imported_or_run(
+def test_unknown_names_are_not_looked_up_imported_or_run(
     nested: bool,
     name: str,
     described: tuple[dict[str, Any], dict[str, torch.Tensor]],
@@ -415,7 +413,7 @@ def test_other_names_are_not_looked_up_imported_or_run(
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_whatever_others_are_given_the_description_is_plain(
+def test_descriptions_are_plain_data_for_any_foreign_constructor(
     value: Any, build_nvae: BuildNVAE
 ) -> None:
     # A training's checkpoint holds it: of anything else than plain data it could not be read.
@@ -440,7 +438,7 @@ def test_whatever_others_are_given_the_description_is_plain(
     ],
     ids=["float64", "int64", "ListConfig", "range"],
 )
-def test_numbers_and_lists_of_other_libraries_become_plain(
+def test_numbers_and_lists_of_other_libraries_become_plain_data(
     cell: Any, expected: dict[str, Any]
 ) -> None:
     described = describe({"cell": cell})["cell"]
@@ -578,7 +576,7 @@ def test_malformed_descriptions_are_refused_in_one_line(
         (("hierarchy", "latent_channels"), 3, "size mismatch"),
     ],
 )
-def test_descriptions_of_no_possible_model_are_refused_in_one_line(
+def test_descriptions_of_impossible_models_are_refused_in_one_line(
     path: tuple[Any, ...],
     value: Any,
     message: str | None,
@@ -595,7 +593,7 @@ def test_descriptions_of_no_possible_model_are_refused_in_one_line(
 
 @pytest.mark.parametrize("value", ["ab", [["scales", []], ["latent_channels", 2]], 3, None])
 @pytest.mark.parametrize("part", ["image", "hierarchy"])
-def test_parts_that_are_no_mappings_are_no_description(
+def test_parts_that_are_not_mappings_are_refused(
     part: str, value: object, build_nvae: BuildNVAE
 ) -> None:
     description = {**through_json(build_nvae()), part: value}
@@ -629,7 +627,9 @@ def model_or_error(description: object, weights: dict[str, torch.Tensor]) -> NVA
         return str(error)
 
 
-def test_any_value_anywhere_is_refused_in_one_line_or_makes_a_model(build_nvae: BuildNVAE) -> None:
+def test_any_replaced_value_is_refused_in_one_line_or_builds_a_model(
+    build_nvae: BuildNVAE,
+) -> None:
     model = build_nvae(encoder_cell=partial(RegularCell, dilations=(1, 1)))
     description, weights = through_json(model), model.state_dict()
     values = (None, "x", -1, 1.5, [[]], {"constructor": "Conv2d"})

@@ -42,7 +42,7 @@ def _inputs(model: NVAE) -> tuple[Tensor, list[Tensor]]:
 
 
 @pytest.mark.parametrize("load", LOAD.values(), ids=LOAD.keys())
-def test_earlier_weights_give_the_recorded_numbers(load: Callable[[], NVAE]) -> None:
+def test_earlier_weights_reproduce_the_recorded_numbers(load: Callable[[], NVAE]) -> None:
     model = load().double()
     x, noise = _inputs(model)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_an_earlier_description_names_normalisation_and_activation_together() ->
 
 
 @pytest.mark.parametrize("build", [RegularCell, DepthwiseCell])
-def test_current_names_are_left_alone_and_unknown_ones_reported(
+def test_current_names_are_kept_and_unknown_ones_reported(
     build: Callable[..., torch.nn.Module],
 ) -> None:
     cell, other = build(4, 4), build(4, 4)

@@ -392,7 +392,7 @@ def test_without_a_network_the_error_says_so(
         assert "its download from the Hugging Face hub failed (" in message
 
 
-def test_names_that_cannot_be_on_the_hub_are_not_asked_for(
+def test_impossible_hub_names_are_not_requested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

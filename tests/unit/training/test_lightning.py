@@ -157,7 +157,7 @@ class Watch(Callback):
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit but enabled")
-def test_settings_of_the_trainer_have_lightnings_meaning(
+def test_settings_of_the_trainer_work_as_in_lightning(
     build_nvae: BuildNVAE, tmp_path: Path
 ) -> None:
     watch = Watch()

@@ -70,7 +70,7 @@ def bound(module: NVAEModule, folder: Path) -> float:
     return metrics["val/elbo"]
 
 
-def test_the_defaults_are_the_papers(build_nvae: BuildNVAE) -> None:
+def test_the_defaults_match_the_paper(build_nvae: BuildNVAE) -> None:
     module = NVAEModule(build_nvae())
     optimizer = module.optimizer([torch.nn.Parameter(torch.zeros(1))])
     assert isinstance(optimizer, torch.optim.Adamax)

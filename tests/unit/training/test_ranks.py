@@ -38,7 +38,7 @@ def test_other_strategies_are_unchanged() -> None:
             assert strategy_of_a_command(strategy) == strategy
 
 
-def test_torchrun_decides_on_the_number_of_devices() -> None:
+def test_torchrun_determines_the_number_of_devices() -> None:
     torchrun = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}
     assert devices_of_a_command("auto", torchrun) == 2
     assert devices_of_a_command(1, torchrun) == 1

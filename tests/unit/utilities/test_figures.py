@@ -72,7 +72,7 @@ def test_collapsed_groups_have_the_lowest_colour_and_unknown_values_none() -> No
     assert _meshes(figure)[1].get_clim() == (0.0, 1.0)
 
 
-def test_lines_are_those_of_the_groups() -> None:
+def test_each_group_has_its_line() -> None:
     figure = figures.lines_per_group([5, 10], [[1.0, 2.0, 3.0], [4.0, 5.0, -0.1]])
     lines = figure.axes[0].lines
     assert [list(np.asarray(line.get_ydata())) for line in lines] == [
@@ -92,7 +92,7 @@ def test_up_to_ten_groups_have_a_legend_and_more_a_colour_bar() -> None:
     assert many.axes[0].get_legend() is None
 
 
-def test_measured_and_published_have_panels_of_their_own() -> None:
+def test_measured_and_published_values_have_separate_panels() -> None:
     both = figures.Comparison("NLL", ["a", "b"], [6.0, 5.0], [0.1, math.nan], [3.3, 3.2])
     alone = figures.Comparison(
         "memory", ["a", "b"], [1.0, math.nan], [math.nan] * 2, [math.nan] * 2
@@ -107,7 +107,7 @@ def test_measured_and_published_have_panels_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("binarized", [True, False])
-def test_pictures_of_likely_images_say_whether_they_were_binarised(binarized: bool) -> None:
+def test_titles_of_likely_images_say_whether_they_were_binarised(binarized: bool) -> None:
     figure = figures.most_and_least_likely(
         lambda indices: torch.zeros(len(indices), 1, 4, 4), torch.arange(6.0), binarized=binarized
     )

@@ -37,9 +37,7 @@ SIZE = X.nbytes
         (lambda: torch.add(input=X, other=X), SIZE),
     ],
 )
-def test_what_an_operation_returns_is_counted(
-    function: Callable[[], object], expected: int
-) -> None:
+def test_results_of_operations_are_counted(function: Callable[[], object], expected: int) -> None:
     assert peak_bytes(function) == expected
 
 
@@ -79,7 +77,7 @@ def test_changes_in_place_are_not_counted(
     assert peak_bytes(lambda: function(x)) == expected
 
 
-def test_memory_that_is_freed_may_be_used_again() -> None:
+def test_freed_memory_is_reused() -> None:
     def one_after_another() -> None:
         for _ in range(10):
             y = X + 1
@@ -106,7 +104,7 @@ def test_memory_that_is_freed_may_be_used_again() -> None:
     assert peak_bytes(peak_in_the_middle) == 8 * SIZE + 4
 
 
-def test_a_view_holds_what_it_is_of() -> None:
+def test_a_view_keeps_its_base_alive() -> None:
     def with_view() -> tuple[Tensor, Tensor]:
         view = (X + 1)[:2]
         return view, X + 1
@@ -119,7 +117,7 @@ def test_a_view_holds_what_it_is_of() -> None:
     assert peak_bytes(without_view) == SIZE
 
 
-def test_what_is_held_elsewhere_counts_as_long_as_it_is_held() -> None:
+def test_tensors_held_elsewhere_count_while_they_are_held() -> None:
     held: list[Tensor] = []
 
     def hold() -> None:
@@ -133,7 +131,7 @@ def test_what_is_held_elsewhere_counts_as_long_as_it_is_held() -> None:
     assert peak_bytes(lambda: (held.clear(), X + 1, X.expand(2, 256) + 1)[1]) == 3 * SIZE
 
 
-def test_each_measurement_begins_anew() -> None:
+def test_each_measurement_starts_at_zero() -> None:
     assert peak_bytes(lambda: torch.stack([X] * 9)) == 9 * SIZE
     assert peak_bytes(lambda: X + 1) == SIZE
     result = peak_bytes(lambda: X + 1), X + 1, X + 1
@@ -153,7 +151,7 @@ def test_measurements_can_be_nested() -> None:
     assert inner == [3 * SIZE, 0]
 
 
-def test_an_error_passes_and_leaves_nothing_behind() -> None:
+def test_an_error_propagates_and_ends_the_measurement() -> None:
     def fail() -> None:
         _ = X + 1
         raise RuntimeError("of the program")
@@ -164,7 +162,7 @@ def test_an_error_passes_and_leaves_nothing_behind() -> None:
     assert peak_bytes(lambda: X + 1) == SIZE
 
 
-def test_what_is_kept_for_the_gradient_is_counted() -> None:
+def test_tensors_saved_for_backward_are_counted() -> None:
     weight = torch.zeros(256, requires_grad=True)
 
     def with_gradient() -> Tensor:
@@ -184,14 +182,14 @@ def test_memory_of_gradients_is_counted() -> None:
     assert weight.grad is not None
 
 
-def test_a_module_s_weights_are_not_counted() -> None:
+def test_weights_of_a_module_are_not_counted() -> None:
     layer = nn.Linear(64, 4096)
     x = torch.zeros(2, 64)
     with torch.no_grad():
         assert peak_bytes(lambda: layer(x)) == 2 * 4096 * 4
 
 
-def test_the_bytes_are_those_of_the_meta_device_too() -> None:
+def test_bytes_are_the_same_on_the_meta_device() -> None:
     # Whose tensors all have the same address.
     def program(x: Tensor) -> Any:
         y = x + 1
@@ -201,7 +199,7 @@ def test_the_bytes_are_those_of_the_meta_device_too() -> None:
     assert peak_bytes(lambda: program(X.to("meta"))) == 3 * SIZE  # with the copy of X
 
 
-def test_results_and_random_numbers_are_those_of_the_program_alone() -> None:
+def test_measuring_does_not_change_results_or_random_numbers() -> None:
     results: list[Tensor] = []
     torch.manual_seed(3)
     expected = torch.randn(8)

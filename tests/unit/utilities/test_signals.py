@@ -40,25 +40,25 @@ def run(body: str, before: str = "", **environment: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_signal_says_what_is_missing_and_is_the_status(name: str) -> None:
+def test_a_signal_names_the_missing_result_and_sets_the_exit_status(name: str) -> None:
     status, text = run(f"if_ended('no result; again')\nsend({name!r})\nprint('result')")
     assert text == f"ended by {name}: no result; again\n"
     assert status == 128 + getattr(signal, name)
 
 
-def test_a_signal_before_the_command_ends_it_at_once() -> None:
+def test_a_signal_before_the_command_ends_it_immediately() -> None:
     status, text = run("print('result')", before="send('SIGINT')")
     assert text == "ended by SIGINT: nothing was finished; give the same command again\n"
     assert status == 130
 
 
 @pytest.mark.parametrize("caught", ["Exception", "KeyboardInterrupt"])
-def test_no_library_takes_it_for_its_own(caught: str) -> None:
+def test_a_library_cannot_swallow_the_signal(caught: str) -> None:
     status, text = run(f"try:\n  send('SIGINT')\nexcept {caught}:\n  print('swallowed')")
     assert (status, text.count("\n")) == (130, 1)
 
 
-def test_a_second_ctrl_c_ends_what_hangs_with_the_same_line() -> None:
+def test_a_second_ctrl_c_ends_a_hanging_command_with_the_same_line() -> None:
     body = (
         "try:\n  send('SIGINT')\nfinally:\n  send('SIGTERM')\n  send('SIGINT')\n  time.sleep(50)"
     )
@@ -66,18 +66,18 @@ def test_a_second_ctrl_c_ends_what_hangs_with_the_same_line() -> None:
     assert (status, text.count("\n"), text.startswith("ended by SIGINT")) == (130, 1, True)
 
 
-def test_only_the_first_rank_speaks() -> None:
+def test_only_the_first_rank_prints() -> None:
     assert run("send('SIGTERM')", LOCAL_RANK="1") == (143, "")
 
 
-def test_a_forked_worker_ends_without_a_word() -> None:
+def test_a_forked_worker_ends_silently() -> None:
     body = "if not (pid := os.fork()):\n  send('SIGINT')\n  print('worker')\nprint(os.wait()[1])"
     assert run(body) == (0, f"{int(signal.SIGINT)}\n")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "sample", "prepare", "report"])
-def test_a_command_that_imports_ends_with_one_line(command: str) -> None:
+def test_a_signal_during_imports_gives_one_line(command: str) -> None:
     for name in ("SIGINT", "SIGTERM"):
         code = [sys.executable, "-X", "importtime", "-m", f"nvae_lightning.{command}"]
         process = subprocess.Popen(code, stderr=subprocess.PIPE, text=True)

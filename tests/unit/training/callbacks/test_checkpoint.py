@@ -222,7 +222,7 @@ def test_last_is_a_copy_on_file_systems_without_links(
     assert read_checkpoint(folder / "last.ckpt")["global_step"] == 3
 
 
-def test_a_clock_that_is_set_back_changes_nothing(
+def test_a_clock_set_back_does_not_change_the_order(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save, times = AtomicCheckpointIO.save_checkpoint, itertools.count(10**10, -(10**9))

@@ -135,7 +135,7 @@ def closed_form(first: np.ndarray, second: np.ndarray) -> float:
     return float(shift @ shift + traces - 2 * np.sqrt(inner).sum())
 
 
-def test_distance_is_that_of_the_gaussians_of_training_images_and_samples(
+def test_distance_is_between_the_gaussians_of_training_images_and_samples(
     measure: Measure,
 ) -> None:
     network, data = Projection(), make_data()
@@ -146,7 +146,7 @@ def test_distance_is_that_of_the_gaussians_of_training_images_and_samples(
     assert metrics[NAME] == pytest.approx(closed_form(real, fake), rel=1e-5)
 
 
-def test_a_network_that_is_not_inception_is_never_called_fid(measure: Measure) -> None:
+def test_the_distance_of_another_network_is_never_called_fid(measure: Measure) -> None:
     metrics = measure(Projection())
     assert [name for name in metrics if "fid" in name.lower()] == []
     assert NAME in metrics
@@ -223,7 +223,7 @@ def _num_different(images: Tensor) -> int:
     return len(images.flatten(1).unique(dim=0))
 
 
-def test_temperature_is_that_of_the_samples(measure: Measure) -> None:
+def test_temperature_applies_to_the_samples(measure: Measure) -> None:
     networks = {t: Projection() for t in (0, 0.5, 1.0)}
     distances = {t: measure(n, temperature=t)[NAME] for t, n in networks.items()}
     assert _num_different(networks[0].fake()) == 1
@@ -245,7 +245,7 @@ def test_each_scale_may_have_its_temperature(measure: Measure) -> None:
     assert not torch.equal(coarse, fine)
 
 
-def test_seed_is_that_of_the_samples(measure: Measure) -> None:
+def test_seed_determines_the_samples(measure: Measure) -> None:
     networks = [Projection() for _ in range(3)]
     for network, seed in zip(networks, (1, 1, 2), strict=True):
         measure(network, seed=seed)
@@ -362,7 +362,7 @@ def test_samples_that_are_not_finite_are_an_error(
         measure(network)
 
 
-def test_config_holds_the_defaults_of_the_class() -> None:
+def test_config_has_the_defaults_of_the_class() -> None:
     settings = yaml.safe_load(CONFIG.read_text())
     assert settings.pop("_target_") == "nvae_lightning.training.callbacks.FrechetDistance"
     parameters = inspect.signature(FrechetDistance).parameters.values()

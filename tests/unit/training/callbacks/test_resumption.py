@@ -305,7 +305,7 @@ def test_a_run_extended_within_an_epoch_completes_it_first(tmp_path: Path) -> No
     assert rows(8, 13, 15) == rows(15)
 
 
-def test_another_batch_size_counts_every_step_once(tmp_path: Path) -> None:
+def test_a_resume_with_another_batch_size_counts_every_step_once(tmp_path: Path) -> None:
     experiment = Experiment(tmp_path / "run", max_steps=7, every_n_train_steps=1)
     experiment.run()
     for batch_size, num_steps in ((8, 9), (2, 20)):
