@@ -1,10 +1,10 @@
-"""The loss of a short training, against the one committed beside this file.
+"""The loss curve of a short training, against the one committed beside this file.
 
 A change that is not meant to change the computation leaves the curve alone. One that is meant to
 is committed with the new curve: delete the file, run the test twice, and say why.
 
-As a script this file trains a compiled model, which the type checker of the tests would get into,
-and writes its curve: ``test_loss_curve.py FOLDER``.
+As a script this file trains a compiled model, without the tests' runtime type checker, and writes
+its curve: ``test_loss_curve.py FOLDER``.
 """
 
 import csv
@@ -24,7 +24,7 @@ NAMES = ("train/loss", "train/elbo", "train/rate", "train/spectral", "train/grad
 
 
 class Recorder(Callback):
-    """Keep what is logged at each step."""
+    """Keep the values logged at each step."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
@@ -106,10 +106,10 @@ def test_a_compiled_model_follows_the_golden_curve(written_by_this_file: Path) -
 
 @pytest.mark.slow
 def test_the_sixteen_bit_curve_is_close_to_the_float32_curve(tmp_path: Path) -> None:
-    # Not the golden curve: in float64 other random numbers are drawn.
+    # Not the golden curve: float64 draws other random numbers.
     wide = _train(tmp_path, precision="32-true")
     for row, expected in zip(_train(tmp_path, precision="bf16-mixed"), wide, strict=True):
-        # Measured, at most: 0.6 % and 1.9 %. The norm of the gradient differs by up to 6 %.
+        # Measured maxima: 0.6 % and 1.9 %. The norm of the gradient differs by up to 6 %.
         assert row["train/loss"] == pytest.approx(expected["train/loss"], rel=0.02)
         assert row["train/rate"] == pytest.approx(expected["train/rate"], rel=0.05)
 

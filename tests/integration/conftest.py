@@ -1,4 +1,4 @@
-"""Composing configs and building their models; running commands in processes of their own."""
+"""Fixtures that compose configs, build their models and run commands in separate processes."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ _BUILT: dict[str, NVAE] = {}
 
 
 def build_on_meta(model: Any) -> NVAE:
-    """Build a config's model without memory, once per session: many configs have the same one."""
+    """Build a config's model on the meta device, once per session: many configs share one."""
     description = OmegaConf.to_yaml(model, resolve=True)
     if description not in _BUILT:
         with torch.device("meta"):

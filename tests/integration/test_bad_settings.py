@@ -240,7 +240,7 @@ def found(request: pytest.FixtureRequest, folder: Path) -> dict[int, tuple[objec
     return dict(zip(indices, json.loads(result.stdout.partition("FOUND")[2]), strict=True))
 
 
-# Every fourth row is quick: most others exercise the same checks with other names.
+# Every fourth row runs by default: most others exercise the same checks with other names.
 ROWS = [
     pytest.param(index, id=row[0], marks=() if index % 4 == 0 else pytest.mark.slow)
     for index, row in enumerate(BAD_SETTINGS)
@@ -253,7 +253,7 @@ def test_a_bad_setting_gives_one_line_before_anything_is_written(
 ) -> None:
     _, *words = BAD_SETTINGS[index]
     status, errors = found[index]
-    assert isinstance(status, str)  # which Python prints, and ends with 1
+    assert isinstance(status, str)  # Python prints it and exits with 1
     assert status.startswith("error: "), status
     assert "\n" not in status
     assert "Traceback" not in errors

@@ -124,7 +124,7 @@ def test_second_setting_adds_its_overrides_to_the_first(folder: Path) -> None:
     assert "compare" not in first["setting"]
     assert "model.num_encoder_cells=2" in first["setting"]
     assert (first["precision"], second["precision"]) == ("32-true", "bf16-mixed")
-    # One more cell per group costs more operations, in spite of the shorter dtype.
+    # One more cell per group costs more operations, despite the shorter dtype.
     assert second["roofline"]["gflop_per_image"] > first["roofline"]["gflop_per_image"]
     own, other = (
         OmegaConf.load(folder / "compare" / f"{name}.yaml")

@@ -1,4 +1,4 @@
-"""Interrupted and resumed trainings have bitwise the weights, and the metrics, of a whole one."""
+"""Resumed trainings have the weights, bit for bit, and the metrics of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from PIL import Image
 from warm_python import Process, start_python
 
 if not hasattr(os, "fork"):
-    pytest.skip("attempts are forks of one process", allow_module_level=True)
+    pytest.skip("requires fork", allow_module_level=True)
 
 NUM_STEPS = 36
 # Pictures take half of the time and do not affect the resumed state.
@@ -164,7 +164,7 @@ def test_kills_at_random_times_do_not_change_the_result(
     steps_at_kills: list[int] = []
     while len(steps_at_kills) < num_kills:
         before = newest(folder)
-        # On average later with each kill.
+        # Later on average with each kill.
         due = round((len(steps_at_kills) + generator.uniform(0, 3)) * NUM_STEPS / num_kills)
         interval = generator.choice([1, 1, 1, 2, 3])
         attempt = start(
@@ -412,7 +412,7 @@ def test_slurm_requeues_a_job_interrupted_in_its_test(
 ) -> None:
     folder, programs = root / "slurm-test", root / "programs-test"
     programs.mkdir()
-    # SLURM kills scontrol, too, after it has requeued the job.
+    # SLURM also kills scontrol once it has requeued the job.
     (programs / "scontrol").write_text(
         f'#!/bin/sh\necho "$@" >> {programs}/calls\nkill -TERM $$\n'
     )

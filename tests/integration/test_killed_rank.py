@@ -29,7 +29,7 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None
 
 
 def other_ranks(group: int) -> list[int]:
-    """Processes of a process group that Lightning has started."""
+    """Processes that Lightning has started in a process group."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -45,7 +45,7 @@ def other_ranks(group: int) -> list[int]:
 
 @pytest.fixture
 def _adopt_orphans() -> Iterator[None]:
-    # A process whose parent has died becomes this one's child, so that its exit status is known.
+    # Orphans become children of this process, so that it can read their exit status.
     libc = ctypes.CDLL(None)
     assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     yield
@@ -54,7 +54,7 @@ def _adopt_orphans() -> Iterator[None]:
 
 @contextmanager
 def two_ranks(folder: Path, *overrides: str) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
-    """Train on two ranks until the first checkpoint; the processes of ranks 0 and 1."""
+    """Train on two ranks until the first checkpoint; yield rank 0 and the process id of rank 1."""
     log = folder / "log"
     with log.open("w") as output:
         first = subprocess.Popen(
@@ -73,7 +73,7 @@ def two_ranks(folder: Path, *overrides: str) -> Iterator[tuple["subprocess.Popen
         assert first.poll() is None, log.read_text()
         (second,) = other_ranks(first.pid)
         yield first, second
-        wait_for(lambda: not other_ranks(first.pid), 60, "processes that are left")
+        wait_for(lambda: not other_ranks(first.pid), 60, "the remaining processes")
     finally:
         try:
             os.killpg(first.pid, signal.SIGKILL)
@@ -116,7 +116,7 @@ def test_a_stopped_rank_is_named(tmp_path: Path, stopped: str) -> None:
     with two_ranks(tmp_path, "trainer.timeout_minutes=0.1") as (first, second):
         os.kill(first.pid if stopped == "rank 0" else second, signal.SIGSTOP)
         wait_for(lambda: first.poll() is not None, 60, "the end")
-        if stopped == "rank 0":  # which the other one has killed
+        if stopped == "rank 0":  # rank 1 has killed it
             assert first.returncode == -signal.SIGKILL
             assert wait_for_orphan(second) == 1
         else:

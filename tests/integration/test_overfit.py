@@ -29,7 +29,7 @@ def test_a_model_memorises_eight_digits(build_nvae: Any) -> None:
         (-bound).backward()
         optimizer.step()
         bounds.append(bound.item())
-    # One picture for all of them reaches about -42; eight equally likely ones could reach -2.1.
+    # One picture for all digits reaches about -42; eight equally likely ones could reach -2.1.
     assert bounds[0] < -100
     assert sum(bounds[-20:]) / 20 > -28
     with torch.no_grad():

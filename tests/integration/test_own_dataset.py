@@ -1,4 +1,4 @@
-"""Train on datasets of the user's own: plain torch Datasets, and a YAML file with a recipe."""
+"""Train on custom datasets: plain torch Datasets, and a YAML file with a recipe."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The commands that prepare and show a dataset as a user runs them."""
+"""The commands `prepare` and `preview`, run as by a user."""
 
 import csv
 import hashlib
@@ -150,7 +150,7 @@ def num_notes(root):
 
 def kill(pid, root, wanted):
     while num_notes(root) < wanted:
-        assert os.waitpid(pid, os.WNOHANG)[0] == 0, "the preparation ended by itself"
+        assert os.waitpid(pid, os.WNOHANG)[0] == 0, "the preparation ended before the kill"
         time.sleep(0.002)
     time.sleep(chance.uniform(0, 0.03))
     os.kill(pid, signal.SIGKILL)
@@ -198,7 +198,7 @@ def test_ten_kills_during_preparation_do_not_change_the_result_and_leave_no_proc
     assert len(found) == 10
     for is_killed, num_wanted, num_notes, is_there in found:
         assert is_killed
-        assert num_wanted <= num_notes < 126  # chunks: it goes on, and not from the start
+        assert num_wanted <= num_notes < 126  # whole chunks: it resumes instead of starting over
         assert not is_there
     assert found[-1][2] > 20
     assert status == 0, result.stderr
@@ -368,7 +368,7 @@ def test_real_images_are_prepared_at_any_size_and_read_at_any_depth(
 ) -> None:
     real = SHARED_DATA / "cifar10_jpeg"
     if not real.is_dir():
-        pytest.skip("the real images are kept beside the checkout, and are not there")
+        pytest.skip("requires the real images beside the checkout")
     originals = {
         split: sorted((real / split).rglob("*.jpg"))[::count]
         for split, count in (("train", 60), ("test", 50))

@@ -1,4 +1,4 @@
-"""Two ranks with half a batch each train like one with the whole batch. A script, too."""
+"""Two ranks with half a batch each train like one with the whole batch. Also a script."""
 
 import sys
 import time
@@ -50,7 +50,7 @@ CELLS = {
 
 
 class Noise(ImageDataModule):
-    """Random colour images, the first pixel of image i being i."""
+    """Random colour images; the first pixel of image i is i."""
 
     @cached_property
     def _sources(self) -> Splits:
@@ -61,7 +61,7 @@ class Noise(ImageDataModule):
 
 
 class Module(NVAEModule):
-    """Latents whose noise depends on the image and the step only."""
+    """Module whose noise depends only on the image and the step."""
 
     def _noise(self, number: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(1000 * number + self.global_step)
@@ -101,7 +101,7 @@ class Recorder(Callback):
 
 
 class WritingGuard(Guard):
-    """Record why the training ends, and wait until the other rank has done so, too.
+    """Record why the training ends, and wait until the other rank has, too.
 
     The parent process kills the other ranks once one has exited.
     """
@@ -172,7 +172,7 @@ def train(folder: Path, num_ranks: int, cells: str, *callbacks: Callback) -> Non
 
 @pytest.fixture(scope="module")
 def folder(written_by_this_file: Path) -> Path:
-    """Folder of the records of all runs, which fork from a process of their own."""
+    """Folder of the records of all runs, which run in a separate process."""
     return written_by_this_file
 
 
@@ -222,7 +222,7 @@ def test_a_persistent_nan_on_one_rank_ends_both(folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    """Make all trainings."""
+    """Run all trainings."""
     for cells in CELLS:
         for num_ranks in (2, 1):
             train(folder / f"{cells}-{num_ranks}", num_ranks, cells)

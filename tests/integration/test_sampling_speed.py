@@ -1,4 +1,4 @@
-"""How much the shared bottom-up pass saves, alternated in one run."""
+"""Time saved by sharing the bottom-up pass, measured in alternation."""
 
 from __future__ import annotations
 

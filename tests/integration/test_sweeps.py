@@ -34,7 +34,7 @@ QUICK = (
 
 
 def _seen(folder: Path, *, num_jobs: int, num_ranks: int) -> list[float]:
-    """Learning rate of each job, which all ranks must have in its one folder."""
+    """Learning rate of each job, which all its ranks must share, as they share a folder."""
     assert sorted(p.name for p in (folder / "sweep").iterdir() if p.is_dir()) == [
         str(job) for job in range(num_jobs)
     ]
@@ -60,7 +60,7 @@ def _seen(folder: Path, *, num_jobs: int, num_ranks: int) -> list[float]:
 
 @pytest.fixture
 def sweep(run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a sweep whose jobs are spied on."""
+    """Run a sweep whose jobs record their learning rates."""
     (tmp_path / "sweep_spy.py").write_text(SPY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return lambda *overrides: run_train(

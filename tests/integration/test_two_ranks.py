@@ -1,4 +1,4 @@
-"""Two ranks together process the images of one. As a script this file trains and tests."""
+"""Two ranks together process the same images as one. As a script this file trains and tests."""
 
 import json
 import sys
@@ -40,7 +40,7 @@ class Recorder(LightningModule):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
-        self.norm = nn.BatchNorm2d(1)  # whose statistics the ranks share
+        self.norm = nn.BatchNorm2d(1)  # the ranks share its statistics
         self.seen: list[list[int]] = []
 
     def _normalize(self, batch: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Recorder(LightningModule):
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         self._normalize(batch)
-        # Times the ranks: Lightning 2.6 divides the sum of the sizes by them and rounds down.
+        # Lightning 2.6 divides the sum of the sizes by the number of ranks and rounds down.
         weight = len(batch) * self.trainer.world_size
         self.log("mean", batch.double().mean() * 255, batch_size=weight, sync_dist=True)
 
@@ -96,7 +96,7 @@ def main(folder: Path, num_ranks: int, num_test: int) -> None:
 
 @pytest.fixture(scope="module")
 def folder(written_by_this_file: Path) -> Path:
-    """Folder of the records of all runs, which fork from a process of their own."""
+    """Folder of the records of all runs, which run in a separate process."""
     return written_by_this_file
 
 

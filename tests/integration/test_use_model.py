@@ -1,4 +1,4 @@
-"""What a user does after a training: evaluate, sample, score. As a script this runs commands."""
+"""Evaluate, sample and score after a training. As a script this file runs commands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RUN = "ckpt_path=run"
 
 
 def command(*arguments: str) -> dict[str, Any]:
-    """Run one command in this process; its status, and the last line that it said."""
+    """Run one command in this process; return its exit status and last line."""
     name, *overrides = arguments
     sys.argv = [name, *overrides]
     said = io.StringIO()
@@ -47,7 +47,7 @@ def command(*arguments: str) -> dict[str, Any]:
 
 
 def run_all(folder: Path, *commands: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Run commands, one after the other, in one process."""
+    """Run commands one after another in one process."""
     result = run_python(__file__, json.dumps(commands), cwd=folder, timeout=600)
     assert result.returncode == 0, result.stderr
     results = json.loads(result.stdout.splitlines()[-1])
@@ -57,14 +57,14 @@ def run_all(folder: Path, *commands: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def width(picture: Path) -> int:
-    """Return how wide a picture is."""
+    """Return the width of a picture."""
     with Image.open(picture) as opened:
         return opened.width
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a short training in ``run`` and some images in ``images``."""
+    """Folder with a short training in ``run`` and a few images in ``images``."""
     folder = tmp_path_factory.mktemp("use")
     (result,) = run_all(
         folder,
@@ -89,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MODES = ("prior", "reconstruct", "interpolate", "resample")
 EXPORTED = "ckpt_path=exported"
 
-#: In this order; the name is also that of the folder.
+#: Commands in order, by the name of their folder.
 COMMANDS = {
     "before": (*EVALUATE, RUN),
     "between": (*SAMPLE, RUN, "temperature=0.5"),
@@ -124,7 +124,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def said(folder: Path) -> dict[str, str]:
-    """Run all commands; what each has said."""
+    """Run all commands; return the last line of each."""
     load_model(folder / "run").save_pretrained(folder / "exported")
     load_model(folder / "run", first_prior_std=1.01).save_pretrained(folder / "published")
     results = run_all(folder, *((*c, f"hydra.run.dir={name}") for name, c in COMMANDS.items()))
@@ -134,7 +134,7 @@ def said(folder: Path) -> dict[str, str]:
 
 
 def evaluation(folder: Path, name: str) -> dict[str, Any]:
-    """Read what an evaluation has written."""
+    """Read the results of an evaluation."""
     return json.loads((folder / name / "evaluation.json").read_text())
 
 
@@ -164,7 +164,7 @@ def test_evaluation_is_the_mean_of_the_images_scores(folder: Path, said: dict[st
         rows = list(csv.DictReader(file))
     nlls = -np.array([float(row["log_likelihood"]) for row in rows])
     assert len(nlls) == results["num_images"] == 16
-    # Of other draws from the same posterior.
+    # Both use different draws from the same posterior.
     assert nlls.mean() == pytest.approx(results["nll_nats"], rel=0.02)
     error = nlls.std(ddof=1) / np.sqrt(len(nlls))
     assert error == pytest.approx(results["nll_standard_error"], rel=0.2)
@@ -181,7 +181,7 @@ def test_scores_name_every_image_and_distinguish_it_from_the_reference(
         bpd = -float(row["log_likelihood"]) / (784 * np.log(2))
         assert float(row["bpd"]) == pytest.approx(bpd, rel=1e-6)
     areas = json.loads((folder / "scores" / "auroc.json").read_text())
-    assert areas["auroc"]["log_likelihood"] == 1.0  # noise, for a model of digits
+    assert areas["auroc"]["log_likelihood"] == 1.0  # noise against digits
     assert (areas["num_images"], areas["num_reference_images"]) == (6, 8)
     assert "AUROC log_likelihood 1.0000" in said["scores"]
     for name in ("most_and_least_likely", "histograms"):
@@ -225,7 +225,7 @@ def test_published_numerics_and_correct_ones_are_reported_together(
 ) -> None:
     both, own = evaluation(folder, "both"), evaluation(folder, "after")
     assert "corrected" not in own
-    # The same draws: only the prior's density at them differs.
+    # The draws are the same; only their density under the prior differs.
     assert both["corrected"]["nll_nats"] == own["nll_nats"]
     assert both["corrected"]["elbo_nats"] == own["elbo_nats"]
     assert 0 < abs(both["nll_nats"] - own["nll_nats"]) < 1
@@ -237,7 +237,7 @@ def test_two_ranks_evaluate_every_image_once(folder: Path) -> None:
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     _, *settings = (*EVALUATE, RUN, "num_importance_samples=10", "trainer.limit_test_batches=1.0")
     for name, more in (("one_rank", ()), ("two_ranks", two)):
-        # As a user does, as the second process is started by this command line.
+        # As a command line, because Lightning starts the second process with it.
         result = subprocess.run(
             [
                 *(sys.executable, "-m", "nvae_lightning.evaluate", *settings, *more),
@@ -253,13 +253,13 @@ def test_two_ranks_evaluate_every_image_once(folder: Path) -> None:
     alone, together = evaluation(folder, "one_rank"), evaluation(folder, "two_ranks")
     assert alone["num_images"] == together["num_images"] == 1000
     assert together["num_devices"] == 2
-    # The same images, binarised by other draws.
+    # The images are the same; their random binarisation differs.
     for name in ("nll_nats", "elbo_nats", "nll_standard_error"):
         assert together[name] == pytest.approx(alone[name], rel=0.02), name
 
 
 class Harmful:
-    """What touches a file when it is unpickled."""
+    """Object that creates a file when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("harm",)

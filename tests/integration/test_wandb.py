@@ -25,7 +25,7 @@ from .conftest import Run
 
 GROUPS = ("00", "01")
 STAGES = ("train", "val", "test")
-# The names that are promised.
+# The documented names.
 NAMES = {
     *(f"{stage}/{name}" for stage in STAGES for name in ("elbo", "bpd", "distortion", "rate")),
     *(f"{stage}/kl_group/{group}" for stage in STAGES for group in GROUPS),
@@ -63,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _records(run: Path) -> list[dict[str, Any]]:
     """All records of a W&B run, read by its own command."""
-    pytest.importorskip("wandb", minversion="0.31", reason="older ones cannot read a run back")
+    pytest.importorskip("wandb", minversion="0.31", reason="older versions cannot read a run")
     (log,) = run.glob("wandb/offline-run-*/*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
     result = subprocess.run(
@@ -122,7 +122,7 @@ def test_pictures_are_logged_to_wandb_and_tensorboard(
     (files,) = run.glob("wandb/offline-run-*/files")
     for name in PICTURES:
         paths = [files / path for paths in at_wandb[f"{name}.filenames"] for path in paths]
-        # After each validation; the end of the training adds nothing to the last one.
+        # One per validation; the end of the training adds none.
         assert len(paths) == len(board.Images(name)) == (1 if name.startswith("test/") else 2)
         for path in paths:
             with Image.open(path) as picture:

@@ -1,4 +1,4 @@
-"""The wheel carries the configs and works from another folder."""
+"""The wheel contains the configs and works from another folder."""
 
 import os
 import subprocess

@@ -57,7 +57,7 @@ def test_evaluation_does_not_initialise() -> None:
     plain = WeightNormConv2d(4, 6, 3).double()
     plain.load_state_dict(before)
     torch.testing.assert_close(output, plain(x))
-    _assert_standardised(layer.train()(x))  # it is still to come
+    _assert_standardised(layer.train()(x))  # still pending
 
 
 def test_a_completed_initialisation_survives_the_state_dict() -> None:

@@ -1,6 +1,6 @@
-"""The mixture's numerics, one pixel at a time.
+"""Numerics of the mixture, one pixel at a time.
 
-Its parameters are, per pixel: the M mixture logits; then for each colour M means, M log scales
+The parameters of a pixel are: the M mixture logits; then for each colour M means, M log scales
 and (for colour images) M coefficients before their tanh.
 """
 
@@ -28,7 +28,7 @@ def _levels(bits: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def _grey_log_probs(bits: int, logits: Tensor) -> Tensor:
-    """Log probability of each level: (setting, level) from logits (setting, 3 * M, 1, 1)."""
+    """Log probability of each level, (setting, level), from logits (setting, 3 * M, 1, 1)."""
     likelihood = DiscretizedLogisticMixtureLikelihood(
         Image(channels=1, size=1, bits=bits), num_mixtures=logits.shape[1] // 3
     )
@@ -76,7 +76,7 @@ def test_pixel_probabilities_of_a_mixture_sum_to_one(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [5, 8])
 def test_pixel_probabilities_sum_to_one_in_float32(bits: int) -> None:
-    # At the sharpest scale the rounding of the pixel value itself is worth 1e-4.
+    # At the sharpest scale the rounding of the pixel value alone contributes 1e-4.
     total = _grey_log_probs(bits, _single_component_grid(torch.float32)).double().exp().sum(1)
     assert (total - 1.0).abs().max() < 1e-3
 
@@ -223,7 +223,7 @@ def test_frequencies_of_grey_draws_match_the_level_probabilities(seed: int) -> N
     image = Image(channels=1, size=1, bits=bits)
     draws = DiscretizedLogisticMixtureLikelihood(image, 2)(logits.expand(num, -1, -1, -1)).sample()
     counts = (draws.flatten() * 7).round().long().bincount(minlength=8)
-    # Seven degrees of freedom: above 30 once in ten thousand times.
+    # Seven degrees of freedom: exceeds 30 by chance once in ten thousand times.
     assert _chi_square(counts, _grey_log_probs(bits, logits)[0].exp()) < 30
 
 
@@ -251,7 +251,7 @@ def test_frequencies_of_colour_draws_match_the_octant_probabilities() -> None:
     cube = expected.view(2, 2, 2)
     marginals = cube.sum((1, 2)), cube.sum((0, 2)), cube.sum((0, 1))
     independent = torch.einsum("i,j,k->ijk", *marginals)
-    assert (cube - independent).abs().max() > 0.03  # the case is one of coupled colours
+    assert (cube - independent).abs().max() > 0.03  # the colours are indeed coupled
     assert (drawn - expected).abs().max() < 0.005
 
 

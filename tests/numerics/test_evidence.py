@@ -1,4 +1,4 @@
-"""The estimates of a likelihood against one that is known: of a linear-Gaussian hierarchy."""
+"""Likelihood estimates against the known likelihood of a linear-Gaussian hierarchy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nvae_lightning.model import NVAE, Image, Latent, Normal
 
-NOISE = 0.5  # of the pixels
+NOISE = 0.5  # standard deviation of the pixels
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Pixels:
 
 
 class LinearGaussian(nn.Module):
-    """Of one-pixel colours: z1 ~ N(0, 1), z2 ~ N(a z1, s²), x ~ N(b z1 + c z2, NOISE²)."""
+    """One-pixel colours: z1 ~ N(0, 1), z2 ~ N(a z1, s²), x ~ N(b z1 + c z2, NOISE²)."""
 
     a, s = 0.8, 0.6
     b = torch.tensor([0.5, -1.0, 0.3], dtype=torch.float64)
@@ -42,7 +42,7 @@ class LinearGaussian(nn.Module):
 
     def __init__(self, shift: float, width: float) -> None:
         super().__init__()
-        self.shift, self.width = shift, width  # by which the posterior is wrong
+        self.shift, self.width = shift, width  # errors of the posterior
 
     def evidence(self, x: Tensor) -> Tensor:
         """Log density of the pixels in closed form."""
@@ -86,7 +86,7 @@ class LinearGaussian(nn.Module):
 
 
 class Toy(nn.Module):
-    """Stands in for the likelihood."""
+    """Likelihood of the pixels."""
 
     def forward(self, logits: Tensor) -> Pixels:
         return Pixels(logits)
@@ -97,7 +97,7 @@ BuildToy = Callable[[float, float], tuple[NVAE, LinearGaussian]]
 
 @pytest.fixture
 def build_toy(colour_nvae: NVAE, monkeypatch: pytest.MonkeyPatch) -> BuildToy:
-    """Build an NVAE whose networks are linear, with a posterior that is wrong by so much."""
+    """Build an NVAE with linear networks and a posterior with the given errors."""
 
     def build(shift: float, width: float) -> tuple[NVAE, LinearGaussian]:
         toy = LinearGaussian(shift, width)

@@ -10,7 +10,7 @@ CHANNELS, SIDE = 3, 4
 
 
 def _strong(flow: nn.Module) -> nn.Module:
-    """Take the flow far from the identity it starts near."""
+    """Move the flow away from the identity, close to which it starts."""
     for module in flow.modules():
         if isinstance(module, MaskedConv2d):
             module.log_gain.data.normal_(0.5, 0.2)
@@ -79,7 +79,7 @@ def test_one_flow_can_be_inverted_element_by_element() -> None:
     with torch.no_grad():
         image = flow(z)
         found = torch.zeros_like(z)
-        for _ in range(z.numel()):  # each round settles at least one more element
+        for _ in range(z.numel()):  # each round fixes at least one more element
             found = image + (found - flow(found))
     torch.testing.assert_close(found, z)
 

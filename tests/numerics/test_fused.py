@@ -1,4 +1,4 @@
-"""Normalisation, swish and convolution in one, against PyTorch's three operations."""
+"""Fused normalisation, swish and convolution against PyTorch's three operations."""
 
 import importlib.util
 from collections.abc import Callable
@@ -25,7 +25,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPE = (3, 4, 5, 6)
 CHANNELS = SHAPE[1]
 SWISH = pytest.mark.parametrize("swish", [False, True])
-#: Dynamo looks at the gradients of all it is given; where warnings are no errors it hides this.
+#: Dynamo reads the ``.grad`` of its inputs, and hides this warning only if it is not an error.
 LOOKED_AT = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 CONVOLUTIONS: dict[str, Callable[[], nn.Conv2d] | None] = {
     "none": None,
@@ -42,7 +42,7 @@ FOLLOWED_BY = pytest.mark.parametrize("name", CONVOLUTIONS)
 
 
 class Problem(NamedTuple):
-    """A normalisation and the convolution after it, if there is one."""
+    """A normalisation and the convolution after it, if any."""
 
     norm: BatchNorm
     swish: bool
@@ -73,7 +73,7 @@ class Problem(NamedTuple):
 
 
 def problem(name: str, swish: bool, dtype: torch.dtype = torch.float64) -> Problem:
-    """Draw one, with the same numbers at each call."""
+    """Draw a problem, the same at each call."""
     torch.manual_seed(1)
     norm = BatchNorm(CHANNELS)
     nn.init.uniform_(norm.weight, 0.5, 2.0)
@@ -89,14 +89,14 @@ def batch(shape: tuple[int, ...] = SHAPE) -> Tensor:
 
 
 class Result(NamedTuple):
-    """What a pass gives; gradients by the name of what they are for."""
+    """Output and gradients of a pass; gradients by the names of their tensors."""
 
     output: Tensor
     gradients: dict[str, Tensor]
 
 
 def run(given: Problem, function: Callable[[Tensor], Tensor], x: Tensor) -> Result:
-    """Forward and backward, the latter of a function that weighs each output by another number."""
+    """Run forward and backward, with a different weight for each output."""
     x = x.detach().requires_grad_()
     output = function(x)
     torch.manual_seed(2)
@@ -109,7 +109,7 @@ def run(given: Problem, function: Callable[[Tensor], Tensor], x: Tensor) -> Resu
 def assert_equal_to_torch(
     chosen: TorchKernels, name: str, swish: bool, shape: tuple[int, ...] = SHAPE
 ) -> None:
-    """In two passes, of maps in each layout, the second after the statistics of the first."""
+    """Compare two passes in each memory layout; the second starts from the first's statistics."""
     ours, theirs = problem(name, swish), problem(name, swish)
     for layout in (torch.contiguous_format, torch.channels_last):
         x = batch(shape).contiguous(memory_format=layout)
@@ -143,7 +143,7 @@ def test_gradient_agrees_with_finite_differences(name: str, swish: bool) -> None
         norm = given.norm
         for name, value in (("weight", weight), ("bias", bias)):
             delattr(norm, name)
-            setattr(norm, name, value)  # not a parameter, whose gradient would stop here
+            setattr(norm, name, value)  # not a parameter: it would stop the gradient
         return normalize(norm, x, TorchKernels(), swish=swish, convolution=known)
 
     inputs = [batch((2, CHANNELS, 3, 4)), *given.parameters.values()]
@@ -183,9 +183,7 @@ def test_compiled_kernels_agree_with_torch_layers(name: str, swish: bool) -> Non
     assert_equal_to_torch(CompiledKernels(), name, swish)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="there is no Triton for this system"
-)
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="requires Triton")
 @SWISH
 @pytest.mark.parametrize("name", ["none", "1x1", "depthwise", "depthwise with bias"])
 def test_triton_kernels_agree_with_torch_layers(
@@ -193,7 +191,7 @@ def test_triton_kernels_agree_with_torch_layers(
 ) -> None:
     monkeypatch.setattr(
         triton_operations, "is_available", lambda device: True
-    )  # by the interpreter
+    )  # in the interpreter
     # Few pixels, for the interpreter.
     assert_equal_to_torch(TritonKernels(), name, swish, shape=(2, CHANNELS, 3, 2))
 
@@ -220,7 +218,7 @@ def test_sixteen_bit_error_is_within_rounding(
         assert result.gradients[key].dtype == parameter.dtype
     found = {"output": result.output, **result.gradients}
     for key, value in {"output": expected.output, **expected.gradients}.items():
-        # A rounding is of at most 2^-9 of a number, and each has been through several.
+        # Each rounding changes a number by at most 2^-9 of it, and several rounding steps follow.
         error = (found[key] - value).abs().max() / value.abs().max()
         assert error < 2**-6, key
 

@@ -23,11 +23,11 @@ from nvae_lightning.model.normalization import BatchNorm
 
 SWISH = pytest.mark.parametrize("swish", [False, True])
 FUSED = pytest.mark.parametrize("fused", [False, True])
-SIZES = (5, 2)  # of the batches of two ranks
+SIZES = (5, 2)  # batch sizes of two ranks
 
 
 def build(swish: bool, fused: bool) -> tuple[NormActConv, nn.Sequential]:
-    """Ours and the same of torch's layers, with the same parameters."""
+    """Build our unit and the same from torch's layers, with the same parameters."""
     norm = BatchNorm(3)
     nn.init.uniform_(norm.weight, 0.5, 2.0)
     nn.init.normal_(norm.bias)
@@ -61,7 +61,7 @@ def test_gradient_agrees_with_finite_differences(swish: bool, fused: bool) -> No
     def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         for name, value in (("weight", weight), ("bias", bias)):
             delattr(norm, name)
-            setattr(norm, name, value)  # not a parameter, whose gradient would stop here
+            setattr(norm, name, value)  # not a parameter: it would stop the gradient
         return ours(x)
 
     inputs = [batch(2, torch.float64), norm.weight, norm.bias]
@@ -129,7 +129,7 @@ def test_evaluation_has_a_gradient_and_leaves_the_statistics(swish: bool, fused:
 
 @contextmanager
 def counting(maps: set[int], size: int) -> Iterator[None]:
-    """Collect where the feature maps lie that are kept for the backward pass."""
+    """Collect the addresses of the feature maps kept for the backward pass."""
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.numel() == size:
@@ -197,7 +197,7 @@ def synchronised(rank: int, swish: bool, fused: bool) -> dict[str, Tensor]:
     module = build(swish, fused)[0].double()
     x, upstream = (batch(sum(SIZES), torch.float64).split(SIZES)[rank] for _ in range(2))
     output, grad_x, *grad_parameters = output_and_gradients(module, x, upstream)
-    for gradient in grad_parameters:  # of a sum over images, hence a sum over ranks
+    for gradient in grad_parameters:  # the loss sums over images, so gradients sum over ranks
         torch.distributed.all_reduce(gradient)
     output_and_gradients(module, x, upstream)
     return {

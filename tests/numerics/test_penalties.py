@@ -12,7 +12,7 @@ from nvae_lightning.objective import SpectralPenalty, bn_scale_penalty
 
 
 def _spread(model: nn.Module) -> nn.Module:
-    """Part the first two singular values of every convolution, so that iterations converge."""
+    """Separate every convolution's two largest singular values, so that iterations converge."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
@@ -81,7 +81,7 @@ def test_penalty_counts_every_convolution_of_the_model_with_flows(flow_nvae: NVA
 
 
 def _after(iterations: int, ratio: float) -> float:
-    """Estimate for singular values 1 and ``ratio``, from a left vector with both alike."""
+    """Estimate for singular values 1 and ``ratio``, from a left vector that mixes both equally."""
     return ((1 + ratio ** (4 * iterations)) / (1 + ratio ** (4 * iterations - 2))) ** 0.5
 
 
@@ -121,7 +121,7 @@ def test_evaluation_does_not_move_the_vectors() -> None:
     assert after.keys() == fresh.keys()
     for key, value in fresh.items():
         assert after[key].equal(value) if isinstance(value, Tensor) else after[key] == value
-    # The first call in training is still the first: evaluation has not used it up.
+    # The next call in training still counts as the first.
     assert penalty.train()() == first
 
 

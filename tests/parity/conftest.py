@@ -1,4 +1,4 @@
-"""Recorded values of the published networks: small copies here, the originals where they are.
+"""Recorded values of the published networks: small copies here, the originals where they exist.
 
 The files of `reference/` hold recorded numbers alone. Two things were left out of the originals:
 weights that a file repeats under a second name, and, of the large `logits`, all but every fourth
@@ -39,11 +39,11 @@ class Recorded:
         return {name[start:]: v for name, v in self.tensors.items() if name.startswith(prefix)}
 
     def series(self, prefix: str) -> list[Tensor]:
-        """Tensors that are numbered, in order."""
+        """Numbered tensors in order."""
         return [value for _, value in sorted(self.under(prefix).items())]
 
     def check(self, name: str, got: Tensor, tolerance: float = 1e-5) -> None:
-        """Compare: the greatest difference over the greatest value recorded."""
+        """Compare by the largest difference over the largest recorded value."""
         if f"{name}[::4,::4]" in self.tensors:
             name, got = f"{name}[::4,::4]", got[..., ::4, ::4]
         expected = self[name]
@@ -52,7 +52,7 @@ class Recorded:
         assert error <= tolerance, f"{name}: error {error:.2e}"
 
     def checkpoint(self) -> dict[str, Any]:
-        """What the published code would have saved."""
+        """Checkpoint as saved by the published code."""
         return {
             "state_dict": self.under("state/"),
             "args": argparse.Namespace(**self.facts["config"]),
@@ -75,7 +75,7 @@ def _read(folder: Path, name: str) -> Recorded:
 def folder(request: pytest.FixtureRequest) -> Path:
     """Folder of recorded files."""
     if not request.param.is_dir():
-        pytest.skip("the originals are not beside the checkout")
+        pytest.skip("requires the originals beside the checkout")
     return request.param
 
 

@@ -1,4 +1,4 @@
-"""Our networks give the numbers that the published ones gave with the same weights and noise."""
+"""Our networks reproduce the published ones' numbers, given the same weights and noise."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def model(checkpoint: Path) -> NVAE:
-    """The network, computed as `load_model` and a training do."""
+    """The network with the backends of `load_model` and of a training."""
     model = load_published(checkpoint)
     Compute().apply(model)
     return model
@@ -58,7 +58,7 @@ def _exact(convolution: nn.Conv2d) -> Tensor:
 
 
 def _recorded_spectral_penalty(model: NVAE, recorded: Recorded) -> SpectralPenalty:
-    """Penalty that starts from the recorded vectors and makes the published 40 iterations."""
+    """Penalty that starts from the recorded vectors and runs the published 40 iterations."""
     convolutions = _convolutions(model)
     vectors = {shape: list(rows) for shape, rows in recorded.under("train/sr_u_init/").items()}
     start = {}
@@ -181,8 +181,8 @@ def test_total_and_its_gradients(model: NVAE, network: Recorded) -> None:
         gradients = _gradients(model, loss)
         got = torch.stack([gradients[key].norm() for key in network.facts["param_names"]])
         expected = network[f"train/grad_norm_{name}"]
-        # Gains and biases before a batch normalisation have gradients of almost nothing, which are
-        # what is left of large numbers: 0.0011 is 2e-6 off in the recording, 9e-6 here.
+        # Gains and biases before a batch normalisation have tiny gradients, because large terms
+        # cancel: 0.0011 is 2e-6 off in the recording, 9e-6 here.
         assert ((got - expected).abs() <= 1e-3 * expected + 2e-5).all(), name
 
 
@@ -205,7 +205,7 @@ def test_one_step_of_training(model: NVAE, network: Recorded) -> None:
 
 
 def _check_statistics(recorded: Recorded, prefix: str, got: dict[str, Tensor]) -> None:
-    """Hold running means absolutely, as many are next to 0, and variances relatively."""
+    """Compare running means absolutely, because many are near 0, and variances relatively."""
     expected = recorded.under(prefix)
     assert expected
     for name, value in expected.items():
@@ -229,7 +229,7 @@ def test_samples(model: NVAE, network: Recorded, monkeypatch: pytest.MonkeyPatch
 
 def test_sampling_in_training_mode_moves_statistics(model: NVAE, network: Recorded) -> None:
     if not network.under("sample_train/"):
-        pytest.skip("was not recorded for this network")
+        pytest.skip("not recorded for this network")
     noise = network.series("sample/eps/")
     drawn = model.train().sample(len(noise[0]), network.facts["temperature"], noise)
     network.check("sample_train/logits", drawn.logits)

@@ -1,4 +1,4 @@
-"""Optimiser, flows, likelihood and schedules give the numbers that the published ones gave."""
+"""Optimiser, flows, likelihood and schedules reproduce the published ones' numbers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_flow_pair(flow: Recorded) -> None:
 def test_mixture_at_every_level(
     mixture: Recorded, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The levels lie in one column: to a likelihood of square images each is an image of its own.
+    # The levels form one column; a likelihood of square images takes each as an image.
     def pixels(name: str) -> torch.Tensor:
         return mixture[f"dml{bits}/{name}"].transpose(0, 2)
 

@@ -1,7 +1,7 @@
 """Settings of speed and memory change neither numbers nor names.
 
-Run as a script, ``test_compute.py FOLDER``, this file compiles models without the type checker of
-the tests and writes its findings.
+Run as a script, ``test_compute.py FOLDER``, this file compiles models without the tests' runtime
+type checker and writes its findings.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def test_the_state_dict_does_not_depend_on_the_settings(colour_nvae: NVAE) -> No
         Compute(compile=True),
         Compute(compile=True, checkpoint_min_size=1),
     ):
-        compute.apply(colour_nvae)  # over the settings before it
+        compute.apply(colour_nvae)  # on top of the previous settings
         after = colour_nvae.state_dict()
         assert list(after) == list(before)
         assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -97,7 +97,7 @@ def test_the_state_dict_does_not_depend_on_the_settings(colour_nvae: NVAE) -> No
 
 @contextmanager
 def counting(kept: dict[int, int]) -> Iterator[None]:
-    """Collect the storages that are kept for the backward pass, and their bytes."""
+    """Collect the storages kept for the backward pass, and their bytes."""
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -186,7 +186,7 @@ def test_triton_on_a_cpu_is_refused(build_nvae: Callable[..., NVAE]) -> None:
 
 @pytest.fixture(scope="module")
 def findings(written_by_this_file: Path) -> dict[Any, Any]:
-    """What the script found."""
+    """Findings of the script."""
     return torch.load(written_by_this_file / "findings.pt")
 
 
@@ -194,7 +194,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 COMPILED = {
     "plain": Compute(compile=True),
     "checkpointed": Compute(compile=True, checkpoint_min_size=1),
-    # By the interpreter where there is no GPU.
+    # In the interpreter if there is no GPU.
     **(
         {"triton": Compute(compile=True, kernels="triton")}
         if importlib.util.find_spec("triton")
@@ -234,7 +234,7 @@ def test_cells_that_share_compiled_code_use_their_own_weights(
 
 
 def _passes(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Output, gradients and buffers of training; outputs of evaluation, with gradient and not."""
+    """Output, gradients and buffers of training; outputs of evaluation, also without gradients."""
     x = x.detach().requires_grad_()
     output = model.train()(x)
     inputs = {"x": x, **dict(model.named_parameters())}
@@ -249,7 +249,7 @@ def _passes(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def _compare(compute: Compute) -> dict[str, Any]:
-    """Put cells, two of each shape, through all kinds of passes, compiled and not."""
+    """Run two cells of each shape through all kinds of passes, compiled and not."""
     graphs: list[None] = []
     recomputing = implementation._recomputing
 

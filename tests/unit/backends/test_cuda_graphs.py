@@ -1,4 +1,4 @@
-"""Training and sampling with CUDA graphs agree with training and sampling without."""
+"""Training and sampling agree with and without CUDA graphs."""
 
 from __future__ import annotations
 

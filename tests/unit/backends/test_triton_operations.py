@@ -1,6 +1,6 @@
 """The Triton kernels against PyTorch's layers; without a GPU Triton's interpreter runs them.
 
-As a script this file compiles them for an H100, without a GPU, and prints the resources of each.
+As a script this file compiles them for an H100, without a GPU, and prints their resources.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ from nvae_lightning.backends.kernels import TorchKernels
 from nvae_lightning.backends.triton_operations import Normalization
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="there is no Triton for this system"
+    importlib.util.find_spec("triton") is None, reason="requires Triton"
 )
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,24 +35,24 @@ SHAPES_AND_SIZES = pytest.mark.parametrize(
     ("shape", "size"),
     [
         ((2, 1, 1, 1), 5),  # one pixel
-        ((1, 3, 2, 7), 5),  # smaller than the kernel, no multiple of a patch
+        ((1, 3, 2, 7), 5),  # smaller than the kernel, not a multiple of a patch
         ((2, 5, 5, 6), 3),
         ((1, 40, 3, 9), 3),  # two blocks of channels, the second with idle lanes
         ((2, 64, 4, 4), 5),
     ],
 )
-# What the interpreter does in a second; on a GPU enough for many programs.
+# Small enough for a second in the interpreter, large enough for many programs on a GPU.
 ORDINARY = (8, 96, 32, 32) if DEVICE.type == "cuda" else (2, 5, 4, 4)
 
 
 class Problem(NamedTuple):
-    """A map whose mean and variance are far from 0 and 1, and what it is put through."""
+    """A feature map with mean and variance far from 0 and 1, and the operations' parameters."""
 
     x: Tensor
     weight: Tensor
     bias: Tensor
     kernel: Tensor
-    gradient: Tensor  # of the result
+    gradient: Tensor  # with respect to the output
 
     def to(self, dtype: torch.dtype) -> "Problem":
         return Problem(*(tensor.to(dtype) for tensor in self))
@@ -63,7 +63,7 @@ class Problem(NamedTuple):
 
 
 def problem(shape: tuple[int, ...] = ORDINARY, size: int = 3) -> Problem:
-    """Draw one in float64."""
+    """Draw a problem in float64."""
     channels = shape[1]
     x, gradient = torch.randn(2, *shape, dtype=torch.float64, device=DEVICE)
     weight, bias = torch.randn(2, channels, dtype=torch.float64, device=DEVICE)
@@ -73,7 +73,7 @@ def problem(shape: tuple[int, ...] = ORDINARY, size: int = 3) -> Problem:
 
 
 def by_torch(given: Problem, swish: bool) -> tuple[Tensor, ...]:
-    """The result, and gradients of feature map, weight and bias."""
+    """Output of torch's layers, and gradients of feature map, weight and bias."""
     inputs = [tensor.detach().requires_grad_() for tensor in given[:3]]
     x, weight, bias = inputs
     result = F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
@@ -92,7 +92,7 @@ def input_gradients(
 
 
 def by_kernels(given: Problem, swish: bool) -> tuple[Tensor, ...]:
-    """As by_torch."""
+    """Output and gradients of the kernels, like :func:`by_torch`."""
     normalization = given.normalization(swish)
     result = kernels.normalize(given.x, normalization)
     return result, *input_gradients(given.gradient, given.x, normalization)
@@ -138,7 +138,7 @@ def test_results_do_not_depend_on_the_size_of_patches_and_parts(
 def test_results_are_computed_in_float32_and_rounded_once(dtype: torch.dtype) -> None:
     given = problem().to(dtype)
     exact = given.to(torch.float64)
-    # Half a unit in the last place; a whole one in the interpreter, which cuts off.
+    # Half a unit in the last place; a whole one in the interpreter, which truncates.
     rtol = max(torch.finfo(dtype).eps * (0.5 if DEVICE.type == "cuda" else 1.0), 1e-5)
     result, grad_x, *sums = by_kernels(given, True)
     expected, expected_for_x, *expected_sums = by_torch(exact, True)
@@ -231,7 +231,7 @@ def test_statistics_are_float32_for_any_mean(dtype: torch.dtype) -> None:
 def test_swish_of_large_values_does_not_overflow() -> None:
     given = problem((1, 2, 3, 3)).to(torch.float32)
     given = given._replace(bias=torch.tensor([-200.0, 200.0], device=DEVICE))
-    with np.errstate(over="ignore"):  # of the exponential, which the interpreter takes from NumPy
+    with np.errstate(over="ignore"):  # in the exponential, which the interpreter takes from NumPy
         results = by_kernels(given, True)
     expected = by_torch(given.to(torch.float64), True)
     for result, right in zip(results, expected, strict=True):
@@ -255,21 +255,21 @@ def test_maps_may_have_more_than_2_to_the_31_values() -> None:
     assert torch.equal(result, kernels.normalize(last.x, normalization))
     result = kernels.depthwise(x, last.kernel)[-1:]
     assert torch.equal(result, kernels.depthwise(last.x, last.kernel))
-    # The gradient is zero but for the last image.
+    # The gradient is zero except for the last image.
     result = kernels.normalize_sums(x, x, normalization)
     expected = kernels.normalize_sums(last.x, last.x, normalization)
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1.0)
 
 
 # --------------------------------------------------------------------------------------------
-# What compiles
+# Compilation
 
 
 @pytest.mark.slow
 def test_kernels_compile_for_an_h100_and_spill_no_registers(tmp_path: Path) -> None:
     folder = _tools()
     if not (folder / "ptxas").exists():
-        pytest.skip("this Triton comes without ptxas")
+        pytest.skip("this Triton has no ptxas")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     output = subprocess.run(
         [sys.executable, __file__], env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
@@ -292,7 +292,7 @@ def _tools() -> Path:
 
 
 def _compile(kernel: Any, _: int, *arguments: Any, **constants: Any) -> None:
-    """Compile what would be launched, as a launch would, and print what it takes."""
+    """Compile a kernel as its launch would, and print its resources."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -79,7 +79,7 @@ def test_each_second_belongs_to_one_phase(clock: Clock) -> None:
 
 
 def test_profiler_waits_for_the_device_only_at_phase_boundaries(clock: Clock) -> None:
-    """Computations of an accelerator finish only when waited for."""
+    """An accelerator computes asynchronously: its time passes in `synchronize`."""
     started = 0.0
 
     def starts(seconds: float) -> None:

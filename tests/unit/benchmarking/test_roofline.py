@@ -1,4 +1,4 @@
-"""Rooflines of steps whose computations and memory traffic are known."""
+"""Rooflines of steps with known computations and memory traffic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Works run the steps of a real training, sampling or loading, in alternating rounds."""
+"""A Work runs steps of a real training, sampling or loading; rounds of several alternate."""
 
 from __future__ import annotations
 
