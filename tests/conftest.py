@@ -12,7 +12,7 @@ from torch import nn
 from warm_python import run_python
 
 if not torch.cuda.is_available():
-    # Without a GPU, Triton's interpreter runs its kernels; Triton reads this when imported.
+    # Without a GPU, Triton's interpreter runs the kernels; Triton reads this when it is imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
 from nvae_lightning.model import (

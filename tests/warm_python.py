@@ -44,7 +44,7 @@ class Process:
         self.returncode: int | None = None
 
     def ends_within(self, seconds: float) -> bool:
-        """Wait at most `seconds`, and return whether the program has ended."""
+        """Wait at most `seconds`; return whether the program has ended."""
         if self.returncode is None and select.select([self._replies], [], [], seconds)[0]:
             self.returncode = int(self._replies.readline())
         return self.returncode is not None
@@ -121,7 +121,7 @@ def _import_all() -> None:
 def _serve() -> dict[str, Any] | None:
     """Fork for each request, and return it in the fork."""
     gc.collect()
-    gc.freeze()  # the fork then does not copy memory to look for garbage
+    gc.freeze()  # so that garbage collection in a fork does not copy memory
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
@@ -134,7 +134,7 @@ def _serve() -> dict[str, Any] | None:
 def _become(request: dict[str, Any]) -> None:
     """Run the program of a request in this process."""
     for finalizer in list(weakref.finalize._registry):  # pyright: ignore[reportAttributeAccessIssue]
-        finalizer.detach()  # of the server's, such as wandb's temporary folders
+        finalizer.detach()  # the server's, such as wandb's temporary folders
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -157,7 +157,7 @@ def _become(request: dict[str, Any]) -> None:
         module, *arguments = others
         sys.argv = ["-m", *arguments]
         importlib.import_module("nvae_lightning.cli.startup").begin_command()
-        sys.modules.pop(module, None)  # runpy warns of modules that it would run again
+        sys.modules.pop(module, None)  # runpy warns about modules that are already imported
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
         sys.argv = [first, *others]

@@ -66,7 +66,7 @@ def pretended(flow_nvae: NVAE) -> Iterator[NVAE]:
 
 
 def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Shapes of torch.batch_norm_stats, which torch does not know without a device."""
+    """Results of torch.batch_norm_stats by shape only, which torch lacks without a device."""
     return x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
 
 
@@ -91,7 +91,7 @@ def test_the_loss_never_waits(
     x = torch.empty(4, image.channels, image.size, image.size, device="cuda")
     beta = 0.5 if is_number else torch.empty((), device="cuda")
     with _HostTensors() as seen:
-        terms = elbo(pretended.infer(x), x)  # training checks only its first batch
+        terms = elbo(pretended.infer(x), x)  # training checks the values of its first batch only
         loss = (terms.distortion + balance_kl(terms.rate, factor, beta)).mean()
         loss = loss + penalty() + bn_scale_penalty(pretended)
     assert loss.device.type == "cuda"

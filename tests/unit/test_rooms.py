@@ -1,4 +1,4 @@
-"""Import order of the rooms, so that each can be read and used without those after it."""
+"""Import order of the rooms: each can be read and used without the later ones."""
 
 import ast
 import importlib.metadata
@@ -15,7 +15,7 @@ ROOT = Path(nvae_lightning.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 COMMANDS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "__init__")
 
-#: Each room may import what stands before it, and the libraries that are listed for it.
+#: Third-party libraries of each room, which may also import the rooms listed before it.
 LIBRARIES = {
     "utilities": "torch torchvision matplotlib yaml",
     "model": "torch jaxtyping",
@@ -32,7 +32,7 @@ LIBRARIES = {
     "cli": "torch lightning hydra omegaconf tqdm yaml",
 }
 ROOMS = tuple(LIBRARIES)
-#: Rooms that a room leaves alone, although they stand before it.
+#: Earlier rooms that a room must not import.
 UNUSED = {
     "data": {"model", "serialization", "objective", "backends"},
     "benchmarking": {"reporting"},
@@ -120,7 +120,7 @@ def test_only_training_imports_wandb() -> None:
 
 
 def test_no_module_shadows_the_standard_library_or_a_dependency() -> None:
-    # Python puts the folder of a command that is run as a file first on its path.
+    # Python searches the folder of a command that is run as a file first.
     dependencies = {name.lower() for name in importlib.metadata.packages_distributions()}
     taken = (sys.stdlib_module_names | dependencies) - {"nvae_lightning"}
     assert {*COMMANDS, *ROOMS} & taken == set()

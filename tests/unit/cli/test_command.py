@@ -1,4 +1,4 @@
-"""Commands share the settings of the trainer, name their folders and describe themselves."""
+"""Commands share the trainer's settings, name their folders and describe themselves."""
 
 import importlib
 import inspect

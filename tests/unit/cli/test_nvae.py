@@ -1,4 +1,4 @@
-"""``nvae`` names the commands, and runs the one that is asked for."""
+"""``nvae`` lists the commands and runs the requested one."""
 
 import subprocess
 import sys

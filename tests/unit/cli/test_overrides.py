@@ -1,4 +1,4 @@
-"""Overrides are quoted so that Hydra reads what was meant, and merged by their keys."""
+"""Overrides are quoted so that Hydra reads the intended text, and are merged by key."""
 
 import shlex
 

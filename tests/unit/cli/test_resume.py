@@ -1,4 +1,4 @@
-"""A resume takes the settings of its run, and runs no code that they name."""
+"""A resume uses the settings of its run, but runs no code that they name."""
 
 from pathlib import Path
 from typing import Any

@@ -22,13 +22,13 @@ def _released(monkeypatch: pytest.MonkeyPatch) -> object:
 
 
 def _other_process_may_hold(folder: Path) -> bool:
-    """Ask a child, which has none of this process's locks."""
+    """Try to lock the folder in a child, which holds none of this process's locks."""
     code = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     command = [sys.executable, "-c", code, str(folder / run_folder.LOCK)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.skipif(run_folder.fcntl is None, reason="this system has no such locks")
+@pytest.mark.skipif(run_folder.fcntl is None, reason="requires fcntl")
 def test_a_folder_is_held_until_it_is_released(tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "run"
     run_folder.hold(folder)
@@ -38,7 +38,7 @@ def test_a_folder_is_held_until_it_is_released(tmp_path: Path) -> None:
     assert _other_process_may_hold(folder)
 
 
-@pytest.mark.skipif(run_folder.fcntl is None, reason="this system has no such locks")
+@pytest.mark.skipif(run_folder.fcntl is None, reason="requires fcntl")
 def test_a_second_run_is_refused_and_told_the_folder(tmp_path: Path) -> None:
     assert run_folder.fcntl is not None
     with (tmp_path / run_folder.LOCK).open("w") as file:
@@ -48,7 +48,7 @@ def test_a_second_run_is_refused_and_told_the_folder(tmp_path: Path) -> None:
     run_folder.hold(tmp_path)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="requires fork")
 def test_a_worker_that_outlives_its_parent_does_not_hold_the_folder(tmp_path: Path) -> None:
     code = """
 import os, pathlib, sys, time

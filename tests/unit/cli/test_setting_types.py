@@ -90,7 +90,7 @@ BAD = [
 
 @pytest.fixture(scope="module")
 def config() -> Iterator[Any]:
-    """Settings of a training, which Hydra knows, too."""
+    """Settings of a training, also set as Hydra's."""
     with initialize_config_dir(str(CONFIG_ROOT / "conf"), version_base="1.3"):
         composed = compose(
             "train", ["trainer=cpu", "logger=csv", "run_dir=x"], return_hydra_config=True

@@ -1,4 +1,4 @@
-"""System errors are one line, and no file is left half written."""
+"""System errors give one line, and no file is left half written."""
 
 import errno
 import logging.config

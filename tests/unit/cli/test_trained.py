@@ -1,4 +1,4 @@
-"""What a run's config.yaml may say: it may be a stranger's, and none of it is resolved or run."""
+"""A run's config.yaml may come from a stranger: nothing in it is resolved or run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DATASET: dict[str, Any] = {
 
 
 class OwnLikelihood(BernoulliLikelihood):
-    """A likelihood that is not of the package."""
+    """A likelihood from outside the package."""
 
     def __init__(self, image: Image, offset: float = 0.0) -> None:
         super().__init__(image)
@@ -255,7 +255,7 @@ def test_images_are_cropped_as_the_run_or_a_named_dataset_says(
     assert images_for(named, model, str(tmp_path)).decoder.crop == (0, 0, 8, 8)
 
 
-# -------------------------------------------------------------------------- constructors of others
+# -------------------------------------------------------------------------- foreign constructors
 
 
 def test_a_custom_likelihood_is_named_on_the_command_line(

@@ -1,4 +1,4 @@
-"""Metrics that callbacks and searches use, where there is validation data and where not."""
+"""Metrics monitored by callbacks and searches, with and without validation data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ STOPPING = {"early_stopping": {"monitor": "val/bpd"}}
 
 
 class Without(LightningDataModule):
-    """Training images only."""
+    """Data module with training images only."""
 
 
 class With(LightningDataModule):
-    """Validation images, too."""
+    """Data module that also has validation images."""
 
     def val_dataloader(self) -> list[Any]:
         return [1]

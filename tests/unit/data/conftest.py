@@ -1,4 +1,4 @@
-"""Fixtures that read the images of a source in this process, or in workers like `prepare`."""
+"""Fixtures that read the images of a source in this process or in forked workers."""
 
 from collections.abc import Callable
 
@@ -45,7 +45,7 @@ def read_in_workers(read: Read) -> Read:
         loader = DataLoader(
             _Images(source),
             batch_size=None,
-            sampler=4 * [*range(len(source))],  # so that both are sure to read at once
+            sampler=4 * [*range(len(source))],  # so that both surely read concurrently
             num_workers=2,
             multiprocessing_context="fork",
             collate_fn=lambda image: image,

@@ -106,7 +106,7 @@ def test_test_images_are_returned_in_order() -> None:
 
 def test_a_part_of_the_training_split_is_held_out_for_validation() -> None:
     splits = []
-    for seed in (0, 1):  # of the training: runs share the hold-out
+    for seed in (0, 1):  # of the training; the hold-out does not depend on it
         data = made(validation_fraction=0.2, seed=seed)
         data.setup("fit")
         assert data.num_train_images == NUM_TRAIN - 4

@@ -25,7 +25,7 @@ def decoded(image: Image.Image, **settings: Any) -> tuple[np.ndarray, str]:
 
 
 def reopened(image: Image.Image, file_format: str, **options: Any) -> Image.Image:
-    """Write an image in some format and open that file."""
+    """Write an image in a format and open that file."""
     file = io.BytesIO()
     image.save(file, file_format, **options)
     return Image.open(file)
@@ -74,7 +74,7 @@ def test_transparent_colours_are_placed_on_the_background(
 
 
 def hidden(mode: str, pixels: np.ndarray) -> Image.Image:
-    """Return an image, or a palette, whose first pixel is visible and no other."""
+    """Return an image, possibly with a palette, in which only the first pixel is visible."""
     alpha = np.zeros(pixels.shape[:2], np.uint8)
     alpha[0, 0] = 255
     image = Image.fromarray(np.dstack([pixels, alpha]))
@@ -99,7 +99,7 @@ def test_hidden_colours_make_no_difference(mode: str, channels: int) -> None:
 
 
 def write_png(path: Any, pixels: np.ndarray, depth: int, transparent: bytes) -> None:
-    """Write a PNG of any depth with a transparent colour of that depth, which Pillow cannot."""
+    """Write a PNG of any depth with a transparent colour of that depth; Pillow cannot."""
     rows = pixels.reshape(len(pixels), -1)
     if depth == 16:
         packed = rows.astype(">u2").view(np.uint8)

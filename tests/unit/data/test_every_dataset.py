@@ -1,4 +1,4 @@
-"""Every dataset trains from small files in its official layout, and reads no test image before."""
+"""Every dataset trains from small files in its official layout; only the test reads test data."""
 
 from __future__ import annotations
 

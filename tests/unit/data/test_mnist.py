@@ -158,7 +158,9 @@ def test_digits_are_resized_if_asked(images: dict[str, torch.Tensor], tmp_path: 
     assert data.test_set.images.shape == (3, 32, 32, 3)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real MNIST files are not on this machine")
+@pytest.mark.skipif(
+    not SHARED.is_dir(), reason="requires the real MNIST files beside the checkout"
+)
 def test_the_real_files_hold_ten_thousand_test_digits() -> None:
     data = MNIST(root=SHARED, **SETTINGS)
     data.setup("test")

@@ -1,4 +1,4 @@
-"""A LightningDataModule of the user's own, in the default callbacks and in the configuration."""
+"""A custom LightningDataModule with the default callbacks and in the configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WARNING = "does not save its place in an epoch"
 
 
 class Own(LightningDataModule):
-    """Two batches of labelled images per epoch, and nothing of this package."""
+    """Two batches of labelled images per epoch; uses nothing from this package."""
 
     def __init__(self, data_dir: str = "", num_images: int = 8) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Own(LightningDataModule):
 
 
 class Without(LightningDataModule):
-    """Without a constructor."""
+    """A data module without a constructor."""
 
 
 def _compose(*overrides: str) -> Any:
@@ -102,7 +102,7 @@ def test_a_resume_from_the_end_of_an_epoch_is_exact(
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == len(rows)
     within, _ = _train(tmp_path, build_nvae(), config, resume="step0000003.ckpt")
     assert within.global_step == 6
-    resumed.test(again, Own(), verbose=False)  # of two loaders, as each validation was
+    resumed.test(again, Own(), verbose=False)  # on two loaders, as in each validation
     assert (tmp_path / "reconstructions.png").exists()
 
 

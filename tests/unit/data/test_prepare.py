@@ -66,7 +66,7 @@ class Pictures(ArraySource):
 
 
 class Encoded(Source):
-    """Images as the bytes of files."""
+    """Images as encoded files."""
 
     def __init__(self, contents: dict[str, bytes]) -> None:
         super().__init__(list(contents))
@@ -203,7 +203,7 @@ def test_preparing_again_changes_nothing_and_decodes_nothing(tmp_path: Path) -> 
 def test_skipping_leaves_out_exactly_the_rows_and_names_of_unreadable_images(
     tmp_path: Path,
 ) -> None:
-    broken = {0, 2, 3, 6}  # a whole chunk among them
+    broken = {0, 2, 3, 6}  # including a whole chunk
     splits = pictures(broken)
     prepared, outcomes = made(tmp_path, splits, skip_errors=True)
     kept = [index for index in range(NUM_TRAIN) if index not in broken]
@@ -287,7 +287,7 @@ def test_a_split_without_any_readable_image_is_an_error_until_it_is_repaired(
 class Crash:
     """Interrupt before the n-th step that reaches the disk.
 
-    Folders are deleted in the order of names, which depends on the file system otherwise.
+    Folders are deleted in the order of names, instead of the file system's order.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +362,7 @@ def test_an_interruption_before_any_step_is_resumed_exactly(
 def test_an_interrupted_replacement_leaves_either_version_or_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From three splits to two: the old files must be deleted."""
+    """The replacement has two splits instead of three: the old files must be deleted."""
     sources = {split: Pictures(count, seed=1) for split, count in ALL_SPLITS.items()}
     made(tmp_path / "old", Splits("made", sources), source="there")
     old = images_in(tmp_path / "old")

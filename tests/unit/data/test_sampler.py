@@ -19,11 +19,11 @@ from nvae_lightning.data.readers import ArraySource, Splits
 from nvae_lightning.data.sampler import ReadingAhead, ShardedSampler
 from nvae_lightning.utilities.image import Image as ImageFormat
 
-# A resumed training here saves nothing, unlike the one before.
+# Here a resumed training saves no checkpoints, unlike the first one.
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
 
 NUM_TRAIN, NUM_TEST, BATCH = 22, 9, 4
-STEPS = NUM_TRAIN // BATCH  # of an epoch
+STEPS = NUM_TRAIN // BATCH  # per epoch
 Batches = list[list[int]]
 
 
@@ -42,7 +42,7 @@ class Numbered(ImageDataModule):
 
 
 def numbers(batch: Tensor) -> list[int]:
-    """Numbers of the images of a batch, before or after it became the model's input."""
+    """Numbers of the images of a batch, before or after its conversion to the model's input."""
     pixels = batch[:, 0, 0, 0]
     return (pixels * 255 if pixels.is_floating_point() else pixels).round().int().tolist()
 
@@ -127,7 +127,7 @@ def loader(rank: int = 0, num_ranks: int = 1, **settings: Any) -> Any:
 
 
 def take(source: Any, num_batches: int | None = None) -> Batches:
-    """Take no more batches than a training uses."""
+    """Take at most as many batches as a training uses."""
     batches = iter(source)
     if num_batches is None:
         return [numbers(batch) for batch in batches]

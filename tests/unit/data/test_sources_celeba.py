@@ -18,7 +18,7 @@ SPLITS = {"000001.jpg": 0, "000002.jpg": 0, "000003.jpg": 2, "000004.jpg": 1, "0
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """CelebA's layout: image n is of grey 40 n, and one is in no split."""
+    """CelebA's layout: image n has grey 40 n, and one image is in no split."""
     (tmp_path / IMAGES).mkdir(parents=True)
     for number in range(1, 7):
         path = tmp_path / IMAGES / f"{number:06}.jpg"

@@ -44,7 +44,7 @@ def zipped_with_its_name(folder: Path) -> Path:
 
 def tarred(folder: Path) -> Path:
     with tarfile.open(folder.with_suffix(".tar"), "w") as archive:
-        archive.add(folder, ".")  # as `tar -C folder .` does: every name begins with ./
+        archive.add(folder, ".")  # like `tar -C folder .`: every name begins with ./
     return folder.with_suffix(".tar")
 
 
@@ -69,7 +69,7 @@ Layout = Callable[[Path], Path]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with nothing beside it, still to be filled."""
+    """An empty folder with nothing beside it."""
     folder = tmp_path / "above" / "photos"
     folder.mkdir(parents=True)
     return folder
@@ -172,7 +172,7 @@ def test_a_pickled_source_reads_the_same(
 ) -> None:
     write_greys(folder, *NAMES)
     source = open_source(layout(folder), wanted).sources["train"]
-    before = read(source)  # it has opened what it reads
+    before = read(source)  # opens its files
     np.testing.assert_array_equal(read(pickle.loads(pickle.dumps(source))), before)
 
 
@@ -365,7 +365,9 @@ def test_a_damaged_image_cannot_be_decoded_but_its_neighbours_can(
         np.asarray(source.image(1))
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of CIFAR-10 JPEGs is not here")
+@pytest.mark.skipif(
+    not SHARED.is_dir(), reason="requires the folder of CIFAR-10 JPEGs beside the checkout"
+)
 def test_a_real_folder_of_photographs_is_read(wanted: Wanted, read: Read) -> None:
     sources = open_source(SHARED, wanted).sources
     mean = np.mean([image.mean((0, 1)) for image in read(sources["test"])], 0) / 255

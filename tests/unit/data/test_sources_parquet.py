@@ -29,7 +29,7 @@ STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep caches in the temporary folder, and the network off."""
+    """Keep caches in a temporary folder, without a network."""
     cache = tmp_path / "cache"
     for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
         monkeypatch.setattr(datasets.config, name, cache)
@@ -60,7 +60,7 @@ def files(*numbers: int) -> list[bytes]:
 
 
 def write_hub(path: Path, *numbers: int) -> None:
-    """Write a shard like the hub, with a description of its columns."""
+    """Write a shard as on the hub, with a description of its columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = [Image.fromarray(image) for image in noise(*numbers)]
     columns = {"label": [0] * len(numbers), "picture": pictures}
@@ -278,7 +278,7 @@ def test_a_hub_that_cannot_be_reached_is_reported_in_one_line(name: str, wanted:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, datasets.Dataset]]:
-    """A hub with the datasets of a test."""
+    """Simulated hub, to which tests add datasets."""
     held: dict[str, dict[str, datasets.Dataset]] = {}
     monkeypatch.setattr(datasets, "load_dataset", held.__getitem__)
     return held

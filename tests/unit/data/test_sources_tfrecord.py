@@ -18,7 +18,7 @@ Read = Callable[[Source], list[np.ndarray]]
 
 
 def noise(split: str, side: int, shard: int) -> np.ndarray:
-    """Three images of a shard."""
+    """Draw the three images of a shard."""
     seed = [len(split), side, shard]
     return np.random.default_rng(seed).integers(256, size=(3, side, side, 3), dtype=np.uint8)
 

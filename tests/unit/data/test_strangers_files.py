@@ -136,7 +136,7 @@ def test_decompression_stops_at_the_bound(
     monkeypatch.setattr(files, "MAX_BYTES", 1 << 23)
     container = Zip(path)
     assert container.names
-    monkeypatch.setattr(Zip, "size", lambda *_: 0)  # as if it claimed nothing
+    monkeypatch.setattr(Zip, "size", lambda *_: 0)  # as if it declared no size
     tracemalloc.start()
     with pytest.raises(TooLargeError):
         container.read("x.png")
@@ -219,7 +219,7 @@ def test_a_summary_counts_links_that_are_not_followed(crowded: Path) -> None:
     data = ImageDataModule(root=crowded, num_workers=0, **SETTINGS)
     data.setup("fit")
     skipped = data.summary.counts["skipped"]
-    assert skipped["link that leads out"] == 4  # two of them seen through shared/back, too
+    assert skipped["link that leads out"] == 4  # two of them also through shared/back
     assert skipped["pipe, device or socket"] == 3
     assert any("4 link that leads out" in line for line in data.summary.lines())
 

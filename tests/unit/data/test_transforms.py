@@ -29,7 +29,7 @@ def test_binary_pixels_are_zero_or_one_and_their_mean_is_the_intensity() -> None
     draws = binarize(ALL_VALUES.expand(4000, 1, 16, 16))
     assert draws.dtype == torch.float32
     assert set(draws.unique().tolist()) == {0.0, 1.0}
-    # The standard error is at most 0.5 / sqrt(4000) = 0.008; 256 means stay within 5 of them.
+    # The standard error is at most 0.5 / sqrt(4000) = 0.008; 256 means stay within five.
     torch.testing.assert_close(draws.mean(0), ALL_VALUES[0] / 255, rtol=0, atol=0.04)
 
 

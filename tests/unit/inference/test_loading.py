@@ -136,7 +136,7 @@ def assert_same(one: NVAE, other: NVAE) -> None:
     assert_weights(one, other.state_dict())
     x = torch.rand(2, 3, one.image.size, one.image.size)
     noise = [torch.randn(2, *shape) for shape in one.latent_shapes]
-    # Another layout, or unfolded layers, would round differently.
+    # Another layout or unfolded layers would round differently.
     for model in (one, other):
         Compute().apply(model)
         model.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -164,7 +164,7 @@ def change(path: Path, **changes: Any) -> None:
     torch.save({name: v for name, v in content.items() if v is not KeyError}, path)
 
 
-# --------------------------------------------------------------------------- where models are
+# ------------------------------------------------------------------------------ places of models
 
 
 def test_the_model_of_a_training_is_loaded_from_its_checkpoint(
@@ -211,7 +211,7 @@ def test_an_older_checkpoint_replaces_a_damaged_one(run_folder: Path) -> None:
     with pytest.warns(UserWarning, match=r"0002.ckpt' is damaged .*an older one is used"):
         loaded = load_model(run_folder)
     assert_weights(loaded, load_model(folder / "step0000001.ckpt").state_dict())
-    refusal(newest)  # because it is requested by name
+    refusal(newest)  # because it was requested by name
 
 
 def test_a_folder_of_save_pretrained_is_loaded(colour_nvae: NVAE, tmp_path: Path) -> None:
@@ -290,10 +290,10 @@ def test_averaged_weights_are_loaded(train: Train, tmp_path: Path) -> None:
         if name in parameters:
             torch.testing.assert_close(tensor, first[name].lerp(last[name], 0.25), msg=name)
             difference = max(difference, (tensor - last[name]).abs().max().item())
-        else:  # running statistics and counts are the latest
+        else:  # running statistics and counts are not averaged
             assert torch.equal(tensor, last[name]), name
     assert difference > 1e-4
-    # Also from the checkpoint of an unfinished training, which contains the latest weights, too.
+    # Also from the checkpoint of an unfinished training, which also contains the latest weights.
     content = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     latest = content["current_model_state"]
     assert all(torch.equal(latest[f"model.{name}"], tensor) for name, tensor in last.items())
@@ -303,7 +303,7 @@ def test_averaged_weights_are_loaded(train: Train, tmp_path: Path) -> None:
 
 
 class Kind(enum.Enum):
-    """An argument of a cell from outside the package."""
+    """An argument for a cell from outside the package."""
 
     ONE = 1
 
@@ -455,7 +455,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(
         torch.save(content, checkpoint, _use_new_zipfile_serialization=form == "zip")
     assert "nothing of it was run" in refusal(checkpoint)
     assert not harm.exists()
-    # The harm that it would have done.
+    # The pickle is indeed harmful.
     if form == "pickle":
         pickle.loads(checkpoint.read_bytes())
     else:

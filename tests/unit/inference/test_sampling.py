@@ -159,7 +159,7 @@ def test_the_batch_size_changes_only_the_random_numbers(draw: Any, settings: Dra
         if draw in (prior, resample):
             continue
         assert drawing.images.shape == drawings[0].images.shape
-    if draw is prior:  # at temperature 0 all are alike
+    if draw is prior:  # at temperature 0 all samples are equal
         torch.testing.assert_close(drawings[0].images, drawings[2].images)
 
 

@@ -101,7 +101,7 @@ def test_skip_down_is_a_strided_convolution_of_each_pixel_of_the_block() -> None
 
 
 def test_gradients_of_skip_down_do_not_write_past_their_memory() -> None:
-    # oneDNN's of a strided 1x1 convolution of this shape and layout did: the process crashed.
+    # oneDNN's gradient of a strided 1x1 convolution of this shape and layout did, and crashed.
     layer = SkipDown(12, 32)
     for _ in range(40):
         x = torch.randn(2, 12, 64, 64).to(memory_format=torch.channels_last).requires_grad_()

@@ -82,7 +82,7 @@ def test_encoding_has_the_latent_shapes_and_the_mean_that_is_inferred(nvae: NVAE
         assert torch.equal(z, latent.z)
 
 
-# --- inference, decoding and sampling are one model -------------------------------------------
+# --- agreement of inference, decoding and sampling -------------------------------------------
 
 
 def test_decoding_all_inferred_latents_gives_the_inferred_likelihood(nvae: NVAE) -> None:
@@ -214,7 +214,7 @@ def test_memory_is_bounded_by_the_budget_and_the_results_do_not_depend_on_it(
     monkeypatch.setattr(torch, "randn", lambda shape, **kind: torch.full(shape, 0.3, **kind))
     weights: list[Tensor] = []
     peak = peak_bytes(lambda: weights.append(nvae.log_weights(x, 9, memory_budget=budget)))
-    slack = x.nbytes + 9 * 3 * 64  # the images themselves, and the weights that are returned
+    slack = x.nbytes + 9 * 3 * 64  # the images and the returned weights
     assert peak <= budget + slack
     noise = [torch.full((len(x), *shape), 0.3) for shape in nvae.latent_shapes]
     with torch.no_grad():
@@ -466,7 +466,7 @@ def test_likelihood_that_does_not_fit_the_image_is_refused(build_nvae: BuildNVAE
         build_nvae(likelihood=BernoulliLikelihood)
 
 
-# --- every variant learns with all of its parameters ------------------------------------------
+# --- every variant trains all of its parameters ---------------------------------------------
 
 BN_ELU = partial(RegularCell, activation=nn.ELU)
 WN_ELU = partial(
@@ -539,7 +539,7 @@ def test_every_parameter_gets_a_finite_gradient_that_is_not_all_zero(variant: NV
         model(x)  # data-dependent initialisation
         for module in model.modules():
             if isinstance(module, SqueezeExcitation):
-                module.squeeze.bias.fill_(1.0)  # so that no gate's few hidden units are all off
+                module.squeeze.bias.fill_(1.0)  # so that no gate has all its hidden units off
     for mode in (True, False):
         # In evaluation batch normalisation no longer hides the biases before it.
         model.train(mode)
@@ -580,7 +580,7 @@ def test_float64_is_kept_throughout(few: NVAE) -> None:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             del module, inputs
             if isinstance(output, Tensor):
-                # A float32 step inside would leave only values that float32 can hold.
+                # A float32 step inside would leave only values that float32 represents.
                 lossless = output.float().double() == output
                 if output.dtype != torch.float64 or lossless.float().mean() > 0.6:
                     rounded.append(name)
@@ -591,7 +591,7 @@ def test_float64_is_kept_throughout(few: NVAE) -> None:
     with torch.no_grad():
         model(x)
         for parameter in model.parameters():
-            parameter += 0.01 * torch.randn_like(parameter)  # no longer a float32 number
+            parameter += 0.01 * torch.randn_like(parameter)  # no longer representable in float32
         for name, module in model.named_modules():
             if not isinstance(module, (nn.Identity, nn.Sequential)):
                 module.register_forward_hook(watch(name))

@@ -1,4 +1,4 @@
-"""The published models, built without memory, have the published numbers of parameters."""
+"""The published models, built on the meta device, have the published numbers of parameters."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from nvae_lightning.model.normalization import BatchNorm
 
 @dataclass(frozen=True)
 class Published:
-    """One column of the paper's Table 6 and what was counted in the model it makes."""
+    """One column of the paper's Table 6, and the counts of its model."""
 
     image: Image
     channels: int

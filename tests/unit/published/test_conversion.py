@@ -55,7 +55,7 @@ SETTINGS: dict[str, Any] = {
     "num_nf": 0,
     "use_se": True,
     "res_dist": True,
-    "learning_rate": 0.01,  # one of many that a model does not depend on
+    "learning_rate": 0.01,  # one of many settings that do not affect the model
 }
 ARCHITECTURES = [
     "res_mbconv",
@@ -445,7 +445,7 @@ def test_normal_likelihood_is_a_density_on_minus_one_to_one() -> None:
     torch.testing.assert_close(likelihood(logits).sample(0.0), likelihood(logits).mean)
 
 
-# ---------------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------------- refused files
 
 
 class _CreatesAFile:
@@ -480,7 +480,7 @@ def test_file_that_would_run_code_is_refused_and_runs_nothing(kind: str, tmp_pat
     if kind in ("zip", "legacy"):
         assert "mkdir" in message
     assert not made.exists()
-    with path.open("rb") as file:  # what it would have done
+    with path.open("rb") as file:  # the file is indeed harmful
         if kind.startswith("pickle"):
             pickle.load(file)
         else:
@@ -657,7 +657,7 @@ def test_training_resumes_from_the_lightning_checkpoint(file: Path, tmp_path: Pa
         build_published(SETTINGS),
         kl=KL(beta=constant),
         penalty=Penalty(weight=0.01),
-        optimizer=partial(torch.optim.SGD, lr=1e-30),  # too small to be seen
+        optimizer=partial(torch.optim.SGD, lr=1e-30),  # too small to change the weights
         final_learning_rate=0.0,
         warmup_epochs=0,
     )

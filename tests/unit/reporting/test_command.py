@@ -1,4 +1,4 @@
-"""Folders of runs as the report command reads them, and the paper's values."""
+"""Folders of runs as read by the report command, and the paper's values."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _write(folder: Path, seed: int, *, spectral: bool = True, rows: str) -> None
         "callbacks": {"checkpoint": {"dirpath": f"{folder}/checkpoints"}},
     }
     OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
-    # Files of Hydra and W&B are no runs.
+    # Hydra's and W&B's files are not runs.
     for other in (".hydra", "wandb/run/files"):
         (folder / other).mkdir(parents=True)
         (folder / other / "config.yaml").write_text("seed: 3\n")

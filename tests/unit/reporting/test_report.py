@@ -16,7 +16,7 @@ from .conftest import MakeRun
 
 
 def _layout(**changes: Any) -> Layout:
-    """Two rows by one column, as Table 4's last one."""
+    """Two rows and one column, like the last column of Table 4."""
     values: dict[str, Any] = {
         "title": "Table of two",
         "source": "A paper, Table 1",

@@ -1,4 +1,4 @@
-"""Quantities taken from a run's metrics."""
+"""Quantities computed from a run's metrics."""
 
 import math
 
@@ -62,7 +62,7 @@ def test_runs_end_with_a_test_or_with_divergence(make_run: MakeRun) -> None:
     infinite = make_run("2", metrics={"test/nll": math.inf})
     assert infinite.has_ended
     assert infinite.value(Quantity("finite")) == 0.0
-    # A run that was resumed after its divergence.
+    # A run resumed after its divergence.
     saved = make_run("3", rows=[{"step": 6.0, "train/diverged": 1.0}, *ROWS])
     assert saved.is_finished
     assert not saved.has_diverged

@@ -1,4 +1,4 @@
-"""Descriptions of models: plain data from which the same model is built, and that run nothing."""
+"""Descriptions of models are plain data: they rebuild the same model and run no code."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def shapes(model: NVAE) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-# ------------------------------------------------------------------------------ there and back
+# ------------------------------------------------------------------------------ round trip
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -159,7 +159,7 @@ def test_a_model_is_rebuilt_from_its_description(variant: str, build_nvae: Build
     assert (again.image, again.hierarchy) == (model.image, model.hierarchy)
     assert shapes(again) == shapes(model)
     assert through_json(again) == description
-    # What has no weights of its own, as dilations, activations and tails, shows in the outputs.
+    # Settings without weights, such as dilations, activations and tails, show in the outputs.
     again.load_state_dict(model.state_dict())
     image = model.image
     x = torch.rand(2, image.channels, image.size, image.size).round()
@@ -224,7 +224,7 @@ def options(group: str) -> list[str]:
 
 @pytest.fixture
 def build_of_config() -> Iterator[Callable[..., NVAE]]:
-    """Build the model of train.yaml with overrides, without memory."""
+    """Build the model of train.yaml with overrides, on the meta device."""
 
     def of_config(*overrides: str) -> NVAE:
         with torch.device("meta"):
@@ -239,7 +239,7 @@ LEAST = [
     *(f"model.num_{place}_cells=1" for place in PLACES),
 ]
 CONFIGURED = [
-    # All as they are, and a fast one from which the others differ in numbers only.
+    # All models, and by default only a small one that differs from them in numbers alone.
     *(pytest.param(model, [], marks=pytest.mark.slow, id=model) for model in options("model")),
     pytest.param("large", LEAST, id="large_least"),
 ]
@@ -270,11 +270,11 @@ def test_every_configured_cell_is_rebuilt_from_its_description(
     assert shapes(again) == shapes(nvae)
 
 
-# ------------------------------------------------------------------------ constructors of others
+# ------------------------------------------------------------------------ foreign constructors
 
 
 class OwnCell(RegularCell):
-    """A cell that is not of the package."""
+    """A cell from outside the package."""
 
     def __init__(self, *args: Any, options: object = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -416,7 +416,7 @@ def test_unknown_names_are_not_looked_up_imported_or_run(
 def test_descriptions_are_plain_data_for_any_foreign_constructor(
     value: Any, build_nvae: BuildNVAE
 ) -> None:
-    # A training's checkpoint holds it: of anything else than plain data it could not be read.
+    # Checkpoints contain the description and are only loaded if all of it is plain data.
     cell = partial(OwnCell, options=value)
     description = build_nvae(encoder_cell=cell).architecture
     assert json.loads(json.dumps(description)) == description
@@ -526,7 +526,7 @@ def test_malformed_descriptions_are_refused_in_one_line(
     ("path", "value", "message"),
     [
         (("encoder_cell",), KeyError, "encoder_cell"),
-        (("num_flows",), KeyError, None),  # it has a default, which is the model's
+        (("num_flows",), KeyError, None),  # its default is the model's value
         (("extra",), 1, "'extra'"),
         (("a\nb",), {"constructor": "c"}, r"'a\nb' is 'c'"),
         (("self",), 1, "self"),
@@ -569,7 +569,7 @@ def test_malformed_descriptions_are_refused_in_one_line(
         (("hierarchy", "scales", 0, "decoder_channels"), -1, ""),
         (("hierarchy", "scales", 0, "channels"), 10**30, ""),
         (("image", "size"), 10, "must be a multiple of 4"),
-        # descriptions of other models than the weights'
+        # descriptions that do not match the weights
         (("num_flows",), 1, "decoder.groups.0.flows"),
         (("squeeze_excitation",), False, "gate"),
         (("likelihood",), {"constructor": "NormalLikelihood"}, "size mismatch"),

@@ -1,4 +1,4 @@
-"""Weights saved before cells were sequences of units load, and give the same numbers.
+"""Weights saved before cells became sequences of units load and give the same numbers.
 
 The fixtures were written by that version: a checkpoint of the training command after three steps,
 with averaged weights, and the folder that ``save_pretrained`` made of it. The model has every kind

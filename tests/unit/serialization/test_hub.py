@@ -34,7 +34,7 @@ HUB = "huggingface_hub.hf_hub_download"
 
 
 def assert_same(one: NVAE, other: NVAE) -> None:
-    """Same weights, and exactly the same outputs for the same noise."""
+    """Compare weights, and outputs for the same noise, exactly."""
     state = other.state_dict()
     assert one.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
@@ -152,7 +152,7 @@ def test_saving_over_a_model_replaces_all_but_its_card(
     loaded = NVAE.from_pretrained(tmp_path)
     assert_same(loaded, grey_nvae)
     assert (tmp_path / "README.md").read_text() == "written by hand"
-    loaded.save_pretrained(tmp_path)  # over the file that it was read from
+    loaded.save_pretrained(tmp_path)  # over the file it was read from
     assert_same(NVAE.from_pretrained(tmp_path), grey_nvae)
 
 
@@ -166,7 +166,7 @@ def test_a_model_that_cannot_be_saved_leaves_no_config(
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match="No space left"):
             colour_nvae.save_pretrained(folder)
-    assert "config.json" in refusal(folder)  # rather than weights and settings of two models
+    assert "config.json" in refusal(folder)  # instead of mixing weights and settings of two models
 
 
 # ------------------------------------------------------------------------------------ arguments
@@ -257,7 +257,7 @@ def test_the_card_shows_measured_figures(kind: str, colour_nvae: NVAE, tmp_path:
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(FIGURES))
     evaluation = {"dict": FIGURES, "str": str(path), "Path": path}[kind]
-    colour_nvae.save_pretrained(tmp_path)  # figures may be given later
+    colour_nvae.save_pretrained(tmp_path)  # figures may be added later
     colour_nvae.save_pretrained(tmp_path, evaluation=evaluation)
     measured = (tmp_path / "README.md").read_text().partition("## Measured\n")[2].splitlines()
     assert [line for line in measured if line] == ["| | |", "|---|---|", *ROWS]
@@ -352,11 +352,11 @@ def test_a_folder_takes_precedence_over_the_hub(
     colour_nvae.save_pretrained("owner/name")
     assert_same(NVAE.from_pretrained("owner/name"), colour_nvae)
     assert_same(NVAE.from_pretrained("~/owner/name"), colour_nvae)
-    refusal("owner/other")  # beside it, where a folder may be missing
+    refusal("owner/other")  # taken for a missing folder, because owner/ exists
 
 
 class ProxyError(Exception):
-    """An error of a network library that is no OSError."""
+    """An error of a network library that is not an OSError."""
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ def test_impossible_hub_names_are_not_requested(
     monkeypatch.setenv("HOME", str(tmp_path))
     error = "is neither a folder nor an owner/name on the Hugging Face hub"
     for name in ("own--er/name", "owner/na..me", "-owner/name", "owner/name.git"):
-        assert refusal(name) == f"'{name}' {error}"  # by the hub's own check
+        assert refusal(name) == f"'{name}' {error}"  # refused by the hub's own check
     monkeypatch.setattr(HUB, lambda *args, **kwargs: pytest.fail("asked the hub"))
     for name in ("name", "a/b/c", "owner/", "/name", "owner/na me", "./name", "~/name", "a\\b/c"):
         assert not is_hub_name(name)
@@ -510,7 +510,7 @@ def test_a_config_that_would_run_code_is_refused_and_runs_nothing(
 
 
 def test_weights_of_something_else_are_refused(folder: Path) -> None:
-    # Copies, as the file that they are mapped from is overwritten.
+    # Copies, because the file that they are mapped from is overwritten.
     weights = {k: v.clone() for k, v in load_file(folder / "model.safetensors").items()}
     bias = "encoder.stem.bias"
     others: list[tuple[dict[str, Tensor], str]] = [

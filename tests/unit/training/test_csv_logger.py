@@ -102,5 +102,5 @@ def test_a_deleted_folder_is_not_recreated(tmp_path: Path) -> None:
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match=f"^hydra.run.dir: '{folder}' was deleted while"):
         logger.log_metrics({"train/loss": 1.0}, 1)
-    logger.finalize("failed")  # as Lightning does then
+    logger.finalize("failed")  # as Lightning does after an error
     assert not folder.exists()

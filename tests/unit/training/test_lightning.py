@@ -26,7 +26,7 @@ MONITOR = "val/bpd"
 
 
 class Images(LightningDataModule):
-    """Three batches of training images that come as bytes, and one to validate with."""
+    """Three batches of uint8 training images and one validation batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def best(folder: Path) -> ModelCheckpoint:
 
 
 class Bpd(Callback):
-    """Record the validations."""
+    """Record the bits per dim of validations."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
@@ -111,7 +111,7 @@ def test_seed_everything_determines_all_random_numbers(
         # The data module's own hook does not disable the seeding.
         trainer(tmp_path, max_epochs=1).fit(NVAEModule(model), data)
         runs.append((torch.cat(data.noise), next(model.parameters()).detach()))
-    assert len(runs[0][0].unique()) == 4  # of three batches and a validation
+    assert len(runs[0][0].unique()) == 4  # three batches and a validation
     assert torch.equal(runs[0][0], runs[1][0])
     assert torch.equal(runs[0][1], runs[1][1])
     assert not torch.equal(runs[0][0], runs[2][0])
@@ -213,7 +213,7 @@ def test_best_checkpoint_and_early_stopping_resume(build_nvae: BuildNVAE, tmp_pa
     assert stopping.wait_count == whole_stopping.wait_count
     assert stopping.best_score == whole_stopping.best_score == pytest.approx(min(bpds))
     assert step_of(folder / BEST) == 3 * (lowest + 1)
-    # Resume from the best checkpoint, too.
+    # Also resume from the best checkpoint.
     again, rest = fit(6, folder / BEST)
     assert rest == bpds[lowest + 1 :]
     assert again.global_step == 18

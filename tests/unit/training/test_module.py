@@ -286,7 +286,9 @@ def test_grey_values_are_refused_by_a_bernoulli_likelihood(
 
 def test_levels_of_sixteen_bits_and_of_arithmetic_are_accepted(colour_nvae: NVAE) -> None:
     x = images(2)
-    colour_nvae.log_likelihood((x - 0.5) / 0.5 * 0.5 + 0.5, 1)  # as by transforms.Normalize
+    colour_nvae.log_likelihood(
+        (x - 0.5) / 0.5 * 0.5 + 0.5, 1
+    )  # like transforms.Normalize and back
     colour_nvae.check_images(x.half())
     colour_nvae.check_images(x.bfloat16())
     with pytest.raises(ValueError, match=r"float64, but the weights have .*float32"):

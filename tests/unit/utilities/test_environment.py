@@ -1,4 +1,4 @@
-"""What a run says of the version and the device that made it."""
+"""Version and device that are recorded with a run."""
 
 from __future__ import annotations
 

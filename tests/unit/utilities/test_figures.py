@@ -1,4 +1,4 @@
-"""Figures hold the numbers that they are of."""
+"""Figures show the numbers they are given."""
 
 import math
 
@@ -88,7 +88,7 @@ def test_up_to_ten_groups_have_a_legend_and_more_a_colour_bar() -> None:
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == [str(n) for n in range(10)]
     assert len({line.get_color() for line in axes.lines}) == 10
-    assert len(many.axes) == 2  # the colour bar's, too
+    assert len(many.axes) == 2  # including the colour bar's
     assert many.axes[0].get_legend() is None
 
 

@@ -1,4 +1,4 @@
-"""Bytes of tensors at one time, of programs whose bytes are known."""
+"""Peak bytes of tensors in programs whose peak is known."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_freed_memory_is_reused() -> None:
     def chain() -> Tensor:
         y = X
         for _ in range(10):
-            y = y + 1  # what it is computed of and the result
+            y = y + 1  # its input and the result
         return y
 
     def peak_in_the_middle() -> Tensor:
@@ -127,7 +127,7 @@ def test_tensors_held_elsewhere_count_while_they_are_held() -> None:
         held.append(X + 1)
 
     assert peak_bytes(hold) == 2 * SIZE
-    # What was there before is neither counted nor, when it is freed, subtracted.
+    # Earlier tensors are neither counted nor, when freed, subtracted.
     assert peak_bytes(lambda: (held.clear(), X + 1, X.expand(2, 256) + 1)[1]) == 3 * SIZE
 
 
@@ -178,7 +178,7 @@ def test_tensors_saved_for_backward_are_counted() -> None:
 
 def test_memory_of_gradients_is_counted() -> None:
     weight = torch.zeros(256, requires_grad=True)
-    assert peak_bytes(lambda: weight.sum().backward()) == SIZE + 8  # the sum, and its own
+    assert peak_bytes(lambda: weight.sum().backward()) == SIZE + 8  # the sum and its gradient
     assert weight.grad is not None
 
 
@@ -190,13 +190,13 @@ def test_weights_of_a_module_are_not_counted() -> None:
 
 
 def test_bytes_are_the_same_on_the_meta_device() -> None:
-    # Whose tensors all have the same address.
+    # Meta tensors all have the same address.
     def program(x: Tensor) -> Any:
         y = x + 1
         return (y.view(2, 128) * 2).add_(1)
 
     assert peak_bytes(lambda: program(X)) == 2 * SIZE
-    assert peak_bytes(lambda: program(X.to("meta"))) == 3 * SIZE  # with the copy of X
+    assert peak_bytes(lambda: program(X.to("meta"))) == 3 * SIZE  # including the copy of X
 
 
 def test_measuring_does_not_change_results_or_random_numbers() -> None:

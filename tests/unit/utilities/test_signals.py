@@ -1,4 +1,4 @@
-"""Signals end a command with one line and the status 128 + signal, whatever it is doing."""
+"""Signals end a command at any time with one line and the status 128 + signal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fréchet distance of samples to the training images. As a script this file tests on ranks."""
+"""Fréchet distance of samples to training images. As a script this file tests on two ranks."""
 
 import importlib.util
 import inspect
@@ -264,7 +264,7 @@ def test_grey_binary_images_become_three_equal_colours(
         (file,) = (tmp_path / "cache").iterdir()
         file.unlink()
     first, second = (network.real() for network in networks)
-    assert torch.equal(first, second)  # drawn, but always the same
+    assert torch.equal(first, second)  # random, but always the same
     assert first.unique().tolist() == [0, 255]
     for images in (first, networks[0].fake()):
         assert torch.equal(images, images[:, :1].expand_as(images))
@@ -386,7 +386,7 @@ def test_inception_network_of_a_file_gives_the_fid(
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
 
     weights = tmp_path / "weights.pth"
-    with monkeypatch.context() as patch:  # a network of random weights
+    with monkeypatch.context() as patch:  # a network with random weights
         name = "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url"
         patch.setattr(name, lambda *args, **kwargs: {})
         patch.setattr(Network, "load_state_dict", lambda self, state: None)
@@ -464,7 +464,7 @@ def main(folder: Path, num_ranks: int, temperature: float, cache: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(written_by_this_file: Path) -> Path:
-    """Folder of the records of all ranks, which fork from a process of their own."""
+    """Folder of the records of all ranks, which run in a separate process."""
     return written_by_this_file
 
 
@@ -495,7 +495,7 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     place = Path(sys.argv[1])
     for name, num_ranks, temperature, cache in (
-        ("computed", 2, 0.0, "shared"),  # where all samples are one
+        ("computed", 2, 0.0, "shared"),  # all samples are equal
         ("cached", 2, 0.0, "shared"),
         ("warm", 2, 1.0, "shared"),
         ("alone", 1, 0.0, "own"),

@@ -237,7 +237,7 @@ def test_alternating_large_and_nonfinite_gradients_do_not_block_forever(run: Any
 @pytest.mark.filterwarnings("ignore:step .* skipped")
 def test_too_many_skipped_steps_roll_back_and_the_training_continues(run: Any) -> None:
     guarded = run(patience=3, penalty_factor=3.0, learning_rate_factor=0.25)
-    # Checkpoints at 2 and 4, and none at 6, while the steps 5, 6 and 7 are being skipped.
+    # Checkpoints at 2 and 4; none at 6, because steps 5, 6 and 7 are skipped.
     expected = r"step 8: rolled back to '.*step0000004.ckpt' after 3 .*; λ is now 3 .* rate 0.25 "
     with pytest.warns(UserWarning, match=expected):
         states = guarded(10, lambda batch: batch in (5, 6, 7), save_every=2)

@@ -95,7 +95,7 @@ def test_a_row_per_temperature_of_the_same_noise(
     ((rows, labels),) = drawn
     assert labels == ["t = 0", "t = 0.5", "t = 0.5"]
     assert rows.shape == (3, 3, 3, 8, 8)
-    # At temperature 0 all samples are one; two rows of one temperature are the same.
+    # At temperature 0 all samples are equal; two rows of one temperature are equal.
     assert torch.allclose(rows[0], rows[0, :1].expand_as(rows[0]), atol=1e-6)
     assert not torch.allclose(rows[1, 0], rows[1, 1], atol=1e-6)
     assert torch.equal(rows[1], rows[2])

@@ -1,4 +1,4 @@
-"""The choice of the pictured images of a split."""
+"""The choice of the images of a split that are pictured."""
 
 import math
 
@@ -19,7 +19,9 @@ def test_pictured_images_are_spread_over_a_split_sorted_by_class(
     for index, batch in enumerate(positions):
         pictures._keep(batch, index, num_batches)
     kept = torch.stack(pictures._images)
-    classes = (10 * kept / positions.numel()).long()  # ten of the same size, one after the other
+    classes = (
+        10 * kept / positions.numel()
+    ).long()  # ten classes of equal size, one after another
     assert len(kept) == 20
     assert classes.unique().tolist() == list(range(10))
 

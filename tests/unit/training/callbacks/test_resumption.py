@@ -1,4 +1,4 @@
-"""A training that is interrupted and resumed has the weights and rows of an uninterrupted one."""
+"""A resumed training has the weights and rows of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Noise(ImageDataModule):
 
 
 class Line(SeededModule):
-    """One layer that sees noise, so that random numbers count."""
+    """One layer with noisy input, so that random numbers matter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,11 +76,11 @@ class Line(SeededModule):
 
 
 class Killed(BaseException):
-    """Simulated SIGKILL: nothing written after it counts."""
+    """Simulated SIGKILL: later writes are ignored."""
 
 
 class Moments:
-    """Count the moments of a run, and act at one of them."""
+    """Count the moments of a run and call a function at one of them."""
 
     def __init__(self, at: int | None, act: Callable[[], None]) -> None:
         self.names: list[str] = []
