@@ -25,7 +25,7 @@ def check_shape(x: object, image: Image, name: str = "images") -> Tensor:
     """
     if not isinstance(x, Tensor):
         raise ValueError(
-            f"{name}: got {type(x).__name__}, but the model takes a tensor of shape (batch, "
+            f"{name}: got {type(x).__name__}, but the model expects a tensor of shape (batch, "
             "channel, height, width); use torchvision's ToTensor, or torch.stack"
         )
     sizes = (image.size, image.padded_size)
@@ -41,8 +41,8 @@ def check_shape(x: object, image: Image, name: str = "images") -> Tensor:
     if not x.is_floating_point():
         remedy = "x.float()" if x.dtype is torch.bool else "x / 255"
         raise ValueError(
-            f"{name}: got dtype {x.dtype}, but the model takes floating-point values from 0 to 1; "
-            f"pass {remedy}"
+            f"{name}: got dtype {x.dtype}, but the model expects floating-point values from 0 to "
+            f"1; pass {remedy}"
         )
     return x
 
@@ -88,21 +88,21 @@ def check_values(
         if not finite:
             return
         raise ValueError(
-            f"{name}: got values that are not finite (NaN or infinite), but the model takes "
+            f"{name}: got values that are not finite (NaN or infinite), but the model expects "
             "values from 0 to 1; check the data and their transforms"
         )
     rounding = top * torch.finfo(x.dtype).eps
     tolerance = _TOLERANCE + rounding
     if low < -tolerance / top or high > 1 + tolerance / top:
         raise ValueError(
-            f"{name}: got values from {low:.4g} to {high:.4g}, but the model takes values from 0 "
-            f"to 1; {_range_remedy(low, high)}"
+            f"{name}: got values from {low:.4g} to {high:.4g}, but the model expects values from "
+            f"0 to 1; {_range_remedy(low, high)}"
         )
     if not on_levels or rounding > 0.4 or off <= tolerance:
         return
     if image.bits == 1:
         raise ValueError(
-            f"{name}: got values between 0 and 1, but a model of image.bits=1 takes zeros and "
+            f"{name}: got values between 0 and 1, but a model of image.bits=1 expects zeros and "
             "ones only; binarise them with torch.bernoulli(x) or x.round()"
         )
     remedy = f"(255 * x).round() / {top}"

@@ -10,7 +10,7 @@ from pickle import UnpicklingError
 
 from nvae_lightning.utilities.plain_data import check_file
 
-_AGAIN = "nothing of it was run: get the file again, from those who published it"
+_AGAIN = "nothing in it was run: get the file again, from those who published it"
 
 
 def damage(path: str | os.PathLike[str]) -> str | None:
@@ -78,19 +78,19 @@ def why_unreadable(path: Path, error: Exception) -> str:
             )
         if is_zip and zipfile.is_zipfile(path):
             if type(error) is ValueError:
-                return f"is damaged or no checkpoint ({error}): give another file"
+                return f"is damaged or not a checkpoint ({error}): give another file"
             return "is a zip archive without a readable PyTorch checkpoint: give another file"
-        return "ends too early or is damaged: download it again"
+        return "is truncated or is damaged: download it again"
     kinds = {
         b"\x89PNG": "a PNG image",
         b"\xff\xd8\xff": "a JPEG image",
         b"\x1f\x8b": "a gzip archive",
     }
-    kind = next((kinds[magic] for magic in kinds if head.startswith(magic)), "of another kind")
+    kind = next((kinds[magic] for magic in kinds if head.startswith(magic)), "of an unknown kind")
     if not head:
         kind = "empty"
     elif head[7:9] == b"\0{":
         kind = "a safetensors file, which holds no settings"
     elif head.isascii() and b"".join(head.split()).decode().isprintable():
         kind = "text"
-    return f"is {kind}, no PyTorch checkpoint: give one, as torch.save wrote it"
+    return f"is {kind}, not a PyTorch checkpoint: give a file that torch.save wrote"

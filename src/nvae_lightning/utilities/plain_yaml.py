@@ -32,7 +32,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         reason = str(error) if is_text else "it is not text"
         raise ValueError(f"'{path}' does not hold the settings of a run: {reason}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"'{path}' does not hold the settings of a run: it is no mapping")
+        raise ValueError(f"'{path}' does not hold the settings of a run: it is not a mapping")
     return content
 
 

@@ -177,8 +177,8 @@ def test_settings_of_other_types_are_refused(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "it is no mapping"),
-        ("[]", "it is no mapping"),
+        ("", "it is not a mapping"),
+        ("[]", "it is not a mapping"),
         ("a: 1", "names no dataset"),
         ("dataset: mnist", "names no dataset"),
         ("dataset: {datamodule: 3}", "is of an earlier version"),

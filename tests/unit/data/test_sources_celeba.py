@@ -102,5 +102,5 @@ def test_a_damaged_zip_is_reported(root: Path, wanted: Wanted) -> None:
     zip_images(root)
     path = root / f"{IMAGES}.zip"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=rf"^'{path}' is no whole archive"):
+    with pytest.raises(ValueError, match=rf"^'{path}' is a damaged archive"):
         open_source(root, wanted)

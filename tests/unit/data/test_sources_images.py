@@ -244,7 +244,7 @@ def test_two_folders_for_one_split_are_reported(
     resolution: str, tmp_path: Path, wanted: Wanted
 ) -> None:
     write_greys(tmp_path, "train/a.png", f"train{resolution}/b.png", "test/c.png")
-    message = rf"the split 'train' twice, 'train' and 'train{resolution}'; take one"
+    message = rf"the split 'train' twice, 'train' and 'train{resolution}'; remove one"
     with pytest.raises(ValueError, match=message):
         open_source(tmp_path, wanted)
 
@@ -318,7 +318,7 @@ def test_a_damaged_archive_is_reported(
         {"empty": b"", "text": b"hello", "half": content[: len(content) // 2]}[damage]
     )
     with pytest.raises(
-        ValueError, match=rf"^'{path}' is no whole archive \(.+\); fetch it again$"
+        ValueError, match=rf"^'{path}' is a damaged archive \(.+\); fetch it again$"
     ):
         open_source(path, wanted)
 
@@ -334,7 +334,7 @@ def test_a_tar_that_ends_or_is_damaged_between_two_images_is_reported(
     flipped = content[: middle + 20] + b"X" + content[middle + 21 :]
     for damaged in (content[:middle], content[: middle + 100], flipped):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=rf"is no whole archive \(.*\b{middle}\)|unexpected"):
+        with pytest.raises(ValueError, match=rf"is a damaged archive \(.*\b{middle}\)|unexpected"):
             open_source(path, wanted)
 
 

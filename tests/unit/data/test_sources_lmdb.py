@@ -126,7 +126,9 @@ def test_a_value_of_another_length_cannot_be_decoded_but_its_neighbours_can(
 def test_an_invalid_database_is_named(content: bytes, root: Path, wanted: Wanted) -> None:
     path = root / "train.lmdb"
     (path / "data.mdb").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^'{path}' is no whole LMDB database \(.+\); fetch it"):
+    with pytest.raises(
+        ValueError, match=rf"^'{path}' is a damaged LMDB database \(.+\); fetch it"
+    ):
         open_source(root, wanted)
 
 
@@ -135,7 +137,7 @@ def test_a_truncated_database_is_named(kept: float, root: Path, wanted: Wanted) 
     data = root / "train.lmdb" / "data.mdb"
     write(data.parent, {str(n).encode(): bytes(3 * 64 * 64) for n in range(12)})
     os.truncate(data, int(kept * data.stat().st_size))
-    message = rf"^'{data.parent}' is no whole LMDB database \(it is shorter than its .+\); fetch"
+    message = rf"^'{data.parent}' is a damaged LMDB database \(it is shorter than its .+\); fetch"
     with pytest.raises(ValueError, match=message):
         open_source(root, wanted)
 
@@ -176,7 +178,7 @@ def test_a_missing_package_is_reported_with_how_to_install_it(
 
     monkeypatch.setattr(importlib, "import_module", without)
     message = (
-        r"takes the package lmdb \(No .*\); install it: pip install 'nvae_lightning\[lmdb\]'$"
+        r"requires the package lmdb \(No .*\); install it: pip install 'nvae_lightning\[lmdb\]'$"
     )
     with pytest.raises(ValueError, match=message):
         open_source(root, wanted)

@@ -325,7 +325,7 @@ def test_a_missing_package_is_reported_with_how_to_install_it(
     write_hub(root / "train.parquet", 0, 1)
     monkeypatch.setattr(importlib, "import_module", without)
     message = (
-        r"takes the package datasets \(No .*install it: pip install 'nvae_lightning\[parquet\]"
+        r"requires the package datasets \(No .*install it: pip install 'nvae_lightning\[parquet\]"
     )
     for source in (root, "hf://owner/name"):
         with pytest.raises(ValueError, match=message):

@@ -82,7 +82,7 @@ def test_a_fraction_that_leaves_nothing_is_refused(fraction: float) -> None:
 
 @pytest.mark.parametrize(("names", "number"), [([], "no images"), (["a.png"], "one image only")])
 def test_fewer_than_two_images_cannot_be_split(names: list[str], number: str) -> None:
-    with pytest.raises(ValueError, match=rf"^it holds {number}, but a split takes two; add"):
+    with pytest.raises(ValueError, match=rf"^it holds {number}, but a split requires two; add"):
         SeededSplit(0.5, seed=0)(names, "it")
 
 
@@ -103,7 +103,7 @@ def test_names_of_splits_are_recognised(name: str, split: str | None) -> None:
 
 
 def test_a_duplicate_split_is_reported() -> None:
-    message = r"^'x' has the split 'train' twice, 'a' and 'b'; take one of them away$"
+    message = r"^'x' has the split 'train' twice, 'a' and 'b'; remove one of them$"
     with pytest.raises(ValueError, match=message):
         by_split([("train_32x32", "a"), ("other", "c"), ("train_64x64", "b")], "'x'")
 

@@ -213,7 +213,7 @@ def test_a_missing_package_is_reported_with_how_to_install_it(
 
     monkeypatch.setattr(importlib, "import_module", without)
     message = (
-        rf"takes the package {missing} \(No .*\); install it: pip install 'nvae_lightning\[tf"
+        rf"requires the package {missing} \(No .*\); install it: pip install 'nvae_lightning\[tf"
     )
     with pytest.raises(ValueError, match=message):
         open_source(root, wanted).sources["train"].image(0)

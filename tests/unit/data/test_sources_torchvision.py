@@ -99,11 +99,11 @@ def test_damaged_digits_are_reported(
         path.unlink()
     else:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^'{mnist}' is not whole \(.+\); fetch it again$"):
+    with pytest.raises(ValueError, match=rf"^'{mnist}' is damaged \(.+\); fetch it again$"):
         open_source(mnist, wanted)
 
 
 def test_damaged_photographs_are_reported(cifar10: Path, wanted: Wanted) -> None:
     (cifar10 / "cifar-10-batches-py" / "test_batch").write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"^'{cifar10}' is not whole \(.+\); fetch it again$"):
+    with pytest.raises(ValueError, match=rf"^'{cifar10}' is damaged \(.+\); fetch it again$"):
         open_source(cifar10, wanted)

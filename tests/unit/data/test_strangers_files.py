@@ -206,7 +206,7 @@ def test_links_inside_a_folder_are_followed_and_no_others(crowded: Path) -> None
     left_out = reasons(Folder(crowded))
     names = Folder(crowded).names
     assert {"train/inside.png", "train/inside/2.png", "shared/2.png"} <= {*names}
-    assert left_out["train/out.png"] == left_out["train/absolute"] == "link that leads out"
+    assert left_out["train/out.png"] == left_out["train/absolute"] == "link to outside"
     assert left_out["train/loop.png"] == left_out["train/gone.png"] == "link to nothing"
     for name in ("train/self", "train/up", "train/inside/back"):
         assert left_out[name] == "link to a folder, in a linked folder or above itself"
@@ -219,9 +219,9 @@ def test_a_summary_counts_links_that_are_not_followed(crowded: Path) -> None:
     data = ImageDataModule(root=crowded, num_workers=0, **SETTINGS)
     data.setup("fit")
     skipped = data.summary.counts["skipped"]
-    assert skipped["link that leads out"] == 4  # two of them also through shared/back
+    assert skipped["link to outside"] == 4  # two of them also through shared/back
     assert skipped["pipe, device or socket"] == 3
-    assert any("4 link that leads out" in line for line in data.summary.lines())
+    assert any("4 link to outside" in line for line in data.summary.lines())
 
 
 def test_a_root_that_is_itself_a_link_is_followed(tmp_path: Path, wanted: Wanted) -> None:
@@ -284,11 +284,11 @@ def test_special_members_of_a_tar_are_left_out(tmp_path: Path) -> None:
         container.read("a/nowhere.png")
     assert reasons(container) == {
         "a/x.png": "replaced by a later file of the same name",
-        "a/out.png": "link that leads out",
-        "a/up.png": "link that leads out",
+        "a/out.png": "link to outside",
+        "a/up.png": "link to outside",
         "a/self.png": "link to no file of the archive",
         "a/device.png": "pipe, device or socket",
-        "../escaped.png": "name that leads out of the archive",
+        "../escaped.png": "name outside the archive",
     }
 
 
@@ -302,7 +302,7 @@ def test_a_negative_size_in_a_tar_does_not_loop(tmp_path: Path) -> None:
     content[512 + 148 : 512 + 156] = b" " * 8
     content[512 + 148 : 512 + 156] = b"%06o\0 " % sum(content[512:1024])
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"is no whole archive \("):
+    with pytest.raises(ValueError, match=r"is a damaged archive \("):
         _ = Tar(path).names
 
 
@@ -318,7 +318,7 @@ def test_special_members_of_a_zip_are_left_out(tmp_path: Path) -> None:
     assert container.names == ["absolute.png", "x.png"]
     assert reasons(container) == {
         "link.png": "link in a zip",
-        "../escaped.png": "name that leads out of the archive",
+        "../escaped.png": "name outside the archive",
         "x.png": "replaced by a later file of the same name",
     }
 
@@ -331,7 +331,7 @@ def test_digits_that_are_a_pipe_or_an_outward_link_are_not_read(tmp_path: Path) 
         MNIST(root=tmp_path / "a", **SETTINGS).prepare_data()
     (raw / "train-images-idx3-ubyte").unlink()
     (raw / "train-images-idx3-ubyte").symlink_to("/etc/passwd")
-    with pytest.raises(ValueError, match=r"^dataset\.root: .*ubyte' is a link that leads out of"):
+    with pytest.raises(ValueError, match=r"^dataset\.root: .*ubyte' is a link to a file outside"):
         MNIST(root=tmp_path / "a", **SETTINGS).prepare_data()
 
 

@@ -388,7 +388,7 @@ def test_torchs_advice_to_trust_a_file_is_not_repeated(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": _Harmful()}, path)
     for load in (load_model, read_checkpoint):
-        assert "nothing of it was run" in refusal(path, load)
+        assert "nothing in it was run" in refusal(path, load)
     assert last_checkpoint(tmp_path) == path.resolve()  # intact, but that reader cannot read it
 
 

@@ -129,7 +129,7 @@ class SeededSplit:
         """
         if len(names) < 2:
             number = "one image only" if names else "no images"
-            raise ValueError(f"{where} holds {number}, but a split takes two; add images")
+            raise ValueError(f"{where} holds {number}, but a split requires two; add images")
         paths = [PurePosixPath(name).with_suffix("") for name in names]
         stems = [path.name for path in paths]
         keys = stems if len(set(stems)) == len(stems) else [path.as_posix() for path in paths]
@@ -180,7 +180,7 @@ def by_split(places: Iterable[tuple[str, Item]], where: str) -> dict[str, Item]:
         if which in found:
             raise ValueError(
                 f"{where} has the split '{which}' twice, '{found[which]}' and '{place}'; "
-                "take one of them away"
+                "remove one of them"
             )
         if which is not None:
             found[which] = place

@@ -22,7 +22,7 @@ Member = TypeVar("Member", zipfile.ZipInfo, tarfile.TarInfo)
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
 _SPECIAL = "pipe, device or socket"
-_OUTWARD = "link that leads out"
+_OUTWARD = "link to outside"
 _BROKEN = "link to nothing"
 _NESTED = "link to a folder, in a linked folder or above itself"
 
@@ -192,7 +192,7 @@ class _Archive(Container, Generic[Archive, Member]):
             # zipfile and tarfile raise all of these for damaged headers.
             except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
                 raise ValueError(
-                    f"'{self.path}' is no whole archive ({error}); fetch it again"
+                    f"'{self.path}' is a damaged archive ({error}); fetch it again"
                 ) from error
             self._opened = os.getpid(), archive, members, Listing(list(members), left_out)
         return self._opened[1:]
@@ -319,7 +319,7 @@ def _sorted_out(
         if reason:
             left_out.append(Outcome("", name, "skipped", reason))
         elif name.split("/")[0] == "..":
-            left_out.append(Outcome("", name, "skipped", "name that leads out of the archive"))
+            left_out.append(Outcome("", name, "skipped", "name outside the archive"))
         elif any(map(_is_hidden, name.split("/"))):
             left_out.append(Outcome("", name, "ignored", "hidden"))
         else:

@@ -106,7 +106,7 @@ def _reading(path: Path) -> Iterator[Any]:
                 yield transaction
     except lmdb.Error as error:
         raise ValueError(
-            f"'{path}' is no whole LMDB database ({error}); fetch it again"
+            f"'{path}' is a damaged LMDB database ({error}); fetch it again"
         ) from error
 
 

@@ -14,6 +14,6 @@ def require(package: str, extra: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError as error:
         raise ValueError(
-            f"reading this takes the package {package} ({error}); install it: "
+            f"reading this requires the package {package} ({error}); install it: "
             f"pip install 'nvae_lightning[{extra}]'"
         ) from error

@@ -51,7 +51,7 @@ def _whole(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torchvision asserts and unpickles
-        raise ValueError(f"'{path}' is not whole ({one_line(error)}); fetch it again") from error
+        raise ValueError(f"'{path}' is damaged ({one_line(error)}); fetch it again") from error
 
 
 def _test_photographs(root: Path) -> Pixels:
@@ -85,7 +85,7 @@ def check_files(root: Path, folder: str) -> None:
     for path in (place, *(place.iterdir() if place.is_dir() else ())):
         if leads_out(path, root):
             raise ValueError(
-                f"'{path}' is a link that leads out of '{root}'; put the files themselves there, "
+                f"'{path}' is a link to a file outside '{root}'; put the files themselves there, "
                 "or set dataset.root to where they are"
             )
         if path.exists() and not (path.is_file() or path.is_dir()):
