@@ -1,4 +1,4 @@
-"""Residual cells of the paper's Fig. 3, at one resolution or between two."""
+"""Residual cells of the paper's Fig. 3, which keep or change the resolution."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class ResidualCell(nn.Module):
         in_channels: Number of input channels.
         out_channels: Number of output channels.
         resampling: Change of resolution.
-        squeeze_excitation: Whether the body's output is gated channel-wise.
+        squeeze_excitation: Whether to gate the body's output channel-wise.
 
     Raises:
-        ValueError: If the channels change at one resolution.
+        ValueError: If the channels change but the resolution does not.
     """
 
     residual_weight = 0.1
@@ -97,7 +97,7 @@ class RegularCell(ResidualCell):
         convolution: Constructor of the convolutions, with ``nn.Conv2d``'s arguments.
 
     Raises:
-        ValueError: If there is no dilation, or one is below 1.
+        ValueError: If ``dilations`` is empty, or a dilation is below 1.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class RegularCell(ResidualCell):
 class DepthwiseCell(ResidualCell):
     """Decoder cell: three units that expand by 1x1, filter depthwise and project by 1x1.
 
-    A batch normalisation without a convolution comes last.
+    A last batch normalisation, without a convolution, follows them.
 
     Source: paper, Fig. 3a (MobileNetV2's inverted residual with a normalisation at each end).
 
@@ -150,8 +150,8 @@ class DepthwiseCell(ResidualCell):
         num_groups: Groups of the middle convolution; None for depthwise.
 
     Raises:
-        ValueError: If the kernel size is even, there are no hidden channels, or the groups do
-            not divide them.
+        ValueError: If the kernel size is even, there are no hidden channels, or ``num_groups``
+            does not divide them.
     """
 
     def __init__(

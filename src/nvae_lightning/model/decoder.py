@@ -25,7 +25,7 @@ from nvae_lightning.utilities.image import Image
 class EncoderCombiner(nn.Module):
     """Merge bottom-up and top-down states: ``feature + conv1x1(state)``.
 
-    There may be several draws of the state per feature map, listed draw by draw.
+    Several draws of the state may share a feature map; they are listed draw by draw.
     """
 
     def __init__(self, encoder_channels: int, decoder_channels: int) -> None:
@@ -49,13 +49,13 @@ class DecoderCombiner(nn.Module):
         self.convolution = WeightNormConv2d(channels + latent_channels, channels, 1)
 
     def forward(self, state: FeatureMap, z: FeatureMap) -> FeatureMap:
-        # In another layout, cat would copy both.
+        # In different layouts, cat would copy both.
         z = z.to(state.dtype, memory_format=torch.channels_last)
         return self.convolution(torch.cat([state, z], 1))
 
 
 class LatentGroup(nn.Module, ABC):
-    """One group of latent variables with its cells: one step of the decoder.
+    """One group of latent variables and its cells: one step of the decoder.
 
     Args:
         cells: Cells between the group above and this one.
@@ -92,9 +92,9 @@ class LatentGroup(nn.Module, ABC):
         Args:
             state: Top-down state after the group above.
             noise: Standard-normal noise of the draw; None if ``z`` is given.
-            feature: Bottom-up feature map, to draw z from the posterior.
-            z: Value of the latents, to draw nothing.
-            temperature: Factor on the prior's standard deviation, to draw z from the prior.
+            feature: Bottom-up feature map; if given, z is drawn from the posterior.
+            z: Value of the latents; if given, nothing is drawn.
+            temperature: Factor on the prior's standard deviation when z is drawn from the prior.
         """
         state = self.cells(state)
         prior, posterior = self.distributions(state, feature)
@@ -119,7 +119,7 @@ class LatentGroup(nn.Module, ABC):
 
 
 class FirstGroup(LatentGroup):
-    """The coarsest group: its prior is fixed and its posterior depends on the encoder alone.
+    """Coarsest group, with a fixed prior and a posterior that depends only on the encoder.
 
     Args:
         encoder_channels: Channels of the group's bottom-up feature map.
@@ -155,7 +155,7 @@ class FirstGroup(LatentGroup):
 
 
 class ConditionalGroup(LatentGroup):
-    """A group whose prior and posterior depend on all coarser groups.
+    """Group whose prior and posterior depend on all coarser groups.
 
     In the residual form, the network's output is added to the raw parameters of the prior, so
     that the posterior moves with the prior:
@@ -208,7 +208,7 @@ class Decoder(nn.Module):
         num_logits: Number of output channels, the likelihood's parameters per pixel.
         cell: Constructor of the groups' cells.
         num_cells_per_group: Number of residual cells before each group but the first.
-        postprocess_cell: Constructor of the cells between finest scale and image.
+        postprocess_cell: Constructor of the cells between the finest scale and the image.
         num_postprocess_cells: Number of these cells per doubling of the resolution, the first of
             which doubles it.
         num_flows: Number of flow pairs per group.
@@ -293,12 +293,12 @@ class Decoder(nn.Module):
         Args:
             batch_size: Number of images, or of draws.
             features: Bottom-up feature maps of the first groups, whose z is drawn from the
-                posterior. If their batch size divides ``batch_size``, each image has several
+                posterior. Their batch size divides ``batch_size``: each image has one or more
                 draws, listed draw by draw.
             given: Values of z of the first groups, without ``features``.
             noise: Standard-normal noise of every group; drawn here if None.
-            temperature: Factor on the standard deviation of the priors that the other groups are
-                drawn from; one for all, or one per group.
+            temperature: Factor on the standard deviation of the other groups' priors; one for all
+                groups, or one per group.
 
         Returns:
             The latent groups, coarsest first, and the likelihood's raw parameters.
@@ -312,14 +312,14 @@ class Decoder(nn.Module):
             z = given[index] if feature is None and index < len(given) else None
             epsilon = factor = None
             if z is None:
-                # Drawn here: a compiled group would use its own random number generator.
+                # Drawn here, because a compiled group would use its own random number generator.
                 shape = (batch_size, *self.latent_shapes[index])
                 epsilon = (
                     torch.randn(shape, dtype=dtype, device=state.device)
                     if noise is None
                     else noise[index]
                 )
-                if feature is None:  # a tensor: a number would be compiled into the group
+                if feature is None:  # a tensor, because a number would be compiled in
                     single = isinstance(temperature, int | float)
                     factor = torch.full(
                         (), temperature if single else temperature[index], dtype=dtype,

@@ -18,7 +18,7 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 @dataclass(frozen=True)
 class Normal:
-    r"""Factorial normal distribution :math:`N(\mu, \sigma^2)`, elementwise.
+    r"""Factorised normal distribution :math:`N(\mu, \sigma^2)` of each element.
 
     Args:
         mean: Mean :math:`\mu`.
@@ -100,14 +100,14 @@ class Latent:
 
     @property
     def kl_map(self) -> Float[Tensor, "batch channel height width"]:
-        """KL of every latent variable: in closed form, or from one sample with flows."""
+        """KL of every latent variable, in closed form or, with flows, from one sample."""
         if self.base is None:
             return self.posterior.kl(self.prior)
         return self.posterior.log_prob(self.base) - self.prior.log_prob(self.z)
 
     @property
     def kl(self) -> Float[Tensor, " batch"]:
-        """KL of the group in nats per image; with flows a one-sample estimate of either sign."""
+        """KL of the group in nats per image; with flows an estimate, which may be negative."""
         return _sum(self.kl_map)
 
     @property

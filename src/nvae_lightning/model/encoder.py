@@ -19,7 +19,7 @@ class Encoder(nn.Module):
         hierarchy: Scales and groups.
         cell: Constructor of the groups' cells.
         num_cells_per_group: Number of residual cells before each group's feature map.
-        preprocess_cell: Constructor of the cells between image and finest scale.
+        preprocess_cell: Constructor of the cells between the image and the finest scale.
         num_preprocess_cells: Number of these cells per halving of the resolution, the last of
             which halves it.
 
@@ -54,7 +54,7 @@ class Encoder(nn.Module):
             channels *= 2
         self.preprocess = nn.Sequential(*cells)
 
-        # In the order of computation, which is finest first.
+        # In the order of computation: finest first.
         self.groups = nn.ModuleList()
         for scale in reversed(hierarchy.scales):
             for index in range(scale.num_groups):
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         self.top = nn.Sequential(nn.ELU(), WeightNormConv2d(channels, channels, 1), nn.ELU())
 
     def forward(self, image: FeatureMap) -> list[FeatureMap]:
-        """Compute one feature map per latent group, coarsest first, of padded images in [0, 1]."""
+        """Compute one feature map per latent group, coarsest first, from padded images."""
         state = self.preprocess(self.stem(2.0 * image - 1.0))
         features = []
         for group in self.groups:

@@ -23,7 +23,7 @@ def causal_mask(
 ) -> Tensor:
     """Return the mask of a convolution that is autoregressive in raster order, then channels.
 
-    The kernel sees the rows above its centre and the pixels left of it. At the centre, output
+    The kernel sees the rows above its centre and the pixels to its left. At the centre, output
     block i sees input blocks j < i (``strict``) or j <= i; a depthwise convolution has a single
     input channel.
 
@@ -31,9 +31,9 @@ def causal_mask(
         out_channels: Number of output channels, a multiple or a divisor of ``in_channels``.
         in_channels: Number of input channels.
         kernel_size: Size of the kernel, odd.
-        strict: Whether an output does not see its own channel block at the centre.
+        strict: Whether to hide an output's own channel block at the centre.
         depthwise: Whether every output channel sees only its own input channel.
-        reverse: Whether the raster order of pixels (not of channels) is reversed.
+        reverse: Whether to reverse the raster order of pixels (not of channels).
 
     Returns:
         Zeros and ones, (out_channels, in_channels or 1, kernel_size, kernel_size).
@@ -56,7 +56,7 @@ def causal_mask(
 
 
 class AutoregressiveFlow(nn.Module):
-    """One step ``z' = z - shift(z)``, where a shift depends on earlier elements only.
+    """One step ``z' = z - shift(z)``, where each shift depends only on earlier elements.
 
     The Jacobian is unit triangular, so the step preserves volume: its log determinant is 0.
 
@@ -91,7 +91,7 @@ class AutoregressiveFlow(nn.Module):
 
 
 class FlowPair(nn.Sequential):
-    """A step in raster order and one in reversed order: a "flow cell" of Table 6."""
+    """One step in raster order and one in reverse order: a "flow cell" of Table 6."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(

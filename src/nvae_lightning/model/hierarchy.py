@@ -1,4 +1,4 @@
-"""The plan of a model as frozen data: its scales and its latent groups."""
+"""Scales and latent groups of a model, as frozen data."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Scale:
     """The latent groups that share one resolution.
 
     Args:
-        downsample: Size of the (padded) image divided by the size of this scale, a power of two.
+        downsample: Ratio of the (padded) image's size to this scale's size, a power of two.
         channels: Channels of the encoder's residual cells.
         num_groups: Number of latent groups.
-        decoder_channels: Channels of the decoder's cells; None for those of the encoder.
+        decoder_channels: Channels of the decoder's cells; None for the encoder's.
 
     Raises:
         ValueError: If a field is out of range.
@@ -47,14 +47,14 @@ class Scale:
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """Scales of latent groups, coarsest first, each at twice the resolution of the one before.
+    """Scales of latent groups, coarsest first, each with twice the resolution of the one before.
 
     Args:
         scales: Scales, coarsest first.
         latent_channels: Channels of each latent group.
 
     Raises:
-        ValueError: If there is no scale, or neighbours do not differ by a factor of two.
+        ValueError: If ``scales`` is empty, or neighbours do not differ by a factor of two.
     """
 
     scales: tuple[Scale, ...]
@@ -68,7 +68,7 @@ class Hierarchy:
         for coarse, fine in zip(self.scales, self.scales[1:], strict=False):
             if coarse.downsample != 2 * fine.downsample:
                 raise ValueError(
-                    "scales must be coarsest first, each at twice the resolution of the one "
+                    "scales must be coarsest first, each with twice the resolution of the one "
                     f"before, got downsample {coarse.downsample} before {fine.downsample}"
                 )
 
@@ -93,7 +93,7 @@ class Hierarchy:
             latent_channels: Channels of each latent group.
             width: Factor on the channels, for wider or narrower models.
             max_groups_per_scale: Upper limit of ``num_groups``, for smaller models.
-            decoder_channels: The decoder's ``channels``; None for those of the encoder.
+            decoder_channels: The decoder's ``channels``; None for the encoder's.
 
         Raises:
             ValueError: If a number is out of range.

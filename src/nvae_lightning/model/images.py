@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nvae_lightning.utilities.image import Image
 
-_TOLERANCE = 0.01  # in steps between two levels, beyond the rounding of the dtype
+_TOLERANCE = 0.01  # in units of the distance between levels, beyond the dtype's rounding
 
 
 def check_shape(x: object, image: Image, name: str = "images") -> Tensor:
@@ -18,10 +18,10 @@ def check_shape(x: object, image: Image, name: str = "images") -> Tensor:
     Args:
         x: Batch of images.
         image: Image format of the model.
-        name: Subject of the message.
+        name: Subject of the error message.
 
     Raises:
-        ValueError: If they are not floating-point images of this format.
+        ValueError: If the images are not floating-point images of this format.
     """
     if not isinstance(x, Tensor):
         raise ValueError(
@@ -62,17 +62,17 @@ def _shape_remedy(x: Tensor, image: Image) -> str:
 def check_values(
     x: Tensor, image: Image, *, on_levels: bool, finite: bool = True, name: str = "images"
 ) -> None:
-    """Check the values of images, which synchronises with their device; not inside graphs.
+    """Check the values of images. Synchronises with their device, so not for CUDA graphs.
 
     Args:
         x: Batch of images.
         image: Image format of the model.
-        on_levels: Whether values must be on the image's levels, not only from 0 to 1.
+        on_levels: Whether values must be on the image's levels, not only in [0, 1].
         finite: Whether values must be finite.
-        name: Subject of the message.
+        name: Subject of the error message.
 
     Raises:
-        ValueError: If values are not finite, not from 0 to 1, or off the levels.
+        ValueError: If values are not finite, outside [0, 1] or off the levels.
     """
     is_captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
     if torch.compiler.is_compiling() or x.is_meta or is_captured:

@@ -15,15 +15,15 @@ from nvae_lightning.model.shapes import FeatureMap
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Cast 16-bit dtypes to float32, the lowest precision of distributions."""
+    """Cast 16-bit dtypes to float32, the minimum precision for distributions."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def as_parameters(x: FeatureMap) -> FeatureMap:
     """Prepare a network's output for distributions: full precision, contiguous channels.
 
-    In channels_last layout, half of the channels is strided memory, on which elementwise
-    operations and random numbers are several times slower on a CPU.
+    In channels_last layout, a chunk of the channels is strided in memory; elementwise operations
+    and random numbers are then several times slower on a CPU.
     """
     return full_precision(x).contiguous()
 
@@ -87,7 +87,7 @@ class DataDependentConv2d(WeightNormConv2d):
     """Weight-normalised convolution that sets its gain and bias from the first training batch.
 
     On that batch every output channel has mean 0 and standard deviation 1. The state dict records
-    that it is done, so that a resumed run does not repeat it.
+    the initialisation, so that a resumed run does not repeat it.
 
     Source: Salimans & Kingma 2016, Eq. 6; the IAF-VAE baseline of the paper's Table 2.
     """
@@ -99,7 +99,7 @@ class DataDependentConv2d(WeightNormConv2d):
         self.initialized = False
 
     def get_extra_state(self) -> Tensor:
-        """Return whether it is initialised, as a tensor like the rest of a state dict."""
+        """Return whether the layer is initialised, as a tensor like the rest of a state dict."""
         return torch.tensor(self.initialized)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -116,7 +116,7 @@ class DataDependentConv2d(WeightNormConv2d):
         centred = output - mean[:, None, None]
         std = mean_over_ranks(centred.square().mean((0, 2, 3))).clamp_min(1e-8).sqrt()
         if not (mean.isfinite().all() and std.isfinite().all()):
-            return  # the next batch does it; the loss of this step reports the problem
+            return  # the next batch initialises; the loss of this step reports the problem
         self.log_gain.copy_(-std.log().view_as(self.log_gain))
         self.bias.copy_(-mean / std)
         self.initialized = True
@@ -140,7 +140,7 @@ class MaskedConv2d(WeightNormConv2d):
 
     def __init__(self, mask: Tensor, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Not in the state dict: it follows from the constructor's arguments.
+        # Not in the state dict, because the constructor's arguments determine it.
         self.register_buffer("mask", mask.expand_as(self.weight).contiguous(), persistent=False)
         self.log_gain = nn.Parameter(_initial_log_gain(self.weight * self.mask))
 
@@ -154,7 +154,7 @@ def stack_weights(
 ) -> Float[Tensor, "layer out in height width"]:
     """Stack the effective (masked, normalised) weights of convolutions of one class and shape.
 
-    One operation serves all of them, instead of several per layer.
+    Takes a few operations for all layers, instead of several per layer.
     """
     weight = torch.stack([convolution.weight for convolution in convolutions])
     first = convolutions[0]
@@ -219,10 +219,10 @@ class SkipDown(nn.Module):
 
     @staticmethod
     def _one_pixel_of_four(part: nn.Module, pixels: FeatureMap) -> FeatureMap:
-        """Convolve with stride 1 the pixels that have been selected by slicing.
+        """Convolve pixels that were selected by slicing, with stride 1.
 
-        With stride 2, in channels_last layout and with few channels (such as 12 to 8), oneDNN's
-        backward pass writes past its buffers and the process crashes (torch 2.15).
+        With stride 2, channels_last layout and few channels (such as 12 to 8), oneDNN's backward
+        pass writes past its buffers and crashes the process (torch 2.15).
         """
         assert isinstance(part, WeightNormConv2d)
         weight = weight_norm(part.unnormalized_weight(), part.log_gain)

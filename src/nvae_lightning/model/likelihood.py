@@ -80,7 +80,7 @@ class Likelihood(nn.Module, ABC):
         num_logits: Number of raw parameters per pixel, the channels of the network's output.
 
     Attributes:
-        on_levels: Whether p(x | z) is defined on the image's levels only, so that other values
+        on_levels: Whether p(x | z) is defined only on the image's levels, so that other values
             in [0, 1] are refused.
     """
 
@@ -176,7 +176,7 @@ def _log_prob_of_levels(
 
 @dataclass(frozen=True)
 class DiscretizedLogisticMixture:
-    r"""Mixture of logistics over the levels of a pixel, its colours coupled autoregressively.
+    r"""Mixture of logistics over the levels of a pixel, with autoregressively coupled colours.
 
     With pixel values scaled to [-1, 1], half a level :math:`h = 1 / (2^{bits} - 1)` and the
     mixture component k shared by the colours of a pixel,
@@ -210,7 +210,7 @@ class DiscretizedLogisticMixture:
     def _parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Mixture logits (batch, component, h, w); means, log scales and coefficients.
 
-        The last three have shape (batch, colour, component, h, w). Those of grey are 0.
+        The last three have shape (batch, colour, component, h, w). Grey has zero coefficients.
         """
         logits = self.image.crop(self.logits)
         channels = self.image.channels
@@ -239,8 +239,8 @@ class DiscretizedLogisticMixture:
     def sample(self, temperature: float = 1.0) -> Pixels:
         """Draw images; ``temperature`` scales the logistics and sharpens the choice of component.
 
-        Values are continuous, as published, and colours are coupled by these; :meth:`log_prob`
-        requires levels and couples colours by levels.
+        As published, draws are continuous and couple the colours before rounding; :meth:`log_prob`
+        requires levels and couples the colours by their levels.
 
         Raises:
             ValueError: If the temperature is 0 with ``published_temperature``.
@@ -262,7 +262,7 @@ class DiscretizedLogisticMixture:
         return self._couple(mean + width * log_scale.exp() * logistic, coefficient)
 
     def _couple(self, values: Tensor, coefficients: Tensor) -> Tensor:
-        """Shift each colour by the preceding ones, clamp it and scale to [0, 1]."""
+        """Shift each colour by the preceding ones, clamp it and scale it to [0, 1]."""
         colours = [values[:, 0].clamp(-1.0, 1.0)]
         if self.image.channels == 3:
             to_green, to_blue, green_to_blue = coefficients.unbind(1)
@@ -273,7 +273,7 @@ class DiscretizedLogisticMixture:
 
 
 def _open_uniform(like: Tensor) -> Tensor:
-    """Draw from the open interval (0, 1): logarithms at its ends are infinite."""
+    """Draw from the open interval (0, 1), at whose ends logarithms are infinite."""
     eps = torch.finfo(like.dtype).eps
     return torch.rand_like(like).clamp(eps, 1.0 - eps)
 
@@ -285,7 +285,7 @@ class DiscretizedLogisticMixtureLikelihood(Likelihood):
         image: Image format.
         num_mixtures: Number of mixture components.
         published_tails: Whether to use the probabilities of the published weights: the upper tail
-            begins at 0.99 in [-1, 1], which includes level 254 of 8 bits, so that the levels'
+            starts at 0.99 in [-1, 1], which includes level 254 of 8 bits, so that the levels'
             probabilities sum to more than 1 and bright images seem too likely; probabilities
             below 1e-5 are approximated by the density.
         published_temperature: Whether sampling divides the logistics' scale by the temperature,
@@ -353,7 +353,7 @@ class NormalPixels:
 
 
 class NormalLikelihood(Likelihood):
-    """Normal likelihood: the meaning of one mixture component in published settings.
+    """Normal likelihood, which published settings with one mixture component select.
 
     Args:
         image: Image format.

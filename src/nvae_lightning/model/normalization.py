@@ -14,7 +14,7 @@ from nvae_lightning.model.shapes import FeatureMap, PerChannel
 
 
 def num_ranks() -> int:
-    """Return the number of ranks of the training, 1 outside distributed training."""
+    """Return the number of ranks, 1 outside distributed training."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return 1
@@ -47,8 +47,8 @@ class _SumOverRanks(torch.autograd.Function):
 class BatchNorm(_NormBase):
     r"""Batch normalisation :math:`\gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta`.
 
-    In training, mean and variance are taken over the batches of all ranks, on any backend, and
-    the running statistics move by 5 % per step.
+    In training, mean and variance are over the batches of all ranks, with any backend, and the
+    running statistics move by 5 % per step.
 
     It is not an ``nn.BatchNorm2d``, which ``trainer.sync_batchnorm`` would replace, but has the
     same state dict. ``torch.optim.swa_utils.update_bn`` does not recognise it;
@@ -60,11 +60,11 @@ class BatchNorm(_NormBase):
         channels: Number of channels of the feature map.
 
     Attributes:
-        is_repeated: Whether the pass recomputes an earlier one, which has already moved the
+        is_repeated: Whether the pass recomputes an earlier one, which has already updated the
             running statistics.
 
     Raises:
-        ValueError: In training, if there is only one value per channel.
+        ValueError: If a training batch has only one value per channel.
     """
 
     def __init__(self, channels: int) -> None:
@@ -96,7 +96,7 @@ class BatchNorm(_NormBase):
     def count_batch(self, input: FeatureMap) -> tuple[PerChannel, PerChannel]:
         """Count a training batch and return the running mean and variance to update.
 
-        They are copies if the batch has been counted before.
+        Return copies if the batch has already been counted.
         """
         assert self.running_mean is not None
         assert self.running_var is not None

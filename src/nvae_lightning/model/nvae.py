@@ -27,7 +27,7 @@ Model = TypeVar("Model", bound="NVAE")
 Latents = Sequence[FeatureMap]
 Temperature = int | float | Sequence[int | float]
 
-#: Bytes of feature maps at one time during likelihood estimation; small ones suit CPU caches.
+#: Bytes of feature maps at a time in likelihood estimation; small maps fit into CPU caches.
 _CPU_MEMORY_BUDGET = 1 << 27
 _GPU_MEMORY_BUDGET = 1 << 32
 
@@ -46,8 +46,8 @@ class NVAE(nn.Module):
         hierarchy: Scales and latent groups.
         encoder_cell: Constructor of the bottom-up cells.
         decoder_cell: Constructor of the top-down cells.
-        preprocess_cell: Constructor of the cells between image and finest scale.
-        postprocess_cell: Constructor of the cells between finest scale and likelihood.
+        preprocess_cell: Constructor of the cells between the image and the finest scale.
+        postprocess_cell: Constructor of the cells between the finest scale and the likelihood.
         likelihood: Constructor of p(x | z), given the image format.
         num_encoder_cells: Number of bottom-up cells per group.
         num_decoder_cells: Number of top-down cells per group.
@@ -56,8 +56,8 @@ class NVAE(nn.Module):
         num_flows: Number of pairs of inverse autoregressive flows per group.
         squeeze_excitation: Whether every cell ends in a channel-wise gate (Table 5).
         residual_posterior: Whether posteriors are relative to their priors (Table 4).
-        first_prior_std: Standard deviation of the coarsest group's prior; 1.01 in published
-            weights, whose bound on standard deviations was applied to that group, too.
+        first_prior_std: Standard deviation of the coarsest group's prior; 1.01 for published
+            weights, whose bound on standard deviations also applied to that group.
 
     Raises:
         ValueError: If a number is out of range or the scales do not divide the image.
@@ -124,26 +124,26 @@ class NVAE(nn.Module):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """Constructor arguments as plain data, from which the model can be built again."""
+        """Constructor arguments as plain data, from which the model can be rebuilt."""
         from nvae_lightning.serialization.architecture import describe
 
         return describe(self._arguments)
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
-        """Write the model to a folder, see ``serialization.hub.save_pretrained``."""
+        """Write the model to a folder; see ``serialization.hub.save_pretrained``."""
         from nvae_lightning.serialization import hub
 
         hub.save_pretrained(self, folder, **kwargs)
 
     @classmethod
     def from_pretrained(cls: type[Model], source: str | Path, **kwargs: Any) -> Model:
-        """Read a model in evaluation mode, see ``serialization.hub.from_pretrained``."""
+        """Read a model in evaluation mode; see ``serialization.hub.from_pretrained``."""
         from nvae_lightning.serialization import hub
 
         return hub.from_pretrained(cls, source, **kwargs)
 
     def push_to_hub(self, name: str, **kwargs: Any) -> str:
-        """Upload the model, see ``serialization.hub.push_to_hub``."""
+        """Upload the model; see ``serialization.hub.push_to_hub``."""
         from nvae_lightning.serialization import hub
 
         return hub.push_to_hub(self, name, **kwargs)
@@ -163,7 +163,7 @@ class NVAE(nn.Module):
             noise: Standard-normal noise of every group; drawn if None.
 
         Raises:
-            ValueError: If the images have another shape or dtype, or values outside [0, 1].
+            ValueError: If the images have the wrong shape or dtype, or values outside [0, 1].
         """
         self.check_images(x, on_levels=False)
         return self.infer(x, noise)
@@ -184,9 +184,9 @@ class NVAE(nn.Module):
 
         Args:
             x: Batch of images.
-            on_levels: Whether values must be on the image's levels; None if the likelihood is.
+            on_levels: Whether values must be on the image's levels; None: the likelihood's rule.
             finite: Whether values must be finite.
-            name: Subject of the message.
+            name: Subject of the error message.
         """
         x = check_shape(x, self.image, name)
         if isinstance(self.likelihood, Likelihood):  # other modules define their own range
@@ -236,12 +236,12 @@ class NVAE(nn.Module):
     def decode(
         self, latents: Latents, temperature: Temperature = 1.0, noise: Latents | None = None
     ) -> PixelDistribution:
-        """Return p(x | z) given z of the first groups, with the others drawn from the prior.
+        """Return p(x | z) given z of the first groups; draw the others from the prior.
 
         Args:
             latents: Values of z of at least the first group, coarsest first.
             temperature: See :meth:`sample`.
-            noise: Standard-normal noise of every group (given or drawn); drawn if None.
+            noise: Standard-normal noise of all groups, including the given ones; drawn if None.
 
         Raises:
             ValueError: If the number of latents or a shape is wrong.
@@ -250,13 +250,13 @@ class NVAE(nn.Module):
         return self._decode(len(latents[0]), latents, temperature, noise)
 
     def noise_of(self, latents: Latents) -> list[FeatureMap]:
-        r"""Return the standard-normal noise from which :meth:`sample` makes these latents.
+        r"""Return the standard-normal noise from which :meth:`sample` would draw these latents.
 
         .. math::
             \epsilon_l = (z_l - \mu_l(z_{<l})) / \sigma_l(z_{<l})
 
-        For latents that follow the prior it is independent N(0, 1). Interpolated noise therefore
-        gives latents that the model knows, which interpolated latents need not be.
+        The noise of latents that follow the prior is independent N(0, 1). Interpolated noise
+        therefore gives latents that are likely under the prior; interpolated latents may not be.
 
         Args:
             latents: Values of z of every group, coarsest first.
@@ -274,7 +274,7 @@ class NVAE(nn.Module):
         return self.likelihood(logits)
 
     def temperature_of_groups(self, temperature: Temperature) -> list[float]:
-        """Return the temperature of every group; ValueError if they are not valid."""
+        """Return the temperature of every group; raise ValueError if one is invalid."""
         scales = self.hierarchy.scales
         is_one = isinstance(temperature, int | float)
         per_scale = [temperature] * len(scales) if is_one else temperature
@@ -326,17 +326,17 @@ class NVAE(nn.Module):
             \log w_k = \log p(x | z_k) + \sum_{l \le L'} \log p(z_{kl} | z_{k,<l})
                        - \log q(z_{kl} | z_{k,<l}, x)
 
-        Their mean over the samples estimates the ELBO, and :func:`importance_weighted_bound` the
-        log-likelihood. Call it in evaluation mode: in training mode weights depend on the batch.
-        Each image takes one bottom-up pass; top-down passes take as many draws as fit at once.
+        Their mean over samples estimates the ELBO, and :func:`importance_weighted_bound` the
+        log-likelihood. Use evaluation mode: in training mode the weights depend on the batch. Each
+        image takes one bottom-up pass; each top-down pass takes as many draws as fit into memory.
 
         Args:
             x: Images in [0, 1].
             num_samples: Number of draws per image.
             num_inferred: Number L' of groups drawn from the posterior, coarsest first; the others
                 are drawn from their priors. None for all.
-            memory_budget: Bytes that feature maps and distributions may take at one time; None
-                for 128 MiB on a CPU and 4 GiB elsewhere, or more if one image needs it.
+            memory_budget: Maximum number of bytes of feature maps and distributions at a time;
+                None for 128 MiB on a CPU and 4 GiB elsewhere, or more if one image needs it.
 
         Raises:
             ValueError: If a number, the budget or the images are out of range.
@@ -378,9 +378,9 @@ class NVAE(nn.Module):
     def _fitting(
         self, image: Tensor, memory_budget: int | None
     ) -> tuple[int, Callable[[int], int]]:
-        """Return how many images fit into the budget, and how many draws of each do with them.
+        """Return the number of images that fit into the budget, and the number of draws of each.
 
-        Memory is measured on one image, without drawing random numbers.
+        Memory is measured with one image, without drawing random numbers.
         """
         features = self._features(image)
         noise = [image.new_zeros(1, *shape) for shape in self.latent_shapes]

@@ -17,20 +17,20 @@ from nvae_lightning.objective.schedules import kl_warmup
 def size_factor(hierarchy: Hierarchy, growth: float = 4.0) -> Float[Tensor, " group"]:
     r"""Size factor of every group, coarsest first: :math:`a_l \propto growth^k / n_k`, minimum 1.
 
-    k is the index of the group's scale (0 for the coarsest) and n_k its number of groups.
-    ``growth=4`` follows the number of latent variables, 2 the side of their map, and 1 only the
-    number of groups.
+    k is the index of the group's scale (0 for the coarsest) and n_k the number of groups in it.
+    ``growth=4`` scales with the number of latent variables, 2 with the side of their map, and 1
+    only with the number of groups.
 
     Source: Vahdat & Kautz 2020, Sec. A; the published settings divide by n_k.
 
     Raises:
-        ValueError: If the growth is not positive, or so large that a factor is not finite.
+        ValueError: If the growth is not positive, or a factor is not finite.
     """
     if not growth > 0.0:
         raise ValueError(f"kl.size_factor.growth must be positive, got {growth}")
     factors = torch.tensor(
         [growth**k / scale.num_groups for k, scale in hierarchy.groups],
-        device="cpu",  # even if a model is built on the meta device: the check reads values
+        device="cpu",  # also for models on the meta device, because the check reads values
     )
     factors = factors / factors.min()
     if not torch.isfinite(factors).all():
@@ -46,11 +46,11 @@ def balancing_factors(
 ) -> Float[Tensor, " group"]:
     r"""Balancing factors :math:`\gamma_l \propto (E|KL_l| + 0.01) / a_l`, their mean 1.
 
-    No gradient flows through them, and the expectation is over the batches of all ranks. Groups
-    with a small KL are penalised less, so that none becomes inactive early in training.
+    No gradient flows through the factors. The expectation is over the batches of all ranks.
+    Groups with a small KL are penalised less, so that none becomes inactive early in training.
 
-    Source: Vahdat & Kautz 2020, Sec. A, which says "proportional" to the size although the
-    authors use the inverse.
+    Source: Vahdat & Kautz 2020, Sec. A, which says "proportional" to the size, although the
+    published settings use the inverse.
     """
     raw = (mean_over_ranks(rate.detach().abs().mean(1)) + 0.01) / size_factor
     return raw / raw.mean()
@@ -63,12 +63,12 @@ def balance_kl(
 ) -> Float[Tensor, " batch"]:
     r"""KL term of the loss, nats per image: :math:`\beta \sum_l \gamma_l KL_l`.
 
-    Balancing is part of the warm-up: at ``beta`` = 1 the term is the plain sum.
+    Balancing is part of the warm-up: for ``beta`` = 1 the term is the plain sum.
 
     Args:
         rate: KL per group and image.
         size_factor: Size factor of every group; None for no balancing.
-        beta: Weight of the KL term; a tensor is not read by the host.
+        beta: Weight of the KL term; a tensor avoids synchronisation with the device.
     """
     if size_factor is not None and (isinstance(beta, Tensor) or beta < 1.0):
         factors = balancing_factors(rate, size_factor)
@@ -79,7 +79,7 @@ def balance_kl(
 
 
 def channel_rates(latent: Latent) -> Float[Tensor, " channel"]:
-    """Return the KL of each channel, averaged over batch and space, in nats."""
+    """Return the KL of each channel, averaged over the batch and space, in nats."""
     return latent.kl_map.mean((0, 2, 3))
 
 
@@ -109,4 +109,4 @@ class KL:
     size_factor: Callable[[Hierarchy], Tensor] | None = size_factor
 
     def __post_init__(self) -> None:
-        self.beta(0, 1)  # checks its numbers now, before the training starts
+        self.beta(0, 1)  # checks its arguments before the training starts

@@ -22,17 +22,18 @@ class SpectralPenalty(nn.Module):
         \sum_i u_i^\top W_i v_i
 
     with W reshaped to (out channels, rest), and u, v from power iteration: many iterations in the
-    first call and a few in later ones, because the vectors persist. They are treated as constants,
-    so the gradient is :math:`u v^\top`. Layers of one class and shape are iterated together.
+    first call, then a few per call, because the vectors persist. The vectors are treated as
+    constants, so the gradient is :math:`u v^\top`. Layers of one class and shape are iterated
+    together.
 
-    The left vectors are buffers: saved, restored, and equal on all ranks.
+    The left vectors are buffers: they are saved, restored, and equal on all ranks.
 
     Source: Vahdat & Kautz 2020, Sec. 3.2; Yoshida & Miyato 2017.
 
     Args:
         model: Module that contains the convolutions; it does not become a submodule.
-        first_iterations: Number of power iterations in the first call. The published 40 leave the
-            sum up to 0.3 % below the exact one, the default less than 0.1 %.
+        first_iterations: Number of power iterations in the first call. After the published 40 the
+            sum is up to 0.3 % below the exact one, after the default less than 0.1 %.
         iterations: Number of power iterations in each later call in training.
 
     Raises:
@@ -77,7 +78,7 @@ class SpectralPenalty(nn.Module):
         for index, convolutions in enumerate(self._stacks):
             weight = stack_weights(convolutions).flatten(2)
             left = self.get_buffer(f"left_{index}")
-            # Without autocast: 16 bits would lose the directions of the vectors.
+            # Without autocast, because 16 bits are too few for the directions of the vectors.
             with torch.autocast(weight.device.type, enabled=False):
                 with torch.no_grad():
                     fixed, new_left, right = weight.detach(), left, left
@@ -96,7 +97,7 @@ def _times(
     matrices: Float[Tensor, "layer row column"], vectors: Float[Tensor, "layer column 1"]
 ) -> Float[Tensor, "layer row 1"]:
     """Multiply each matrix by its vector."""
-    if matrices.device.type == "cpu":  # batched products of vectors take three times as long
+    if matrices.device.type == "cpu":  # where batched products are three times slower
         return (matrices * vectors.mT).sum(2, keepdim=True)
     return matrices @ vectors
 
@@ -104,7 +105,7 @@ def _times(
 def bn_scale_penalty(model: nn.Module) -> Float[Tensor, ""]:
     r"""Sum over all batch normalisations of the largest :math:`|\gamma|`.
 
-    It limits the effect of mismatched running statistics in evaluation.
+    Limits the effect of mismatched running statistics in evaluation.
 
     Source: Vahdat & Kautz 2020, Sec. 3.1.1.
     """
@@ -120,13 +121,13 @@ def bn_scale_penalty(model: nn.Module) -> Float[Tensor, ""]:
 
 @dataclass(frozen=True)
 class Penalty:
-    """Penalties of the loss and their weight λ; the defaults are the paper's.
+    """Penalties in the loss and their weight λ; the defaults are the paper's.
 
     Args:
         weight: Weight λ, in nats per unit of penalty.
         initial_weight: Initial λ, annealed with β; None for no annealing.
-        spectral: Whether convolutions are penalised (Table 5).
-        bn_scale: Whether batch normalisations are penalised.
+        spectral: Whether to penalise convolutions (Table 5).
+        bn_scale: Whether to penalise batch normalisations.
 
     Raises:
         ValueError: If a weight is out of range.

@@ -20,7 +20,7 @@ def kl_warmup(
     Args:
         step: Number s of optimiser steps taken.
         total_steps: Number T of steps of the training.
-        fraction: Fraction a of the training in which it rises; 0 for no warm-up.
+        fraction: Fraction a of the training over which the weight rises; 0 for no warm-up.
         constant_fraction: Fraction c of the training before the rise.
         floor: Smallest value.
 
@@ -46,7 +46,7 @@ def constant(step: int, total_steps: int, *, value: float = 1.0) -> float:
     """Return one value at every step.
 
     Raises:
-        ValueError: If it is negative or not finite.
+        ValueError: If the value is negative or not finite.
     """
     del step, total_steps
     if not 0.0 <= value < math.inf:
@@ -71,7 +71,7 @@ def warmup_cosine(
     .. math::
         final + \tfrac12 (p - final) (1 + \cos(\pi n / (N - 1)))
 
-    The published recipe is the one with an ``interval`` of one epoch.
+    The published recipe has an ``interval`` of one epoch.
 
     Source: Vahdat & Kautz 2020, Sec. A.
 
@@ -79,9 +79,9 @@ def warmup_cosine(
         step: Number s of optimiser steps taken.
         peak: Learning rate at the end of the warm-up.
         final: Learning rate of the last interval.
-        warmup_steps: Number W of warm-up steps; 1 means none, because it would have rate 0.
+        warmup_steps: Number W of warm-up steps; 1 means none, because its rate would be 0.
         total_steps: Number of steps of the training.
-        interval: Number of steps between two changes of the cosine.
+        interval: Number of steps between changes of the cosine.
     """
     if warmup_steps < 2:
         warmup_steps = 0
