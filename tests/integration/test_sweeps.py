@@ -125,13 +125,10 @@ LAUNCHERS = {
 }
 
 
-def test_every_launcher_file_is_tested() -> None:
-    files = (CONFIG_ROOT / "conf" / "launcher").glob("*.yaml")
-    assert sorted(path.stem for path in files) == sorted(LAUNCHERS)
-
-
 @pytest.mark.usefixtures("compose_config")
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize(
+    "name", [path.stem for path in (CONFIG_ROOT / "conf" / "launcher").glob("*.yaml")]
+)
 def test_every_launcher_composes(name: str) -> None:
     config = compose("train", [f"launcher={name}"], return_hydra_config=True)
     assert config.hydra.launcher._target_.endswith(LAUNCHERS[name])
