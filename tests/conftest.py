@@ -32,7 +32,7 @@ BuildNVAE = Callable[..., NVAE]
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    # On tensors this small, a second thread costs up to a hundred times what it gains.
+    # For tensors this small, a second thread costs up to a hundred times more than it gains.
     torch.set_num_threads(1)
 
 
@@ -45,7 +45,7 @@ def _seed() -> None:
 def written_by_this_file(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Folder with the output of a test file run as a script, in a process that may fork."""
+    """Folder with the output of the test file run as a script in a separate process."""
     place = tmp_path_factory.mktemp("ranks")
     result = run_python(str(request.path), str(place), cwd=place)
     assert result.returncode == 0, result.stderr

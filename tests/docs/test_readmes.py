@@ -1,4 +1,4 @@
-"""What the READMEs tell people to do works, and what they name exists."""
+"""Commands and examples in the READMEs work, and the files that they name exist."""
 
 import json
 import re

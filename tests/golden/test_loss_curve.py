@@ -1,7 +1,7 @@
 """The loss curve of a short training, against the one committed beside this file.
 
-A change that is not meant to change the computation leaves the curve alone. One that is meant to
-is committed with the new curve: delete the file, run the test twice, and say why.
+Only a change that is meant to change the computation may change the curve. To commit a new curve,
+delete the file, run the test twice, and say why in the commit.
 
 As a script this file trains a compiled model, without the tests' runtime type checker, and writes
 its curve: ``test_loss_curve.py FOLDER``.

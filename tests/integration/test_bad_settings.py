@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from warm_python import run_python
 
-# Overrides of the command, and what its one line must contain. Wrong types are tested in
+# Overrides, and expected words of the one-line error. Wrong types are tested in
 # tests/unit/cli/test_setting_types.py.
 BAD_SETTINGS = [
     # Groups and keys that do not exist.

@@ -28,7 +28,7 @@ COMMANDS = {
     ),
 }
 
-# Overrides, and words of the error message.
+# Overrides and expected words of the error message.
 BAD_SETTINGS = [
     ("what=unknown", "what", "'unknown'", "'train' or 'sample'"),
     ("images=mine", "images", "'mine'", "'random' or 'dataset'"),
@@ -133,7 +133,7 @@ def test_second_setting_adds_its_overrides_to_the_first(folder: Path) -> None:
     assert (own.model.num_decoder_cells, other.model.num_decoder_cells) == (1, 2)
     assert own.model.num_encoder_cells == other.model.num_encoder_cells == 2
     assert own.kl.size_factor is not None
-    assert other.kl.size_factor is None  # from another option of the group
+    assert other.kl.size_factor is None  # from another option of the group kl
     ratio = found["ratio"]
     assert ratio["min"] <= ratio["median"] <= ratio["max"]
     assert ratio["of_rounds"] == pytest.approx(

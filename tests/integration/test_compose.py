@@ -90,7 +90,7 @@ def test_published_models_have_the_published_number_of_parameters(
     assert sum(parameter.numel() for parameter in nvae.parameters()) == parameters
 
 
-# Rows of the paper's Table 6, and how its likelihoods were measured.
+# Rows of the paper's Table 6, and the numbers of importance samples.
 TABLE_6 = {
     "recipe.epochs": (400, 400, 45, 90, 300, 200),
     "batch_size": (200, 32, 24, 16, 4, 4),
@@ -114,7 +114,7 @@ TABLE_6 = {
 
 
 @pytest.mark.parametrize("row", TABLE_6)
-def test_dataset_configs_hold_table_6(compose_config: Compose, row: str) -> None:
+def test_dataset_configs_match_table_6(compose_config: Compose, row: str) -> None:
     datasets = ("mnist", "cifar10", "imagenet32", "celeba64", "celeba_hq", "ffhq")
     setting = row if row.startswith("recipe.") else f"dataset.{row}"
     found = tuple(

@@ -28,7 +28,7 @@ NUM_JOBS = {
 }  # fmt: skip
 LAYOUTS = sorted(path.stem for path in (Path(reporting.__file__).parent / "tables").glob("*.yaml"))
 
-#: Overrides that shrink all experiments, and further ones for some.
+#: Overrides that scale all experiments down, and further ones for some.
 SMALL = (
     "dataset=image_folder", "dataset.root=images", "dataset.image.size=16", "dataset.batch_size=4",
     "model=tiny", "trainer=cpu", "logger=csv", "trainer.max_steps=3",

@@ -133,7 +133,7 @@ class BadGradient(Callback):
 
 
 def train(folder: Path, num_ranks: int, cells: str, *callbacks: Callback) -> None:
-    """Train an epoch."""
+    """Train for one epoch."""
     folder.mkdir()
     torch.manual_seed(0)
     encoder_cell, decoder_cell = CELLS[cells]

@@ -1,4 +1,4 @@
-"""The training command as a user runs it."""
+"""The training command, run as by a user."""
 
 import csv
 import math

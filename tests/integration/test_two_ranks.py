@@ -80,7 +80,7 @@ class Recorder(LightningModule):
 
 
 def main(folder: Path, num_ranks: int, num_test: int) -> None:
-    """Train an epoch and validate, and test."""
+    """Train for one epoch, validate and test."""
     folder.mkdir()
     data = Numbered(batch_size=GLOBAL_BATCH // num_ranks, image=ImageFormat(1, 4, 8))
     data.num_test = num_test

@@ -206,7 +206,7 @@ def test_pictures_of_every_mode(folder: Path, said: dict[str, str], mode: str) -
     assert kept == [f"step0000004.bn-t{one}.safetensors" for one in measured]
 
 
-def test_samples_in_16_bits_are_nearly_those_in_32(folder: Path, said: dict[str, str]) -> None:
+def test_samples_in_16_bits_are_close_to_those_in_32(folder: Path, said: dict[str, str]) -> None:
     narrow, wide, other = (
         np.load(folder / f"prior{suffix}" / "prior.npz")["images"].astype(np.float32)
         for suffix in ("-bf16", "", "-seed")

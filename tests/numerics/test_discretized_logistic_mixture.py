@@ -235,8 +235,8 @@ def test_frequencies_of_colour_draws_match_the_octant_probabilities() -> None:
     likelihood = DiscretizedLogisticMixtureLikelihood(Image(3, 1, bits), num_mixtures=2)
     mixture = [0.3, -0.3]
     red = [-0.2, 0.3, -1.0, -0.5, 1.0, -0.7]  # means, log scales, coefficient of red to green
-    green = [0.1, -0.1, -1.0, -1.5, -2.0, 0.5]  # the same and red to blue
-    blue = [-0.3, 0.2, -1.2, -0.8, 1.5, 2.0]  # the same and green to blue
+    green = [0.1, -0.1, -1.0, -1.5, -2.0, 0.5]  # the same for green, coefficient of red to blue
+    blue = [-0.3, 0.2, -1.2, -0.8, 1.5, 2.0]  # the same for blue, coefficient of green to blue
     logits = torch.tensor([*mixture, *red, *green, *blue]).view(1, 20, 1, 1)
     x = (colours.float() / 63)[:, :, None, None]
     probability = likelihood(logits.expand(len(x), -1, -1, -1)).log_prob(x).double().exp()

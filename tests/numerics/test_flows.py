@@ -94,7 +94,7 @@ def test_strict_mask_sees_the_earlier_channels_of_its_pixel() -> None:
     assert _centre(mask) == [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
 
 
-def test_open_mask_sees_its_own_channel_too() -> None:
+def test_non_strict_mask_also_sees_its_own_channel() -> None:
     mask = causal_mask(3, 3, 1, strict=False)
     assert _centre(mask) == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
 

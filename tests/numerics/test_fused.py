@@ -158,7 +158,7 @@ def test_torch_kernels_agree_with_torch_layers(name: str, swish: bool) -> None:
 
 @SWISH
 @pytest.mark.parametrize("name", ["3x3 of stride 2", "dilated"])
-def test_channels_appended_for_tensor_cores_change_nothing(
+def test_channels_padded_for_tensor_cores_do_not_change_the_results(
     name: str, swish: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -192,7 +192,7 @@ def test_triton_kernels_agree_with_torch_layers(
     monkeypatch.setattr(
         triton_operations, "is_available", lambda device: True
     )  # in the interpreter
-    # Few pixels, for the interpreter.
+    # Few pixels, because the interpreter is slow.
     assert_equal_to_torch(TritonKernels(), name, swish, shape=(2, CHANNELS, 3, 2))
 
 

@@ -12,7 +12,7 @@ def test_one_sample_gives_its_log_weight() -> None:
     torch.testing.assert_close(importance_weighted_bound(log_weights), log_weights[0])
 
 
-def test_copies_of_one_sample_change_nothing() -> None:
+def test_copies_of_one_sample_do_not_change_the_bound() -> None:
     log_weights = torch.randn(1, 5, dtype=torch.float64) - 1000
     torch.testing.assert_close(importance_weighted_bound(log_weights.expand(7, 5)), log_weights[0])
 

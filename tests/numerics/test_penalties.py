@@ -143,7 +143,7 @@ def test_restored_penalty_resumes_from_the_saved_vectors() -> None:
     assert [resumed().item() for _ in range(3)] == [penalty().item() for _ in range(3)]
 
 
-def test_layers_iterated_together_agree_with_layers_one_by_one() -> None:
+def test_layers_iterated_together_agree_with_single_layers() -> None:
     layers = [_spread(WeightNormConv2d(4, 6, 3)) for _ in range(3)]
     together = SpectralPenalty(nn.Sequential(*layers), first_iterations=5).double()
     alone = [SpectralPenalty(layer, first_iterations=5).double() for layer in layers]

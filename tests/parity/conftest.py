@@ -1,8 +1,8 @@
 """Recorded values of the published networks: small copies here, the originals where they exist.
 
-The files of `reference/` hold recorded numbers alone. Two things were left out of the originals:
-weights that a file repeats under a second name, and, of the large `logits`, all but every fourth
-row and column (`logits[::4,::4]`).
+The files in `reference/` contain only recorded numbers. They leave out two parts of the originals:
+weights that a file repeats under a second name, and all but every fourth row and column of large
+`logits` (`logits[::4,::4]`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ORIGINALS = Path(__file__).parents[3] / "shared" / "reference"
 
 @dataclass(frozen=True)
 class Recorded:
-    """One recorded file: its tensors by name, and the facts of the JSON beside it."""
+    """One recorded file: its tensors by name, and the metadata of the JSON file beside it."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]

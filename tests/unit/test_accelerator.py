@@ -1,6 +1,6 @@
 """Sampling and the loss never wait for a CUDA device.
 
-Tensors pretend to be on one: shapes and devices are real, but there are no values to read.
+Fake tensors claim to be on one: they have shapes and a device, but no values to read.
 """
 
 from __future__ import annotations

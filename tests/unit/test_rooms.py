@@ -37,12 +37,12 @@ UNUSED = {
     "data": {"model", "serialization", "objective", "backends"},
     "benchmarking": {"reporting"},
 }
-#: Imports inside methods that only call another room.
+#: Imports inside methods that only delegate to a later room.
 LATER_IMPORTS = {("model/nvae.py", "serialization"), ("model/cells.py", "serialization")}
 
 
 def _imports(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Modules that a file imports, also inside functions, with the names taken from each."""
+    """Yield the modules that a file imports, also inside functions, and the names from each."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, ()) for alias in node.names)
@@ -57,7 +57,7 @@ def _imports(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _room(path: Path) -> str:
-    """Room of a file; a command is a room of its own."""
+    """Return the room of a file; each command is its own room."""
     return path.relative_to(ROOT).with_suffix("").parts[0]
 
 

@@ -84,7 +84,7 @@ def by_torch(given: Problem, swish: bool) -> tuple[Tensor, ...]:
 def input_gradients(
     gradient: Tensor, x: Tensor, normalization: Normalization
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of feature map, weight and bias from that of the activations."""
+    """Compute gradients of feature map, weight and bias from the activations' gradient."""
     sums = kernels.normalize_sums(gradient, x, normalization)
     means = sums * (x.shape[1] / x.numel())
     grad_x = kernels.normalize_gradient(gradient, x, normalization, means)
@@ -280,7 +280,7 @@ def test_kernels_compile_for_an_h100_and_spill_no_registers(tmp_path: Path) -> N
     assert {kernel["name"] for kernel in compiled} == names
     for kernel in compiled:
         assert kernel["spilled_bytes"] == 0, kernel
-        # Three programs at the same time, as MAX_REDUCING_PROGRAMS has it.
+        # Three concurrent programs, as MAX_REDUCING_PROGRAMS assumes.
         assert 3 * 32 * kernels.NUM_WARPS * kernel["registers"] <= 65536, kernel
 
 

@@ -1,4 +1,4 @@
-"""A training with steps of a few milliseconds."""
+"""Fixtures for a training with steps of a few milliseconds."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_allocations_count_forward_and_backward() -> None:
     weight = torch.zeros(SIZE, requires_grad=True)
     assert peak_of(lambda: [torch.zeros(SIZE), torch.zeros(SIZE)]) == 2 * 4 * SIZE
     assert peak_of(lambda: weight.exp().exp().exp().sum()) == 3 * 4 * SIZE + 4
-    # Three kept maps, the gradient of the third and of the second.
+    # Three kept maps, and the gradients of the third and the second.
     expected = peak_bytes(lambda: weight.exp().exp().exp().sum().backward())
     weight.grad = None
     found = peak_of(lambda: weight.exp().exp().exp().sum().backward())

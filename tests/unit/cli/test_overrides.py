@@ -10,7 +10,7 @@ from nvae_lightning.cli.overrides import how_to_write, merge, parse, without_key
 @pytest.mark.parametrize(
     "value", ["epoch=1-step=20.ckpt", "photos_ü", "a,b", "a(1)", "a'b", 'a"b', "a{b", "#x", "a=$x"]
 )
-def test_a_quoted_override_is_read_as_the_text_that_was_given(value: str) -> None:
+def test_a_quoted_override_is_read_as_the_original_text(value: str) -> None:
     message = how_to_write(f"ckpt_path={value}")
     (argument,) = shlex.split(message.partition("the shell: ")[2])
     (override,) = parse([argument])

@@ -1,4 +1,4 @@
-"""Settings are checked against the types of the arguments that they become."""
+"""Settings are checked against the types of the arguments they are passed to."""
 
 import copy
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.cli.overrides import parse
 from nvae_lightning.cli.setting_types import check_seed, check_types
 
-# A setting, and what the error must contain.
+# A setting and expected words of the error.
 BAD = [
     ("model.foo=1", "model", "foo"),
     ("+model.foo=1", "model.foo"),

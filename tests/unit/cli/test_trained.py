@@ -241,7 +241,7 @@ def test_a_config_written_by_a_training_is_read_unchanged(tmp_path: Path) -> Non
     assert read_yaml(tmp_path / "config.yaml") == {"lr": 1e-3, "date": "2026-01-02"}
 
 
-def test_images_are_cropped_as_the_run_or_a_named_dataset_says(
+def test_images_are_cropped_as_in_the_run_or_a_named_dataset(
     run: Path, config: Config, model: NVAE, tmp_path: Path
 ) -> None:
     score = ("images=photos",)

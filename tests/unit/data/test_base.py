@@ -49,7 +49,7 @@ def numbers(batches: list[Tensor]) -> list[int]:
 
 
 def write_images(root: Path, **counts: int) -> None:
-    """Write 8x8 PNGs, each of its own grey, into one folder per split."""
+    """Write 8x8 PNGs of different greys into one folder per split."""
     grey = 0
     for split, count in counts.items():
         (root / split).mkdir(parents=True)
@@ -74,7 +74,7 @@ def prepared(tmp_path: Path, source: Path) -> Path:
     return root
 
 
-def test_getting_many_items_equals_getting_each() -> None:
+def test_batched_access_equals_single_access() -> None:
     images = np.random.default_rng(0).integers(256, size=(6, 4, 4, 3), dtype=np.uint8)
     dataset = ImageDataset(images)
     indices = [4, 0, 5]
@@ -143,7 +143,7 @@ def test_a_validation_split_is_used_where_there_is_one(
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_prepared_images_give_the_batches_of_their_source(
+def test_prepared_images_give_the_same_batches_as_their_source(
     prepared: Path, source: Path, num_workers: int
 ) -> None:
     for name in ("train", "val", "test"):
@@ -210,7 +210,7 @@ def test_batches_are_channels_last_in_memory_on_the_way_to_the_model(
         assert not images.is_contiguous()
 
 
-def test_setup_decodes_only_the_splits_of_its_stage_once(
+def test_setup_decodes_only_the_splits_of_its_stage_and_only_once(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []
@@ -239,7 +239,7 @@ def test_a_batch_becomes_float_levels_on_its_way_to_the_model() -> None:
     torch.testing.assert_close(images, torch.full((4, 3, 8, 8), 1 / 31))
 
 
-def test_binarised_batches_hold_zeros_and_ones_only() -> None:
+def test_binarised_batches_contain_only_zeros_and_ones() -> None:
     batch = torch.full((4, 3, 8, 8), 127, dtype=torch.uint8)
     images = made(image=ImageFormat(3, 8, 1)).on_after_batch_transfer(batch, 0)
     assert images.dtype == torch.float32

@@ -87,7 +87,7 @@ def hidden(mode: str, pixels: np.ndarray) -> Image.Image:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "PA"])
-def test_hidden_colours_make_no_difference(mode: str, channels: int) -> None:
+def test_hidden_colours_do_not_matter(mode: str, channels: int) -> None:
     first, second = (np.full((8, 8, 3), value, np.uint8) for value in (90, 200))
     second[0, 0] = 90
     if mode in ("LA", "La"):
@@ -328,7 +328,7 @@ def test_the_box_of_celeba_is_cropped_and_resized_as_pillow_does() -> None:
 @pytest.mark.parametrize(("width", "height"), [(1, 5000), (5000, 1)])
 def test_a_very_thin_image_is_noted_and_needs_little_memory(width: int, height: int) -> None:
     image = Image.new("RGB", (width, height), "red")
-    before = Image.core.get_stats()["allocated_blocks"]  # of 16 MiB at most
+    before = Image.core.get_stats()["allocated_blocks"]  # blocks of at most 16 MiB
     pixels, notes = decoded(image, size=256)
     blocks = Image.core.get_stats()["allocated_blocks"] - before
     assert np.array_equal(pixels, np.full((256, 256, 3), (255, 0, 0)))

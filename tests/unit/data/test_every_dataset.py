@@ -54,7 +54,7 @@ def write_pictures(folder: Path, count: int) -> list[str]:
 
 
 def write_files(kind: type[ImageDataModule], root: Path, patch: pytest.MonkeyPatch) -> None:
-    """Write a few images in the layout that a dataset is published in."""
+    """Write a few images in the dataset's published layout."""
     if kind is MNIST:
         raw = root / "MNIST" / "raw"
         raw.mkdir(parents=True)

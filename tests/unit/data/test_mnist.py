@@ -152,7 +152,9 @@ def test_a_damaged_file_is_reported(
         MNIST(root=tmp_path, **SETTINGS).prepare_data()
 
 
-def test_digits_are_resized_if_asked(images: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_digits_are_resized_to_the_image_size(
+    images: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     data = MNIST(root=tmp_path, **{**SETTINGS, "image": ImageFormat(3, 32, 8)})
     data.setup("test")
     assert data.test_set.images.shape == (3, 32, 32, 3)
@@ -161,7 +163,7 @@ def test_digits_are_resized_if_asked(images: dict[str, torch.Tensor], tmp_path: 
 @pytest.mark.skipif(
     not SHARED.is_dir(), reason="requires the real MNIST files beside the checkout"
 )
-def test_the_real_files_hold_ten_thousand_test_digits() -> None:
+def test_the_real_files_contain_ten_thousand_test_digits() -> None:
     data = MNIST(root=SHARED, **SETTINGS)
     data.setup("test")
     assert data.num_test_images == 10_000

@@ -106,7 +106,7 @@ def test_a_resume_from_the_end_of_an_epoch_is_exact(
     assert (tmp_path / "reconstructions.png").exists()
 
 
-def test_settings_that_the_class_does_not_take_are_left_out(composed: Callable[..., Any]) -> None:
+def test_settings_that_the_class_does_not_accept_are_dropped(composed: Callable[..., Any]) -> None:
     config = composed("+dataset.num_images=5", "dataset.image.size=8", "seed=3")
     check_types(config)
     assert len(build_datamodule(config).images) == 5
@@ -143,7 +143,7 @@ def test_a_class_without_a_constructor_takes_no_settings(composed: Callable[...,
         check_types(composed(target, "dataset.batch_size=4"))
 
 
-def test_another_class_than_a_data_module_is_refused(composed: Callable[..., Any]) -> None:
+def test_a_class_that_is_not_a_data_module_is_refused(composed: Callable[..., Any]) -> None:
     config = composed("dataset._target_=collections.Counter")
     with pytest.raises(ValueError, match="got Counter, but it must be a LightningDataModule"):
         build_datamodule(config)

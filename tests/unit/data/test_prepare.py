@@ -123,7 +123,7 @@ def test_images_and_names_are_written_in_order(tmp_path: Path, num_workers: int)
     assert sorted(files(tmp_path)) == sorted(f"a/b/{n}" for n in (*written, "report.csv"))
 
 
-def test_worker_processes_write_the_same_bytes_as_none(tmp_path: Path) -> None:
+def test_the_number_of_workers_does_not_change_the_files(tmp_path: Path) -> None:
     made(tmp_path / "0", pictures({1, 4}), skip_errors=True, num_workers=0)
     made(tmp_path / "2", pictures({1, 4}), skip_errors=True, num_workers=2)
     assert files(tmp_path / "0") == files(tmp_path / "2")
@@ -189,7 +189,7 @@ def test_names_that_are_not_unicode_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "train.txt").read_bytes().startswith(b"\xff0\n\xff2\n")
 
 
-def test_preparing_again_changes_nothing_and_decodes_nothing(tmp_path: Path) -> None:
+def test_preparing_again_neither_changes_files_nor_decodes_images(tmp_path: Path) -> None:
     first = made(tmp_path / "p", pictures({2}), skip_errors=True)
     before = files(tmp_path / "p")
     splits = pictures({2}, interrupt_at=0)
@@ -264,7 +264,7 @@ def test_images_prepared_with_skipping_are_refused_without_it(tmp_path: Path) ->
         made(tmp_path, pictures({1, 2}))
 
 
-def test_skipping_changes_nothing_if_all_images_are_readable(tmp_path: Path) -> None:
+def test_skipping_has_no_effect_if_all_images_are_readable(tmp_path: Path) -> None:
     made(tmp_path / "p", pictures(), skip_errors=True)
     assert files(tmp_path / "p") == undisturbed(tmp_path, pictures())
     assert made(tmp_path / "p", pictures())[1] == []

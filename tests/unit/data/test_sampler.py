@@ -78,7 +78,7 @@ def test_a_step_sees_the_same_images_on_any_number_of_ranks(num_ranks: int) -> N
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
-def test_training_batches_are_full_and_no_image_comes_twice(num_ranks: int) -> None:
+def test_training_batches_are_full_and_no_image_repeats(num_ranks: int) -> None:
     ranks = shards(101, 5, num_ranks, train=True)
     given = [index for batches in ranks for batch in batches for index in batch]
     assert len(set(given)) == len(given) == 101 // (5 * num_ranks) * 5 * num_ranks
@@ -323,7 +323,7 @@ def test_a_training_resumed_from_the_end_of_an_epoch_sees_the_same_batches(
         assert fit(tmp_path, ckpt_path=path, **options).seen == whole.seen[step:], step
 
 
-def test_two_workers_resume_like_none(tmp_path: Path) -> None:
+def test_two_workers_resume_like_zero(tmp_path: Path) -> None:
     whole = fit(tmp_path, saving(tmp_path, every_n_train_steps=1), max_epochs=3)
     for step in (2, STEPS, 8):
         path = checkpoints(tmp_path)[step]

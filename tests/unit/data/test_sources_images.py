@@ -16,11 +16,15 @@ Read = Callable[[Source], list[np.ndarray]]
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "cifar10_jpeg"
 
 NAMES = ("train/cat/2.png", "train/cat/1.png", "train/ant/3.png", "val/x.png", "test/y.png")
-SPLIT = {"train": [20, 10, 0], "validation": [30], "test": [40]}  # greys of NAMES, by their paths
+SPLIT = {
+    "train": [20, 10, 0],
+    "validation": [30],
+    "test": [40],
+}  # greys of NAMES in the order of their paths
 
 
 def write_greys(root: Path, *names: str) -> None:
-    """Write one 8x8 image per name, each of its own grey: 0, 10, 20, ..."""
+    """Write one 8x8 image per name, with the greys 0, 10, 20, ..."""
     for index, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), 10 * index).save(root / name)
@@ -199,7 +203,7 @@ def test_of_two_tar_members_with_one_name_the_last_is_read(
     assert greys(open_source(path, wanted).sources["train"]) == [10]
 
 
-def test_an_image_that_a_tar_holds_as_a_link_is_read(
+def test_an_image_stored_as_a_link_in_a_tar_is_read(
     folder: Path, wanted: Wanted, greys: Greys
 ) -> None:
     write_greys(folder, "train/a.png", "test/b.png")
@@ -289,7 +293,7 @@ def test_a_single_image_cannot_be_split(tmp_path: Path, wanted: Wanted) -> None:
         (["a", "b", "c", "d", "e", "f"], "a, b, c, d, e and more"),
     ],
 )
-def test_a_folder_without_images_is_reported_with_what_it_holds(
+def test_a_folder_without_images_is_reported_with_its_content(
     files: list[str], held: str, tmp_path: Path, wanted: Wanted
 ) -> None:
     for name in files:
@@ -371,5 +375,5 @@ def test_a_damaged_image_cannot_be_decoded_but_its_neighbours_can(
 def test_a_real_folder_of_photographs_is_read(wanted: Wanted, read: Read) -> None:
     sources = open_source(SHARED, wanted).sources
     mean = np.mean([image.mean((0, 1)) for image in read(sources["test"])], 0) / 255
-    # The published means of CIFAR-10's channels; this folder holds a sample of its images.
+    # The published means of CIFAR-10's channels; this folder contains a sample of its images.
     np.testing.assert_allclose(mean, [0.491, 0.482, 0.447], rtol=0, atol=0.02)

@@ -69,7 +69,9 @@ def test_raw_grey_pixels_are_read(tmp_path: Path, wanted: Wanted, read: Read) ->
     np.testing.assert_array_equal(read(source), noise(12, 8, 8))
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "BMP"])  # all BMP are of one length
+@pytest.mark.parametrize(
+    "file_format", ["JPEG", "PNG", "BMP"]
+)  # all BMP files have the same length
 def test_image_files_are_read(
     file_format: str, tmp_path: Path, wanted: Wanted, read: Read
 ) -> None:

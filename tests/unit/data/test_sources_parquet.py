@@ -104,7 +104,7 @@ def test_shards_are_read_by_split_in_order(
         ("[odd] *name?/train.parquet", "[odd] *name?/test.parquet"),
     ],
 )
-def test_the_name_of_a_shard_or_of_its_folder_says_its_split(
+def test_the_name_of_a_shard_or_its_folder_determines_its_split(
     train: str, test: str, root: Path, wanted: Wanted, read: Read
 ) -> None:
     write_hub(root / train, 0, 1)

@@ -42,7 +42,7 @@ def shard_name(split: str, resolution: int, shard: int) -> str:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Glow's layout: two shards per split and resolution, of 8 and 32 pixels."""
+    """Glow's layout: two shards per split and resolution (8 and 32 pixels)."""
     root = tmp_path / "celeba-tfr"
     for split in ("train", "validation"):
         for resolution in (3, 5):

@@ -55,7 +55,7 @@ def test_any_program_can_read_the_arrays(folder: Path, pixels: dict[str, np.ndar
         assert np.array_equal(np.load(folder / f"{split}.npy"), expected)
 
 
-def test_a_folder_without_descriptions_holds_nothing_prepared(tmp_path: Path) -> None:
+def test_a_folder_without_descriptions_contains_nothing_prepared(tmp_path: Path) -> None:
     np.save(tmp_path / "train.npy", np.zeros((2, 4, 4, 3), np.uint8))
     (tmp_path / "train.json").write_text('{"shape": [2, 4, 4, 3]}')
     (tmp_path / "test.json").write_text("no JSON")

@@ -86,7 +86,7 @@ def test_less_common_formats_are_read(name: str, file_format: str) -> None:
     assert np.asarray(image)[0, 0, 0] > 250
 
 
-def test_a_tga_which_has_no_signature_is_only_read_by_its_name() -> None:
+def test_a_tga_is_recognised_only_by_its_name() -> None:
     with pytest.raises(UnidentifiedImageError):
         open_image(encoded("TGA"), "a.png")
 
@@ -392,7 +392,7 @@ def test_other_json_files_are_not_read(tmp_path: Path) -> None:
     assert not any(is_ours(path) for path in tmp_path.iterdir())
 
 
-# Errors of the system.
+# System errors.
 
 
 def test_a_too_long_name_is_reported_in_one_line(tmp_path: Path) -> None:

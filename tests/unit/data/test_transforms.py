@@ -19,7 +19,7 @@ def test_n_bits_give_two_to_the_n_equidistant_levels_from_zero_to_one(bits: int)
     torch.testing.assert_close(levels, torch.linspace(0, 1, 2**bits), rtol=0, atol=1e-6)
 
 
-def test_eight_bits_lose_nothing() -> None:
+def test_eight_bits_are_lossless() -> None:
     restored = (quantize(ALL_VALUES, 8) * 255).round().to(torch.uint8)
     assert torch.equal(restored, ALL_VALUES)
 

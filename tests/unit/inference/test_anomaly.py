@@ -38,7 +38,7 @@ def test_zero_importance_samples_are_refused(nvae: NVAE) -> None:
 
 
 def test_auroc_is_the_fraction_of_correctly_ordered_pairs() -> None:
-    # Thousands of nats, a thousandth apart, are equal after a sigmoid.
+    # A sigmoid would make values of thousands of nats, a thousandth apart, equal.
     foreign = torch.tensor([[-5000.002, 3.0], [-5000.001, 1.0], [-4999.998, 2.0]]).double()
     known = torch.tensor([[-5000.0, 0.5], [-4999.999, 2.5]]).double()
     likelihood, ratio = auroc(foreign, known)

@@ -1,4 +1,4 @@
-"""Models from checkpoints, run folders and folders of save_pretrained, or one-line errors."""
+"""Loading from checkpoints, run folders and save_pretrained folders works or gives one line."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def assert_same(one: NVAE, other: NVAE) -> None:
 
 
 def refusal(source: str | Path, named: str | Path | None = None, **given: Any) -> str:
-    """Return the error of loading a file, which names the file in one line."""
+    """Return the one-line error of loading a file, which names the file."""
     with pytest.raises(ValueError, match=re.escape(f"'{named or source}'")) as error:
         load_model(source, **given)
     message = str(error.value)

@@ -58,7 +58,7 @@ def test_even_kernel_is_refused() -> None:
         (partial(DepthwiseCell, kernel_size=3), 1),
     ],
 )
-def test_receptive_field_is_that_of_the_convolutions(
+def test_receptive_field_matches_the_convolutions(
     cell: Callable[..., nn.Module], reach: int
 ) -> None:
     x = torch.randn(1, 4, 11, 11, dtype=torch.float64, requires_grad=True)

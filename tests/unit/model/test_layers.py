@@ -72,7 +72,7 @@ def test_skip_down_halves_the_sides_and_sees_every_pixel(out_channels: int) -> N
     assert (x.grad != 0).all()
 
 
-def test_each_part_of_skip_down_looks_at_its_own_pixel_of_the_block() -> None:
+def test_each_part_of_skip_down_reads_its_own_pixel_of_the_block() -> None:
     layer = SkipDown(1, 4)
     x = torch.zeros(1, 1, 2, 2)
     rest = layer(x)

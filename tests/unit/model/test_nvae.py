@@ -163,7 +163,7 @@ def test_the_network_reads_black_as_minus_one_and_white_as_one(grey_nvae: NVAE) 
     x[0, 0, 2, 3] = 0.0
     grey_nvae(x)
     black = torch.nn.functional.pad(1 - x, (1, 1, 1, 1), value=1.0)
-    assert torch.equal(seen[0], 1 - 2 * black)  # the padding is black, too
+    assert torch.equal(seen[0], 1 - 2 * black)  # the padding is also black
 
 
 # --- log-likelihood ---------------------------------------------------------------------------
@@ -382,7 +382,7 @@ def test_inference_without_flows_has_no_base_draw(colour_nvae: NVAE) -> None:
 # --- errors -----------------------------------------------------------------------------------
 
 
-def test_images_of_another_shape_are_refused(colour_nvae: NVAE) -> None:
+def test_images_of_a_wrong_shape_are_refused(colour_nvae: NVAE) -> None:
     for shape in ((2, 1, 8, 8), (2, 3, 16, 16), (2, 3, 8, 4)):
         with pytest.raises(ValueError, match=r"channel, height, width"):
             colour_nvae(torch.rand(shape))
@@ -541,7 +541,7 @@ def test_every_parameter_gets_a_finite_gradient_that_is_not_all_zero(variant: NV
             if isinstance(module, SqueezeExcitation):
                 module.squeeze.bias.fill_(1.0)  # so that no gate has all its hidden units off
     for mode in (True, False):
-        # In evaluation batch normalisation no longer hides the biases before it.
+        # In evaluation, batch normalisation does not cancel the biases before it.
         model.train(mode)
         model.zero_grad()
         for _ in range(3):

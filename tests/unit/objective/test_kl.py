@@ -100,7 +100,7 @@ def test_term_without_size_factors_is_the_weighted_plain_sum(beta: float) -> Non
 
 
 def _latent_of_kl(kl: Tensor) -> Latent:
-    """Posterior of unit variance whose KL to the standard normal is ``kl`` everywhere."""
+    """Build a posterior of unit variance whose KL to the standard normal is ``kl``."""
     zeros = torch.zeros_like(kl)
     return Latent(Normal((2 * kl).sqrt(), zeros), Normal(zeros, zeros), z=zeros)
 
@@ -114,7 +114,7 @@ def test_channels_are_active_above_a_tenth_of_a_nat() -> None:
 
 def test_activity_is_averaged_over_batch_and_space() -> None:
     kl = torch.zeros(2, 3, 4, 4)
-    kl[0, 0, 1, 1] = 32 * 0.11  # one of 32 elements makes the channel
+    kl[0, 0, 1, 1] = 32 * 0.11  # one of 32 elements makes the channel active
     kl[0, 1, 1, 1] = 32 * 0.09
     assert active_channels(channel_rates(_latent_of_kl(kl))).item() == 1
 

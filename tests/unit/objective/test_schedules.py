@@ -46,7 +46,7 @@ def test_constant_weight_does_not_change() -> None:
 
 
 def _published(step: int) -> float:
-    """20 epochs of 10 steps, 5 of them warm-up, the cosine changing once an epoch."""
+    """20 epochs of 10 steps, 5 of them warm-up; the cosine changes once per epoch."""
     return warmup_cosine(
         step, peak=1e-2, final=1e-4, warmup_steps=50, total_steps=200, interval=10
     )

@@ -108,7 +108,7 @@ def _in_use(model: NVAE) -> NVAE:
 
 
 def _weights(model: NVAE, *, duplicates: bool = True) -> dict[str, Tensor]:
-    """Name the model's tensors like the published code."""
+    """Return the model's tensors under their published names."""
     names, state = published_names(model), model.state_dict()
     weights = OrderedDict((names[name], tensor) for name, tensor in state.items())
     if duplicates:
@@ -157,7 +157,7 @@ def _assert_same(one: NVAE, other: NVAE) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_is_read_as_it_was_written(architecture: str, tmp_path: Path) -> None:
+def test_every_architecture_survives_a_round_trip(architecture: str, tmp_path: Path) -> None:
     model = _in_use(build_published({**SETTINGS, "arch_instance": architecture}))
     weights = _weights(model, duplicates=architecture != "mbconv_den")
     torch.save(_checkpoint(weights, arch_instance=architecture), tmp_path / "checkpoint.pt")
@@ -165,7 +165,7 @@ def test_every_architecture_is_read_as_it_was_written(architecture: str, tmp_pat
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_setting_is_read_as_it_was_written(variant: str, tmp_path: Path) -> None:
+def test_every_setting_survives_a_round_trip(variant: str, tmp_path: Path) -> None:
     model = _in_use(build_published({**SETTINGS, **VARIANTS[variant]}))
     torch.save(_checkpoint(_weights(model), **VARIANTS[variant]), tmp_path / "checkpoint.pt")
     _assert_same(model, load_published(tmp_path / "checkpoint.pt"))
@@ -449,7 +449,7 @@ def test_normal_likelihood_is_a_density_on_minus_one_to_one() -> None:
 
 
 class _CreatesAFile:
-    """Its pickle creates a file when it is loaded."""
+    """Object that creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -618,7 +618,7 @@ def test_the_command_lists_the_published_numerics(file: Path, tmp_path: Path) ->
     _assert_same(load_published(file), NVAE.from_pretrained(tmp_path / "converted"))
 
 
-def test_converted_model_is_the_published_one(file: Path, tmp_path: Path) -> None:
+def test_converted_model_equals_the_published_one(file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "converted"
     convert_published(file, folder)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["converted"]

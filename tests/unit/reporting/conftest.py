@@ -1,4 +1,4 @@
-"""Synthetic runs."""
+"""Fixtures that build synthetic runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture
 def make_run() -> MakeRun:
-    """Builder of finished runs, given settings by dotted path and metrics of the test."""
+    """Builder of finished runs from settings by dotted path and test metrics."""
 
     def make(
         name: str,

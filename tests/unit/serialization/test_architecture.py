@@ -118,7 +118,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def through_json(model: NVAE) -> dict[str, Any]:
-    """The model's description, as a file would hold it."""
+    """Return the model's description after a round trip through JSON."""
     description = json.loads(json.dumps(model.architecture))
     assert description == model.architecture
     return description
@@ -451,7 +451,7 @@ def test_numbers_and_lists_of_other_libraries_become_plain_data(
 
 
 def changed(description: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A copy with the value at the path; without it for KeyError."""
+    """Copy with `value` at `path`; KeyError removes the entry."""
     if not path:
         return value
     description = copy.deepcopy(description)
@@ -612,7 +612,7 @@ def test_deep_nesting_is_refused(build_nvae: BuildNVAE) -> None:
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in nested data."""
+    """Yield every path in nested data."""
     yield path
     if isinstance(value, list):
         value = dict(enumerate(value))

@@ -1,8 +1,8 @@
 """Weights saved before cells became sequences of units load and give the same numbers.
 
 The fixtures were written by that version: a checkpoint of the training command after three steps,
-with averaged weights, and the folder that ``save_pretrained`` made of it. The model has every kind
-of cell: BN-ELU down, BN-swish down, depthwise up and WN-ELU up.
+with averaged weights, and the folder that ``save_pretrained`` wrote from it. The model has every
+kind of cell: BN-ELU down, BN-swish down, depthwise up and WN-ELU up.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _waves(*shape: int) -> Tensor:
 
 
 def _inputs(model: NVAE) -> tuple[Tensor, list[Tensor]]:
-    """Binary images and noise that depend on no random number generator."""
+    """Binary images and noise that do not depend on a random number generator."""
     size = model.image.size
     x = (_waves(4, 1, size, size) > 0).double()
     return x, [1.3 * _waves(4, *shape) for shape in model.latent_shapes]
@@ -66,7 +66,7 @@ def test_a_training_resumes_exactly_from_an_earlier_checkpoint(is_plain: bool) -
     weights = {name.removeprefix("model."): v for name, v in latest if name.startswith("model.")}
     model.load_state_dict(weights)
     optimizer = torch.optim.Adamax(model.parameters(), lr=1e-2)
-    optimizer.load_state_dict(content["optimizer_states"][0])  # by the parameters' order
+    optimizer.load_state_dict(content["optimizer_states"][0])  # in the parameters' order
     x, noise = _inputs(model)
     losses = []
     for _ in RECORDED["losses_after_resuming"]:

@@ -50,7 +50,7 @@ def assert_same(one: NVAE, other: NVAE) -> None:
 
 
 def refusal(name: str | Path, **kwargs: Any) -> str:
-    """Return the error of loading it, which names it in one readable line."""
+    """Return the one-line error of loading a model, which names it."""
     with pytest.raises(ValueError, match=re.escape(f"'{name}'")) as error:
         NVAE.from_pretrained(name, **kwargs)
     message = str(error.value)
@@ -383,7 +383,7 @@ def test_a_failing_hub_is_a_one_line_error(
     assert reason in message
 
 
-def test_without_a_network_the_error_says_so(
+def test_a_missing_network_is_named_in_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -58,7 +58,9 @@ def test_a_rank_under_torchrun_has_a_device(monkeypatch: pytest.MonkeyPatch) -> 
     assert trainer.strategy.root_device.type == "cpu"
     assert isinstance(trainer.strategy, DDPStrategy)
     assert trainer.strategy._timeout is not None
-    assert trainer.strategy._timeout.total_seconds() == 2 * 40 * 60  # else 30 minutes
+    assert (
+        trainer.strategy._timeout.total_seconds() == 2 * 40 * 60
+    )  # Lightning's default is 30 minutes
     assert any(isinstance(callback, Heartbeat) for callback in trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
     message = "trainer.devices: got 1 on .*torchrun has started 2 processes"
     with pytest.raises(ValueError, match=message):
@@ -95,7 +97,7 @@ def test_silence_counts_until_a_rank_answers_or_is_done(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(heartbeat, "_leave", leave)
     counts = iter(range(10**6))
-    # Rank 1 has finished, rank 2 has stopped after 3 beats.
+    # Rank 1 has finished; rank 2 has stopped after 3 beats.
     monkeypatch.setattr(
         Heartbeat,
         "_seen",

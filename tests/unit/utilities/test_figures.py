@@ -36,7 +36,7 @@ def test_heat_maps_show_groups_over_steps_coarsest_on_top() -> None:
     for axes in figure.axes[:3]:
         assert axes.get_ylim() == (2.5, -0.5)
         assert axes.get_xlim() == (0.0, 100.0)
-        (line,) = axes.lines  # between the scales
+        (line,) = axes.lines  # between two scales
         assert set(np.asarray(line.get_ydata())) == {1.5}
     assert isinstance(meshes[0].norm, LogNorm)
     assert meshes[0].get_clim() == pytest.approx((0.01, 300.0))

@@ -1,4 +1,4 @@
-"""Atomic checkpoints, and the refusal of damaged ones."""
+"""Checkpoints are written atomically, and damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_a_full_disk_does_not_change_earlier_checkpoints(
 
 
 class Line(LightningModule):
-    """One weight."""
+    """Module with one weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class Line(LightningModule):
 
 @pytest.fixture
 def train(tmp_path: Path) -> Any:
-    """Train a line for some steps of 4 per epoch."""
+    """Train a line for some steps, 4 per epoch."""
 
     def train(num_steps: int, ckpt_path: Path | None = None, **settings: Any) -> Path:
         folder = tmp_path / "checkpoints"
@@ -239,7 +239,7 @@ def test_a_clock_set_back_does_not_change_the_order(
 
 def test_the_last_checkpoint_has_the_most_steps(folder: Path) -> None:
     newest = folder / "step0000008.ckpt"
-    os.utime(folder / "step0000007.ckpt")  # as a copy of the folder may do
+    os.utime(folder / "step0000007.ckpt")  # as copying the folder may do
     assert last_checkpoint(folder) == newest
     (folder / "last.ckpt").unlink()
     shutil.copy(folder / "step0000007.ckpt", folder / "last.ckpt")

@@ -66,7 +66,7 @@ class Projection(nn.Module):
 
 
 class Arrays(ImageDataModule):
-    """Random images; `seed` says which, `root` is not read."""
+    """Random images, determined by `seed`; `root` is not read."""
 
     array_seed = 0
 
@@ -106,7 +106,7 @@ Measure = Callable[..., dict[str, float]]
 
 @pytest.fixture
 def measure(tmp_path: Path, colour_nvae: NVAE) -> Measure:
-    """Measure the distance with an extractor, by default of colour images."""
+    """Measure the distance with a feature extractor, by default on colour images."""
 
     def run(
         extractor: nn.Module,
@@ -126,7 +126,7 @@ def features(images: Tensor, projection: Tensor) -> np.ndarray:
 
 
 def closed_form(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the distance of two Gaussians by symmetric square roots."""
+    """Return the distance of two Gaussians, computed with symmetric square roots."""
     values, vectors = np.linalg.eigh(np.cov(first.T))
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T
     inner = np.linalg.eigvalsh(root @ np.cov(second.T) @ root).clip(0)
@@ -323,7 +323,7 @@ def test_missing_torch_fidelity_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 class Maps(nn.Module):
-    """Feature maps instead of features."""
+    """Network that returns feature maps instead of features."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.float()
@@ -473,7 +473,7 @@ def _records(folder: Path) -> Sequence[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_two_ranks_count_every_image_once_and_find_the_distance_of_one(ranks: Path) -> None:
+def test_two_ranks_count_every_image_once_and_find_the_same_distance_as_one(ranks: Path) -> None:
     (alone,) = _records(ranks / "alone")
     computed, cached = _records(ranks / "computed"), _records(ranks / "cached")
     for rank in (alone, *computed, *cached):

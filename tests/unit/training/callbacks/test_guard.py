@@ -32,7 +32,7 @@ Steps = Callable[[int], bool]
 
 
 class Noise(ImageDataModule):
-    """Random colour images, with a NaN in one of the batches that `bad` names."""
+    """Random colour images, with a NaN in the batches that `bad` selects."""
 
     bad: Steps = staticmethod(lambda batch: False)
     num_batches = 0
@@ -64,7 +64,7 @@ class BadGradient(Callback):
 
 
 class Recorder(Callback):
-    """Record, after every step, the state that a skipped one must not change."""
+    """Record after every step the state that a skipped step must not change."""
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard

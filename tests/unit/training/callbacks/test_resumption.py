@@ -34,7 +34,7 @@ from nvae_lightning.training.checkpoints import AtomicCheckpointIO
 from nvae_lightning.training.csv_logger import ResumableCSVLogger
 from nvae_lightning.utilities.signals import Interrupted
 
-NUM_IMAGES = 22  # 5 steps of 4 an epoch, 3 with accumulated gradients
+NUM_IMAGES = 22  # 5 steps of 4 images per epoch, or 3 with accumulated gradients
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -100,7 +100,7 @@ HOOKS = (
 
 
 def watching(moments: Moments) -> Callback:
-    """Build a callback whose every hook is a moment."""
+    """Build a callback in which every hook counts as a moment."""
 
     def hook(name: str) -> Callable[..., None]:
         return lambda self, *arguments, **settings: moments.pass_one(name)
@@ -237,7 +237,7 @@ def taken_over(names: list[str]) -> int:
 
 
 def around_the_first_epoch_end(names: list[str]) -> list[tuple[int, signal.Signals]]:
-    """Return moments at which a step may be counted twice, or a validation never."""
+    """Return moments at which a step may be counted twice or a validation be lost."""
     end = names.index("on_train_epoch_end")
     last_step = max(at for at in range(end) if names[at] == "on_train_batch_end")
     chosen = [last_step, (last_step + end) // 2, end, end + 2, names.index("on_train_epoch_end")]
