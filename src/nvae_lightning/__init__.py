@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NVAE", "NVAEModule", "__version__", "load_model"]
 
-#: Room of each public name, imported at its first use: commands start without PyTorch.
+#: Module of each public name, imported on first use, so that commands start without PyTorch.
 _ROOMS = {"NVAE": "model", "NVAEModule": "training", "load_model": "inference"}
 
 

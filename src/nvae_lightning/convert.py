@@ -10,13 +10,13 @@ from nvae_lightning.published import convert_published
 
 
 def kept_numerics(model: NVAE) -> list[str]:
-    """Name the options by which the model differs from one of our own, and what they do."""
+    """List the options in which the model differs from our own models, with their effects."""
     kept = ["first_prior_std=1.01: the coarsest group's prior is N(0, 1.01²)"]
     if isinstance(model.likelihood, DiscretizedLogisticMixtureLikelihood):
         if model.image.bits == 8:
-            kept.append("published_tails=true: level 254 has the upper tail's probability, too")
+            kept.append("published_tails=true: level 254 also has the upper tail's probability")
         else:
-            kept.append("published_tails=true: next to the correct form below 8 bits")
+            kept.append("published_tails=true: nearly the correct form below 8 bits")
         kept.append(
             "published_temperature=true: sampling divides pixels' scale by the temperature"
         )

@@ -1,4 +1,4 @@
-"""A convolution as a value, and its gradients."""
+"""A convolution's arguments as a value, and its gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nvae_lightning.model.shapes import FeatureMap, PerChannel
 
 #: Depthwise convolution, given the input and the kernel.
 Depthwise = Callable[[FeatureMap, Tensor], FeatureMap]
-#: Gradient of a depthwise kernel, given that of the output, the input and the convolution.
+#: Gradient of a depthwise kernel, given the output's gradient, the input and the convolution.
 KernelGradient = Callable[[FeatureMap, FeatureMap, "Convolution"], Tensor]
 
 #: In 16 bits, tensor cores require a multiple of this number of channels. On an H200 a 3x3
@@ -49,7 +49,7 @@ class Convolution:
 
     @classmethod
     def of(cls, layer: nn.Module) -> Convolution | None:
-        """Return the convolution of a layer; None unless it is a plain one padded with zeros."""
+        """Return a layer's convolution; None unless it is a plain one with zero padding."""
         if type(layer) not in (nn.Conv2d, WeightNormConv2d):
             return None
         assert isinstance(layer, nn.Conv2d)
@@ -79,7 +79,7 @@ class Convolution:
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether it is a 1x1 convolution of all channels."""
+        """Whether this is a 1x1 convolution over all channels."""
         _, padding, _, groups = self.geometry
         return groups == 1 and self.kernel.shape[2:] == (1, 1) and padding == (0, 0)
 
@@ -110,7 +110,7 @@ class Convolution:
         return Convolution(self.kernel * scale[:, None, None, None], bias, self.geometry)
 
     def cast(self, device: str) -> Convolution:
-        """Cast the weights to autocast's dtype if it is on; float64 stays."""
+        """Cast the weights to autocast's dtype, if autocast is on; keep float64."""
         if not torch.is_autocast_enabled(device) or self.kernel.dtype == torch.float64:
             return self
         dtype = torch.get_autocast_dtype(device)

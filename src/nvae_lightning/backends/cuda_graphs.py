@@ -1,8 +1,8 @@
 """Sampling and training steps as CUDA graphs.
 
 Python launches the thousands of kernels of a deep model one by one, which takes longer than the
-GPU's work on small batches. A graph, captured at the first call, launches them together. It reads
-weights and statistics at the addresses of the capture, so it sees in-place changes.
+GPU's work on small batches. A graph, captured in the first call, launches them together. It reads
+weights and statistics from the addresses at capture, so it sees in-place changes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class GraphedSampler:
         temperature: Factor on the standard deviation of the priors, one or one per scale.
 
     Raises:
-        ValueError: If the model is on another device, or in training mode, where the passes before
-            the capture would change its statistics.
+        ValueError: If the model is on another device, or in training mode, where the warm-up
+            passes would change its statistics.
     """
 
     def __init__(self, model: NVAE, num_samples: int, temperature: Temperature = 1.0) -> None:
@@ -74,7 +74,7 @@ class GraphedLoss:
     """Loss and its gradients as two CUDA graphs, for inputs with the shapes of the first call.
 
     The next call overwrites the gradients, so they do not accumulate over calls. All calls run
-    under the autocast of the first. With the same seed it draws what the function draws.
+    under the autocast of the first. With the same seed it draws the function's random numbers.
 
     Args:
         function: Function of tensors that returns the loss and further tensors, which carry no
@@ -133,7 +133,7 @@ class GraphedLoss:
                     del loss
             for buffer, value in zip(self.buffers, kept, strict=True):
                 buffer.copy_(value)
-            # thread_local: threads that pin memory for the next images do not break the capture.
+            # thread_local, so that threads that pin memory do not break the capture.
             with torch.cuda.graph(self._forward, capture_error_mode="thread_local"):
                 self._loss, *self._others = self.function(*self._inputs)
             self._grad_loss = torch.ones_like(self._loss)

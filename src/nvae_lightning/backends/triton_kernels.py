@@ -9,8 +9,8 @@ r"""Triton kernels of batch normalisation, swish and depthwise convolution.
     a = u \, \mathrm{sigmoid}(u) \text{ with swish, else } u
 
 Feature maps are in channels_last layout. Values are computed and summed in the dtype of the
-statistics and rounded once. The order of summation depends on shapes only, so that results are
-reproducible to the bit.
+statistics and rounded once. The order of summation depends only on shapes, so results are
+reproducible bit for bit.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _activate(x, mean, scale, bias, SWISH: tl.constexpr):
 
 @_jit
 def _through_swish(gradient, normalized, weight, bias, SWISH: tl.constexpr):
-    """Compute the gradient of u from that of a."""
+    """Compute the gradient of u from the gradient of a."""
     if SWISH:
         u = normalized * weight + bias
         sigmoid = 1.0 / (1.0 + tl.exp(-u))
@@ -290,7 +290,7 @@ def depthwise_kernel(
     SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK_PATCHES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Convolve patches of ROWS by COLUMNS pixels of output, walking down their rows of input.
+    """Convolve patches of ROWS by COLUMNS output pixels, walking down their rows of input.
 
     A thread computes the same channels of all columns, so it reads a pixel once, not per tap.
     """

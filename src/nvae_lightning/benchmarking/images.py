@@ -30,7 +30,7 @@ class RandomImages(ImageDataModule):
 
     @property
     def splits(self) -> list[str]:
-        """The only split."""
+        """Name of the only split."""
         return ["train"]
 
     def images(self, split: str) -> UInt8[np.ndarray, "count height width channel"]:

@@ -1,4 +1,4 @@
-"""Memory that steps need."""
+"""Memory use of steps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Memory:
 
 
 def allocated_bytes(profiled: profile) -> int:
-    """Return the peak of CPU memory that PyTorch's allocator gave out during a profile.
+    """Return the peak of CPU memory from PyTorch's allocator during a profile.
 
     Compiled code allocates there too; oneDNN's internal buffers are not included.
     """
@@ -55,7 +55,7 @@ def largest_batch(attempt: Callable[[int], object], first: int) -> int:
     """Double the batch size until the accelerator runs out of memory.
 
     Args:
-        attempt: Runs steps with a batch size.
+        attempt: Function that runs steps with a batch size.
         first: Batch size to start from.
 
     Returns:
@@ -74,7 +74,7 @@ def largest_batch(attempt: Callable[[int], object], first: int) -> int:
 
 
 def release_memory() -> None:
-    """Return freed memory to the system, so that it does not hide what the next work needs."""
+    """Return freed memory to the system, so that it does not hide the needs of the next work."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -98,7 +98,7 @@ def peaks(work: Work) -> Memory:
 
 
 def _resident_bytes() -> int:
-    """Return the peak resident set; outside Linux, that since the process started."""
+    """Return the peak resident set; outside Linux, since the process started."""
     if _STATUS.exists():
         found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())
         assert found is not None

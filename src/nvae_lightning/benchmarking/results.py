@@ -73,7 +73,7 @@ class Result:
 
     @property
     def bytes_per_image(self) -> float:
-        """Peak of the tensors that a step allocates and frees again."""
+        """Peak bytes of the tensors that a step allocates and frees again."""
         memory = self.rounds.memory
         return (memory.tensors - memory.kept) / self.batch_size
 
@@ -126,7 +126,7 @@ def compare_speeds(first: Result, second: Result) -> dict[str, Any]:
 
 
 def tabulate(what: str, results: Sequence[Result]) -> Table:
-    """Lay results out as a table with a column per setting."""
+    """Format results as a table with a column per setting."""
     columns = [Column(result.label, overflow="fold") for result in results]
     table = Table(f"{what}, {results[0].device}", *columns)
     rows: dict[str, Callable[[Result], str]] = {

@@ -24,7 +24,7 @@ class Rounds:
 
     Args:
         warmup_seconds: Duration of a short round before the others, which compiles and tunes.
-        first_step_seconds: Duration of its first step, which does most of that.
+        first_step_seconds: Duration of the first step, which does most of that work.
         times: Times of each round.
         memory: Peak over all rounds.
     """
@@ -38,7 +38,7 @@ class Rounds:
 def alternate(
     works: Sequence[Work], *, num_rounds: int, num_warmup_steps: int, num_steps: int
 ) -> list[Rounds]:
-    """Run rounds of several works in turn, so that drift of the machine affects all alike.
+    """Run rounds of several works in turn, so that machine drift affects all alike.
 
     Args:
         works: Works to measure; all stay in memory.
@@ -72,6 +72,6 @@ def alternate(
 
 def _peak(work: Work, memories: Sequence[Memory]) -> Memory:
     tensors = max(memory.tensors for memory in memories)
-    if work.device.type == "cpu":  # where counting slows the steps down, hence after the rounds
+    if work.device.type == "cpu":  # counting slows steps down, so it comes after the rounds
         tensors = work.weight_bytes + allocated_bytes(work.trace())
     return Memory(tensors, memories[-1].kept, max(memory.resident for memory in memories))

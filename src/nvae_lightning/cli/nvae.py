@@ -25,9 +25,9 @@ def list_commands() -> dict[str, str]:
 
 
 def main() -> None:
-    """Run the command that the first argument names; without arguments, list the commands.
+    """Run the command named by the first argument; without arguments, list the commands.
 
-    Lightning starts further ranks with the name of the main module, which is the command's.
+    The command runs as the main module, whose name Lightning uses to start further ranks.
     """
     name, *arguments = sys.argv[1:] or ["--help"]
     commands = list_commands()
@@ -39,7 +39,7 @@ def main() -> None:
     if name not in commands:
         near = difflib.get_close_matches(name, commands, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(commands)}"
-        sys.exit(f"error: there is no command '{name}'; {remedy}")
+        sys.exit(f"error: unknown command '{name}'; {remedy}")
     sys.argv[1:] = arguments
     runpy.run_module(f"nvae_lightning.{name}", run_name="__main__", alter_sys=True)
 

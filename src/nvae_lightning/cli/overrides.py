@@ -1,4 +1,4 @@
-"""Overrides of the command line: how to quote them, and how to combine two lists."""
+"""Overrides of the command line: quoting and merging."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def as_typed(key: str, value: object) -> str:
 def merge(first: Sequence[str], second: Sequence[str]) -> list[str]:
     """Put overrides before others, without those that the others replace.
 
-    A setting that the first ones add remains an added one.
+    A setting that the first list adds remains an added one.
 
     >>> merge(["model=tiny", "+trainer.max_time=1", "~callbacks.wandb"], ["trainer.max_time=2"])
     ['model=tiny', '~callbacks.wandb', '++trainer.max_time=2']
@@ -69,7 +69,7 @@ def _key(override: Override) -> tuple[str, str | None]:
 
 
 def without_keys(overrides: Sequence[str], keys: Iterable[str]) -> list[str]:
-    """Return overrides without those of some keys and of Hydra."""
+    """Return overrides without some keys and without Hydra's own."""
     dropped = set(keys)
     return [
         str(o.input_line)

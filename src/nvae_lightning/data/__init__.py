@@ -1,4 +1,4 @@
-"""Datasets as LightningDataModules: from any source of images to batches on the device.
+"""Datasets as LightningDataModules, from any source of images to batches on the device.
 
 Batches are float32 images in [0, 1], (batch, channel, height, width). `Datasets` takes plain
 ``torch.utils.data.Dataset`` objects.

@@ -34,10 +34,10 @@ class ImageDataset(Dataset[UInt8[Tensor, "channel height width"]]):
         return part
 
     def hold_out(self, fraction: float | int, seed: int) -> tuple[ImageDataset, ImageDataset]:
-        """Split off a random part of at least one image, and leave at least one.
+        """Split off a random part; both it and the rest have at least one image.
 
         Args:
-            fraction: Part to split off.
+            fraction: Fraction to split off.
             seed: Seed of the draw.
 
         Returns:
@@ -57,7 +57,7 @@ class ImageDataset(Dataset[UInt8[Tensor, "channel height width"]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> UInt8[Tensor, "batch channel height width"]:
-        """Return a batch by one index operation; `DataLoader` prefers this to `__getitem__`."""
+        """Return a batch with one index operation; `DataLoader` prefers this to `__getitem__`."""
         rows = indices if self.chosen is None else self.chosen[indices]
         return torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)
 

@@ -1,4 +1,4 @@
-"""Safe reading of files from strangers: regular files only, of a bounded size."""
+"""Safe reading of untrusted files: only regular files, up to a maximum size."""
 
 import os
 import stat
@@ -10,11 +10,11 @@ _BLOCK = 1 << 20
 
 
 class TooLargeError(ValueError):
-    """An image that would take too much memory."""
+    """Error for an image that would take too much memory."""
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
-    """Open a regular file for reading, or a link to one.
+    """Open a regular file, or a link to one, for reading.
 
     Raises:
         ValueError: If it is a pipe, a device, a socket or a folder.
@@ -48,7 +48,7 @@ def check_bytes(size: int, limit: int | None = None) -> None:
     """
     most = MAX_BYTES if limit is None else limit
     if size > most:
-        raise TooLargeError(f"it is larger than {most:,} bytes, the most that is read")
+        raise TooLargeError(f"it is larger than {most:,} bytes, the limit")
 
 
 def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
@@ -63,5 +63,5 @@ def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> byte
 
 
 def leads_out(path: Path, root: Path) -> bool:
-    """Whether a path leads out of a folder by a link."""
+    """Whether a path leads out of a folder through a link."""
     return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))

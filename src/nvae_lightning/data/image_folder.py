@@ -1,10 +1,10 @@
-"""Images of the user's own."""
+"""Custom images in files."""
 
 from nvae_lightning.data.base import ImageDataModule
 
 
 class ImageFolder(ImageDataModule):
-    """Any folder, zip or tar of images, with ``train/`` and ``test/`` in it or split here.
+    """Any folder, zip or tar of images, with folders ``train/`` and ``test/`` or split here.
 
     See `ImageDataModule` for the arguments.
     """

@@ -1,4 +1,4 @@
-"""Image formats that are read: an explicit list, as some of Pillow's formats run programs."""
+"""Supported image formats: an explicit list, because some of Pillow's formats run programs."""
 
 import io
 import warnings
@@ -23,7 +23,7 @@ _SUFFIXES = {
     "WEBP": (".webp",),
 }
 _OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # parts of Pillow
-_UNMARKED = "TGA"  # has no marker, so that the suffix decides
+_UNMARKED = "TGA"  # has no signature, so the suffix decides
 
 # Memory to decode and convert an image, in all and per pixel: 4 bytes twice in Pillow, and several
 # copies in some libraries.
@@ -56,7 +56,7 @@ def is_image(name: str) -> bool:
 
 
 def open_image(content: bytes, name: str = "") -> Image.Image:
-    """Open an image, which is not decoded yet.
+    """Open an image without decoding it.
 
     Args:
         content: The contents of its file.
@@ -64,7 +64,7 @@ def open_image(content: bytes, name: str = "") -> Image.Image:
 
     Raises:
         TooLargeError: If decoding it would take more than 400 MiB.
-        PIL.UnidentifiedImageError: If it is in none of the formats that are read.
+        PIL.UnidentifiedImageError: If it is in none of the supported formats.
     """
     is_tga = PurePosixPath(name).suffix.lower() in _SUFFIXES[_UNMARKED]
     formats = [one for one in _formats() if one != _UNMARKED or is_tga]
@@ -83,7 +83,7 @@ def _check_size(image: Image.Image) -> None:
     width, height = image.size
     num_pixels = width * height
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # A tile is decoded whole, however little of it is in the image.
+        # Whole tiles are decoded, even if the image covers only a part of them.
         tile_width, tile_height = (image.tag_v2.get(tag, 0) for tag in (322, 323))
         if isinstance(tile_width, int) and isinstance(tile_height, int):
             num_pixels += tile_width * tile_height
@@ -92,7 +92,7 @@ def _check_size(image: Image.Image) -> None:
         each = _BYTES_PER_PROGRESSIVE_PIXEL
     if num_pixels * each > MAX_DECODED_BYTES:
         raise TooLargeError(
-            f"it is {width:,} by {height:,} pixels, whose decoding takes more than "
+            f"it has {width:,} by {height:,} pixels, and decoding them takes more than "
             f"{MAX_DECODED_BYTES / 2**20:.0f} MiB; shrink it to {MAX_DECODED_BYTES // each:,} "
-            "pixels at most"
+            "pixels or fewer"
         )

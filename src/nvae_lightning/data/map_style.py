@@ -1,4 +1,4 @@
-"""The user's own map-style datasets as a data module."""
+"""Custom map-style datasets as a data module."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Datasets(ImageDataModule):
             `ImageDataModule`.
 
     Raises:
-        ValueError: If a setting is out of range, or an argument is no map-style dataset.
+        ValueError: If a setting is out of range, or an argument is not a map-style dataset.
 
     >>> pictures = [np.zeros((8, 8, 3), np.uint8)] * 20
     >>> data = Datasets(pictures, pictures, image=Image(channels=3, size=8, bits=8))

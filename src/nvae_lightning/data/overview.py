@@ -1,4 +1,4 @@
-"""A picture of a dataset as a model sees it."""
+"""A picture of a dataset as the model sees it."""
 
 from collections.abc import Mapping
 

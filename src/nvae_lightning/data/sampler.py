@@ -17,10 +17,10 @@ _NUM_AHEAD = 2  # batches
 class ShardedSampler(DistributedSampler[int]):
     """One rank's share of a split.
 
-    Batch ``k`` of all ranks together holds the images ``k·G`` to ``(k + 1)·G`` of the order, with
+    Batch ``k`` of all ranks together has the images ``k·G`` to ``(k + 1)·G`` of the order, with
     ``G = batch_size · num_ranks``. The images of an optimiser step therefore depend on `seed` and
     on the epoch, not on the number of ranks. In training, the images that do not fill a last batch
-    are left out, others in every epoch. In evaluation each image is used once, so that one rank
+    are left out, different ones in every epoch. In evaluation each image is used once, so one rank
     may have one image more than another.
 
     Lightning does not replace a `DistributedSampler`.
@@ -28,7 +28,7 @@ class ShardedSampler(DistributedSampler[int]):
     Args:
         num_images: Number of images in the split.
         batch_size: Number of images per batch and rank.
-        train: Whether to shuffle again in every epoch and use full batches only.
+        train: Whether to shuffle in every epoch and use only full batches.
         seed: Seed of the order.
         rank: Index of this rank.
         num_ranks: Number of ranks.
@@ -45,7 +45,7 @@ class ShardedSampler(DistributedSampler[int]):
         num_ranks: int,
     ) -> None:
         super().__init__(
-            range(num_images),  # pyright: ignore[reportArgumentType] -- it takes only its length
+            range(num_images),  # pyright: ignore[reportArgumentType] -- only its length is used
             num_replicas=num_ranks,
             rank=rank,
             shuffle=train,
@@ -80,7 +80,7 @@ class ShardedSampler(DistributedSampler[int]):
 
 
 class ReadingAhead(DataLoader[Batch]):
-    """A DataLoader that without worker processes reads ahead in a thread.
+    """DataLoader that reads ahead in a thread if it has no worker processes.
 
     A copy from an array or a memory map releases Python's lock, and is faster than the transfer
     from another process (experiments/results/loader-2-cores.json).
@@ -104,14 +104,14 @@ def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 class ResumableLoader(ReadingAhead[Batch]):
-    """A loader that resumes within an epoch, also in another training.
+    """Loader that resumes within an epoch, also in another process.
 
-    An iteration yields the rest of the epoch. The position is counted in images of all ranks, so
-    that the number of ranks may change. If no batch starts there, the loader starts with the batch
-    before, and so repeats some images in that epoch.
+    An iteration yields the rest of the epoch. The position counts the images of all ranks, so
+    the number of ranks may change. If no batch starts there, the loader starts with the previous
+    batch and repeats some images in that epoch.
 
-    It counts epochs itself: Lightning sets the first only, and after a resume from the end of an
-    epoch its count may be one ahead, or one batch behind.
+    The loader counts epochs itself: Lightning only sets the first, and after a resume from the end
+    of an epoch its count may be one ahead, or one batch behind.
 
     Attributes:
         limit: Number of batches per epoch; infinity stands for all.

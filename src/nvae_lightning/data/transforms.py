@@ -1,7 +1,7 @@
-"""Transforms from stored uint8 images to the float32 images that a model sees.
+"""Transforms from stored uint8 images to the model's float32 images.
 
-They work on whole batches on the batch's device, so that one byte per value is transferred to an
-accelerator.
+They work on whole batches on the batch's device, so that only one byte per value is transferred to
+an accelerator.
 """
 
 import torch
@@ -23,7 +23,7 @@ def quantize(
         bits: Number of bits to keep, 1 to 8.
 
     Returns:
-        float32 images with 2^bits equidistant levels, 0 and 1 among them.
+        float32 images with 2^bits equidistant levels from 0 to 1.
     """
     return (images >> (8 - bits)).float() / (2**bits - 1)
 

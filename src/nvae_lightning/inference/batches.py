@@ -31,7 +31,7 @@ def images_of(batch: object) -> Tensor:
         return images
     raise ValueError(
         f"batch: got a {type(batch).__name__}, but it must be a tensor of images, or a tuple or "
-        "list that begins with one, as (images, labels); return that from the dataset or the "
+        "list that starts with one, such as (images, labels); return that from the dataset or the "
         "DataLoader's collate_fn"
     )
 
@@ -43,7 +43,7 @@ def seed_torch(*entropy: int) -> None:
 
 
 def fork_torch(*devices: torch.device) -> AbstractContextManager[None]:
-    """Leave torch's random numbers, on the CPU and on some devices, as they were before."""
+    """Restore torch's random states on exit, on the CPU and on some devices."""
     return torch.random.fork_rng([device for device in {*devices} if device.type == "cuda"])
 
 
@@ -52,8 +52,8 @@ class SeededModule(LightningModule):
 
     All random numbers of a batch, from flips to latents, depend only on the seed, the rank and the
     batch's position in the run, so a resumed training draws the same numbers as an uninterrupted
-    one. The seed is that of Lightning's ``seed_everything``, or else PyTorch's when the trainer
-    starts.
+    one. The seed comes from Lightning's ``seed_everything``, or else from PyTorch at the start of
+    the trainer.
     """
 
     _seed = 0
@@ -73,8 +73,8 @@ class SeededModule(LightningModule):
 def _place(trainer: Trainer) -> tuple[int, int, int]:
     """Return the position in the run of the batch that is about to be transferred.
 
-    In training it is the epoch and the number of images, over all ranks, up to the end of the
-    batch: it does not depend on the number of ranks that share the batch.
+    In training it is the epoch and the number of images of all ranks up to the end of the
+    batch, and does not depend on the number of ranks.
     """
     if trainer.training:
         num_batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready + 1

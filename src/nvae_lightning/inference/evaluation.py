@@ -39,7 +39,7 @@ class EvaluationModule(ImageModule):
     """Measurement of the ELBO and, in a test, of the importance-weighted log-likelihood.
 
     All metrics cover the whole split, on any number of devices. With several data loaders in a
-    stage, the metrics of each loader are logged, too, under Lightning's names:
+    stage, the metrics of each loader are also logged, under Lightning's names:
     ``val/elbo/dataloader_idx_1``.
 
     Args:
@@ -94,7 +94,7 @@ class EvaluationModule(ImageModule):
     ) -> Float[Tensor, " batch"]:
         """Return the importance-weighted log-likelihood of each image, in nats.
 
-        ``torch.cat(trainer.predict(module, loader))`` contains those of all images, in order.
+        ``torch.cat(trainer.predict(module, loader))`` contains the values of all images in order.
         """
         return self._log_likelihood(self._input(batch, "predict", dataloader_idx))
 
@@ -140,7 +140,7 @@ class EvaluationModule(ImageModule):
         moments = torch.stack([torch.ones_like(nlls), nlls, nlls.square()]).sum(1)
         count, total, squares = (mean_over_ranks(moments) * self.trainer.world_size).unbind()
         mean = total / count
-        # NLLs vary widely between images, so that this difference does not cancel.
+        # NLLs vary widely between images, so this difference does not cancel.
         variance = (squares - total.square() / count).clamp_min(0) / (count - 1).clamp_min(1)
         return {
             "nll": mean,

@@ -20,8 +20,8 @@ from nvae_lightning.objective import ELBO, active_channels, bits_per_dim, channe
 class Statistics(NamedTuple):
     """Means over images, in nats, from which all metrics follow.
 
-    They are averaged over batches and ranks before the metrics are computed: the number of active
-    channels of a split is not a mean of those of its batches.
+    They are averaged over batches and ranks before the metrics are computed, because the number of
+    active channels of a split is not the mean over its batches.
     """
 
     distortion: Float[Tensor, ""]

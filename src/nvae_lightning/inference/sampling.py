@@ -55,7 +55,7 @@ class Settings:
         model: Model in evaluation mode.
         num_samples: Number of samples, pairs or images, depending on the kind.
         temperature: Factor on the standard deviation of the priors, one or one per scale.
-        load: Function from a number of images to that many images to start from.
+        load: Function that returns a given number of images to start from.
         batch_size: Number of images per pass.
         statistics: Function that measures the statistics of batch normalisation for samples; None
             keeps the model's own. They are used only if all groups are sampled, not with latents
@@ -172,7 +172,7 @@ def _slerp(first: Tensor, second: Tensor, weights: Float[Tensor, " step"]) -> Te
     directions = first / lengths[0], second / lengths[1]
     angle = (directions[0] * directions[1]).sum().clamp(-1.0, 1.0).acos()
     length = torch.lerp(lengths[0], lengths[1], by_step)
-    if angle.sin() < 1e-4:  # nearly the same direction, or opposite ones
+    if angle.sin() < 1e-4:  # nearly equal or opposite directions
         return torch.lerp(first, second, by_step)
     from_first = torch.sin((1.0 - by_step) * angle) * directions[0]
     return length * (from_first + torch.sin(by_step * angle) * directions[1]) / angle.sin()
@@ -189,7 +189,7 @@ def resample(settings: Settings, *, keep: Sequence[int] | None = None) -> Drawin
         keep: Numbers of groups to keep; by default at most ten, from none to all.
 
     Raises:
-        ValueError: If a number is negative or exceeds that of the groups.
+        ValueError: If a number is negative or exceeds the number of groups.
     """
     model, num_groups = settings.model, settings.model.hierarchy.num_groups
     if keep is None:

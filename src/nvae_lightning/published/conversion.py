@@ -22,13 +22,13 @@ def convert_published(
     lightning_checkpoint: bool = False,
     allow_nonfinite: bool = False,
 ) -> NVAE:
-    """Write a published checkpoint as a folder that :meth:`NVAE.from_pretrained` reads.
+    """Convert a published checkpoint to a folder for :meth:`NVAE.from_pretrained`.
 
     Args:
         path: Checkpoint file.
-        folder: New or empty folder; it gets all of its files atomically.
-        lightning_checkpoint: Whether to add ``last.ckpt``, which training can start from: the
-            weights are the published ones; step, learning rate and optimiser start afresh.
+        folder: New or empty folder; all files appear in it atomically.
+        lightning_checkpoint: Whether to add ``last.ckpt`` to start a training from, with the
+            published weights and a new optimiser, at step 0.
         allow_nonfinite: Whether weights may be NaN or infinite.
 
     Returns:

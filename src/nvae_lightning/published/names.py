@@ -25,7 +25,7 @@ def published_names(model: NVAE) -> dict[str, str]:
     """Map each name of the model's state dict to the published name of the same tensor.
 
     Raises:
-        ValueError: if the model has cells that no published model has.
+        ValueError: If the model has cells that no published model has.
     """
     ours = {module: name for name, module in model.named_modules()}
     names = {"decoder.initial_state": "prior_ftr0"}
@@ -39,14 +39,14 @@ def published_names(model: NVAE) -> dict[str, str]:
 
 
 def _named_modules(model: NVAE) -> _Named:
-    """Every module that holds weights, with its published name."""
+    """Yield every module with weights, and its published name."""
     encoder, decoder = model.encoder, model.decoder
     groups = [group for group in decoder.groups if isinstance(group, LatentGroup)]
     yield encoder.stem, "stem"
     for index, cell in enumerate(encoder.preprocess):
         yield from _cell(cell, f"pre_process.{index}")
 
-    # Towers are numbered through in the order of computation, combiners included.
+    # Towers are numbered in the order of computation, including combiners.
     number = 0
     for tower, group in zip(encoder.groups, reversed(groups), strict=True):
         assert isinstance(tower, nn.Sequential)
@@ -107,7 +107,7 @@ def _regular_body(body: nn.Module, path: str) -> _Named:
             name = "bn_act" if isinstance(unit.activation, nn.SiLU) else "bn.bn"
             yield unit.norm, f"{path}.{node}.{name}"
         convolution = unit.convolution
-        if isinstance(convolution, nn.Sequential):  # behind an upsampling
+        if isinstance(convolution, nn.Sequential):  # after an upsampling
             convolution = convolution[-1]
         yield convolution, f"{path}.{node}.conv_0"
 
@@ -129,10 +129,10 @@ def _depthwise_body(body: nn.Module, path: str) -> _Named:
 
 
 def published_duplicates(model: NVAE) -> dict[str, str]:
-    """Published names that a file may have twice: the second name, and the one it repeats.
+    """Return second names of tensors that a file may contain twice, and their first names.
 
-    The weight of a convolution without weight normalisation may be there as
-    ``weight_normalized``, too.
+    The weight of a convolution without weight normalisation may also be there as
+    ``weight_normalized``.
     """
     return {
         f"{path}.weight_normalized": f"{path}.weight"

@@ -1,4 +1,4 @@
-"""Tables of the paper as data: rows, columns and published values, and which runs belong where."""
+"""Tables of the paper as data: rows, columns, published values, and the runs of each cell."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Column:
 
     Args:
         label: Header.
-        quantity: Quantity to take from a run.
+        quantity: Quantity computed from each run.
         published: The paper's values, by row.
         where: Conditions on the runs.
         digits: Number of decimals of measured values.
-        relative_to: Row whose mean is the unit.
+        relative_to: Row whose mean is the unit of the column.
     """
 
     label: str

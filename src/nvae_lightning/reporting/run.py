@@ -19,7 +19,7 @@ _END = 0.05  # last fraction of the steps, for a mean at the end of the training
 
 @dataclass(frozen=True)
 class Quantity:
-    """A quantity to take from a run.
+    """A quantity computed from a run.
 
     Args:
         metric: Logged name, with ``*`` for all groups; or ``hours``, the duration of the training
@@ -52,22 +52,22 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it was tested."""
+        """Whether the run was tested."""
         return any("test/nll" in row for row in self.rows)
 
     @property
     def has_diverged(self) -> bool:
-        """Whether the guard stopped it."""
+        """Whether the guard stopped the run."""
         return not self.is_finished and any("train/diverged" in row for row in self.rows)
 
     @property
     def has_ended(self) -> bool:
-        """Whether it was tested or has diverged."""
+        """Whether the run was tested or has diverged."""
         return self.is_finished or self.has_diverged
 
     @property
     def is_finite(self) -> bool:
-        """Whether it reached a finite likelihood."""
+        """Whether the run reached a finite likelihood."""
         nll = self.value(Quantity("test/nll"))
         return nll is not None and math.isfinite(nll)
 

@@ -24,7 +24,7 @@ tags:
 # NVAE
 
 A deep hierarchical variational autoencoder of images
-([Vahdat & Kautz, NeurIPS 2020](https://arxiv.org/abs/2007.03898)), by nvae_lightning.
+([Vahdat & Kautz, NeurIPS 2020](https://arxiv.org/abs/2007.03898)), trained with nvae_lightning.
 
 ```python
 from nvae_lightning.model import NVAE
@@ -49,11 +49,11 @@ def model_card(model: NVAE, evaluation: Mapping[str, Any] | str | Path | None = 
 
     Args:
         model: Model to describe.
-        evaluation: Figures by name, or path of an ``evaluation.json`` that holds them. Only
-            single numbers and texts are shown.
+        evaluation: Figures by name, or path of an ``evaluation.json``. Only single numbers and
+            texts are shown.
 
     Raises:
-        ValueError: If the file is missing or holds no figures.
+        ValueError: If the file is missing or contains no figures.
     """
     image, hierarchy = model.image, model.hierarchy
     settings: dict[str, object] = {
@@ -90,9 +90,9 @@ def _figures(evaluation: Mapping[str, Any] | str | Path) -> dict[str, str]:
             measured = read_json(evaluation)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"'{evaluation}' holds no figures ({reason})") from error
+            raise ValueError(f"'{evaluation}' contains no figures ({reason})") from error
         if not isinstance(measured, dict):
-            raise ValueError(f"'{evaluation}' holds no figures (it is not a JSON object)")
+            raise ValueError(f"'{evaluation}' contains no figures (it is not a JSON object)")
     assert isinstance(measured, Mapping)
     figures = {}
     for name, value in measured.items():

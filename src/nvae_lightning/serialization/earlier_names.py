@@ -1,4 +1,4 @@
-"""Names that weights had before cells were sequences of units.
+"""Names of weights from before cells were sequences of units.
 
 A cell's body was a flat sequence: for each unit its normalisation, with the activation inside it,
 an upsampling if there was one, and its convolution.
@@ -15,7 +15,7 @@ from nvae_lightning.model.layers import NormActConv
 
 
 def rename_weights(body: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
-    """Rename the earlier weights of a cell's body in place; current names are left alone.
+    """Rename the earlier weights of a cell's body in place; keep current names.
 
     Args:
         body: Body of the cell that the weights are loaded into.
@@ -31,11 +31,11 @@ def rename_weights(body: nn.Module, state_dict: dict[str, Any], prefix: str) -> 
             if name.startswith(f"{prefix}{earlier}."):
                 leaf = name.removeprefix(f"{prefix}{earlier}.")
                 state_dict[f"{prefix}{now}.{leaf}"] = values.pop(name)
-    state_dict.update(values)  # unknown weights keep their names, for the error message
+    state_dict.update(values)  # unknown weights keep their names for the error message
 
 
 def _paths(body: nn.Module) -> Iterator[tuple[str, str]]:
-    """Current and earlier path of each layer of a body."""
+    """Yield the current and the earlier path of each layer of a body."""
     place = 0
     for index, layer in body.named_children():
         if not isinstance(layer, NormActConv):

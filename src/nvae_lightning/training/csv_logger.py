@@ -17,8 +17,8 @@ from nvae_lightning.utilities.files import check_not_deleted, whole_file
 class ResumableCSVLogger(CSVLogger):
     """CSVLogger that continues the metrics of a resumed run; Lightning's deletes them.
 
-    It keeps the rows before the step that the run resumes from and drops the others, which will be
-    logged again. Call :meth:`resume` once the checkpoint has been read.
+    It keeps the rows before the step from which the run resumes and drops the others, which will
+    be logged again. Call :meth:`resume` once the checkpoint is loaded.
 
     Args:
         save_dir: Folder of the run.
@@ -34,11 +34,12 @@ class ResumableCSVLogger(CSVLogger):
         """Continue the metrics in the folder.
 
         Args:
-            first_step: Step that the run resumes from, counted from 0.
-            last_row: Metrics of the step before, if it was a logging step. They are written after
-                the checkpoint, and missing if the run was killed in between.
-            is_validated: Whether the checkpoint was made after any validation that follows the
-                step before. If not, the run validates again, and its earlier rows are dropped.
+            first_step: Step from which the run resumes, counted from 0.
+            last_row: Metrics of the previous step, if it was a logging step. They are written
+                after the checkpoint, and are missing if the run was killed in between.
+            is_validated: Whether the checkpoint was written after the validation, if any, that
+                follows the previous step. If not, the run validates again, and the earlier rows
+                are dropped.
         """
         path = Path(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
         rows = _whole_rows(path) if path.exists() else []
@@ -96,7 +97,7 @@ class _Writer(ExperimentWriter):
 
 @rank_zero_only
 def set_aside(metrics: Path, *, move: bool) -> None:
-    """Move or copy an existing metrics file to a numbered one, before rows of it are dropped."""
+    """Move or copy an existing metrics file to a numbered one before rows are dropped."""
     if metrics.exists():
         number = len(list(metrics.parent.glob("metrics.*.csv")))
         copy = metrics.with_name(f"metrics.{number}.csv")
@@ -104,7 +105,7 @@ def set_aside(metrics: Path, *, move: bool) -> None:
 
 
 def _whole_rows(path: Path) -> list[dict[str, str]]:
-    """Read all rows but a truncated last one."""
+    """Read all rows except a truncated last one."""
     text = path.read_text(encoding="utf-8")
     lines = text[: text.rfind("\n") + 1].splitlines()
     return [row for row in csv.DictReader(lines) if (row.get("step") or "").isdecimal()]

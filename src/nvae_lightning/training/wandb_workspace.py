@@ -1,4 +1,4 @@
-"""A W&B workspace with panels for everything that is logged; requires wandb-workspaces."""
+"""A W&B workspace with panels for all logged values; requires wandb-workspaces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TIME = "RelativeTime(Process)"
 def build_workspace(entity: str, project: str, name: str) -> ws.Workspace:
     """Build the workspace of a project.
 
-    Panels refer to logged names, or for groups to patterns, so that they suit models of any size.
+    Panels refer to logged names and, for groups, to patterns, so they suit models of any size.
 
     Args:
         entity: User or team.
@@ -86,7 +86,7 @@ def build_workspace(entity: str, project: str, name: str) -> ws.Workspace:
 
 
 def write_workspace(workspace: ws.Workspace, path: Path) -> None:
-    """Write the workspace as JSON, as it would be sent to W&B."""
+    """Write the workspace as JSON in the format sent to W&B."""
     text = json.dumps(workspace._spec, indent=2, ensure_ascii=False)
     write_text(path, text + "\n")
 

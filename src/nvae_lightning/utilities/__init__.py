@@ -1,1 +1,1 @@
-"""What several rooms share: files written whole, signals, figures, data read safely."""
+"""Code shared by several rooms: atomic files, signals, figures, safe reading of data."""

@@ -43,7 +43,7 @@ def device_name(device: torch.device, count: int) -> str:
 
 
 def _processor() -> str:
-    """Return the name of the processor, which Python knows on some systems only."""
+    """Return the name of the processor, which Python knows only on some systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

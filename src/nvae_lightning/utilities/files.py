@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; the file then replaces `path`.
+    """Yield a temporary path to write to; the file then replaces `path`.
 
     After an error, such as a full disk, `path` is unchanged.
 
@@ -29,7 +29,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def check_not_deleted(folder: Path) -> None:
-    """Check that the folder of a run still exists; it must not be created a second time.
+    """Check that the folder of a run still exists, so that it is not created again.
 
     Raises:
         ValueError: If it was deleted.

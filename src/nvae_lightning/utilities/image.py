@@ -1,4 +1,4 @@
-"""The image format: all that a model and a dataset know of each other."""
+"""The image format, which models and datasets share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Image:
         channels: 1 (grey) or 3 (colour).
         size: Height and width in pixels.
         bits: Bits per pixel channel, 1 to 8: images have ``2 ** bits`` levels in [0, 1]. With 1
-            bit they are binary, drawn with the grey level as the probability of a 1.
+            bit they are binary, sampled with the grey level as the probability of a 1.
         padding: Rows and columns of zeros on each side of the network's input, which its scales
             must divide. The likelihood counts the true pixels only.
 
@@ -51,7 +51,7 @@ class Image:
 
     @property
     def padded_size(self) -> int:
-        """Height and width the network works at."""
+        """Height and width of the network's input."""
         return self.size + 2 * self.padding
 
     @property
@@ -60,11 +60,11 @@ class Image:
         return self.channels * self.size**2
 
     def pad(self, image: Tensor) -> Tensor:
-        """Surround true pixels by zeros; images that are padded already stay as they are."""
+        """Surround the true pixels with zeros, unless the image is already padded."""
         return image if self._is_padded(image) else F.pad(image, (self.padding,) * 4)
 
     def crop(self, padded: Tensor) -> Tensor:
-        """Keep the true pixels only; images that are not padded stay as they are."""
+        """Keep only the true pixels; return images without padding unchanged."""
         if not self._is_padded(padded):
             return padded
         stop = self.padding + self.size

@@ -1,4 +1,4 @@
-"""Tensors of images as pictures of 8 bits."""
+"""Tensors of images as 8-bit pictures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def as_bytes(images: Tensor) -> Tensor:
 
 
 def grid(images: Tensor, num_columns: int) -> Tensor:
-    """Lay images out row by row as bytes; enlarge small grids by a whole factor."""
+    """Arrange images row by row as bytes; enlarge small grids by an integer factor."""
     canvas = as_bytes(make_grid(images.float().cpu(), nrow=num_columns, padding=1))
     factor = max(1, -(-_MIN_WIDTH // canvas.shape[-1]))
     return canvas.repeat_interleave(factor, -1).repeat_interleave(factor, -2)

@@ -1,4 +1,4 @@
-"""Settings that runs wrote, read as plain YAML: nothing in them is resolved, imported or run."""
+"""Settings written by runs, read as plain YAML: nothing in them is resolved, imported or run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read the settings of a run.
 
     Raises:
-        ValueError: If it is no such file: a folder or a pipe, too large, no mapping, or YAML with
-            tags, anchors or more nesting than settings have.
+        ValueError: If it is not a regular file, too large, not a mapping, or YAML with tags,
+            anchors or too many levels.
     """
     try:
         content = yaml.load(read_text(path), _Loader)
@@ -37,7 +37,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """What OmegaConf writes: no anchors, no dates, and numbers such as 1e-3."""
+    """Loader of OmegaConf's YAML: no anchors, no dates, and numbers such as 1e-3."""
 
     level = num_values = 0
 

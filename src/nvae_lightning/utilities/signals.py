@@ -45,7 +45,7 @@ class _State:
 
 
 def if_ended(consequence: str) -> None:
-    """Set the message for a signal from now on: what is unfinished, and the remedy."""
+    """Set the message for a signal: the unfinished work and the remedy."""
     _State.consequence = consequence
 
 
@@ -101,7 +101,7 @@ def _end(signum: int, frame: FrameType | None) -> None:
         leave(signum)
     if not _State.received:
         _State.received = signum
-        # In case the exception is lost, or closing hangs.
+        # In case the exception is lost or closing hangs.
         watchdog = threading.Timer(_GRACE_SECONDS, leave, (signum,))
         watchdog.daemon = True
         watchdog.start()

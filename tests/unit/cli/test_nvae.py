@@ -26,7 +26,7 @@ assert "torch" not in sys.modules
 
 def test_the_nearest_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["nvae", "trian", "model=tiny"])
-    with pytest.raises(SystemExit, match=r"no command 'trian'; did you mean train\?"):
+    with pytest.raises(SystemExit, match=r"unknown command 'trian'; did you mean train\?"):
         nvae.main()
 
 

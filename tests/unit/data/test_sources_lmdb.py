@@ -167,7 +167,7 @@ def test_a_duplicate_split_is_reported_by_name(root: Path, wanted: Wanted) -> No
 def test_a_database_without_a_split_in_its_name_is_reported(root: Path, wanted: Wanted) -> None:
     for split in COUNTS:
         (root / f"{split}.lmdb").rename(root / f"my_{split}.lmdb")
-    message = r"my_train\.lmdb' does not say which split it holds; name the databases train\.lmdb"
+    message = r"my_train\.lmdb' does not name its split; name the databases train\.lmdb"
     with pytest.raises(ValueError, match=message):
         open_source(root, wanted)
 

@@ -203,7 +203,7 @@ def test_an_image_larger_than_the_bound_is_refused(
     write_plain(root / "test.parquet", image=pa.array(files(2), pa.binary()))
     write_plain(root / "train.parquet", image=pa.array([bytes(301), bytes(200)], pa.binary()))
     source = open_source(root, wanted).sources["train"]
-    with pytest.raises(ValueError, match=r"it is larger than 300 bytes, the most"):
+    with pytest.raises(ValueError, match=r"it is larger than 300 bytes, the limit"):
         source.image(0)
     with pytest.raises(OSError, match="cannot identify"):
         source.image(1)

@@ -100,7 +100,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(mode: str, side: in
     for name, body in ((b"IHDR", header), (b"IDAT", b""), (b"IEND", b"")):
         content += struct.pack(">I", len(body)) + name + body
         content += struct.pack(">I", zlib.crc32(name + body))
-    with pytest.raises(TooLargeError, match=rf"it is {side:,} by {side:,} pixels, .* shrink it"):
+    with pytest.raises(TooLargeError, match=rf"it has {side:,} by {side:,} pixels, .* shrink it"):
         open_image(content)
 
 
@@ -110,7 +110,9 @@ def test_a_tile_larger_than_its_image_is_refused() -> None:
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     entries += struct.pack("<HHII", 324, 4, 1, 200) + struct.pack("<HHII", 325, 4, 1, 10)
     content = b"II*\0" + struct.pack("<IH", 8, len(tags) + 2) + entries + bytes(100)
-    with pytest.raises(TooLargeError, match="it is 16 by 16 pixels, whose decoding takes more"):
+    with pytest.raises(
+        TooLargeError, match="it has 16 by 16 pixels, and decoding them takes more"
+    ):
         open_image(content)
 
 
@@ -280,13 +282,13 @@ def test_special_members_of_a_tar_are_left_out(tmp_path: Path) -> None:
     container = Tar(tmp_path / "a.tar")
     assert container.read("a/link.png") == container.read("a/hard.png") == b"new"
     assert container.read("absolute.png") == b"y"
-    with pytest.raises(ValueError, match="link to a file that the archive does not hold"):
+    with pytest.raises(ValueError, match="link to a file that the archive does not contain"):
         container.read("a/nowhere.png")
     assert reasons(container) == {
         "a/x.png": "replaced by a later file of the same name",
         "a/out.png": "link to outside",
         "a/up.png": "link to outside",
-        "a/self.png": "link to no file of the archive",
+        "a/self.png": "link to nothing in the archive",
         "a/device.png": "pipe, device or socket",
         "../escaped.png": "name outside the archive",
     }

@@ -278,7 +278,7 @@ def test_figures_that_cannot_be_read_are_refused(
     path = tmp_path / "evaluation.json"
     if content is not None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-    with pytest.raises(ValueError, match=rf"^'{re.escape(str(path))}' holds no figures[^\n]*$"):
+    with pytest.raises(ValueError, match=rf"^'{re.escape(str(path))}' contains no figures[^\n]*$"):
         model_card(colour_nvae, path)
 
 

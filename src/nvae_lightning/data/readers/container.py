@@ -32,7 +32,7 @@ class Listing(NamedTuple):
 
     Args:
         names: Sorted paths of its files, relative, separated by ``/``.
-        left_out: Hidden files, links that lead out, and entries that are not files.
+        left_out: Hidden files, links to outside, and entries that are not files.
     """
 
     names: Sequence[str]
@@ -64,11 +64,11 @@ class Container(ABC):
         return self.listing.names
 
     def unread(self, read: Collection[str], reasons: Mapping[str, str] = {}) -> list[Outcome]:
-        """Return everything but the files that are read.
+        """Return all entries except the files that are read.
 
         Args:
             read: Files that are read.
-            reasons: Reasons for which the others are not; by default their suffix.
+            reasons: Reasons not to read the others; by default their suffix.
         """
         ignored = [
             Outcome("", name, "ignored", reasons.get(name) or _suffix(name))
@@ -162,7 +162,7 @@ def _refused(link: str, root: str, is_linked: bool) -> str:
 
 
 class _Archive(Container, Generic[Archive, Member]):
-    """An archive, opened once per process, because a file handle has one position."""
+    """An archive, opened once per process, because processes share a file handle's position."""
 
     _opened: tuple[int, Archive, dict[str, Member], Listing] | None = None
 
@@ -172,7 +172,7 @@ class _Archive(Container, Generic[Archive, Member]):
 
     @abstractmethod
     def _members(self, archive: Archive) -> Iterator[tuple[str, Member, str]]:
-        """Yield name and member of all but folders, and a reason not to read it, if any."""
+        """Yield name and member of all entries but folders, and why not to read it, if so."""
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path}
@@ -218,14 +218,14 @@ class Zip(_Archive[zipfile.ZipFile, zipfile.ZipInfo]):
         """Open a file for reading.
 
         Raises:
-            ValueError: If its compression cannot be read in small parts.
+            ValueError: If its compression cannot be read in chunks.
         """
         archive, members, _ = self.archive
         method = members[name].compress_type
         if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(
-                f"it is compressed by method {method}, which cannot be read in small parts; zip "
-                "it again by the usual method, deflate"
+                f"it is compressed by method {method}, which cannot be read in chunks; zip "
+                "it again with the usual method, deflate"
             )
         file = archive.open(members[name])
         assert isinstance(file, BufferedIOBase)  # a ZipExtFile, which the type does not say
@@ -265,7 +265,7 @@ class Tar(_Archive[tarfile.TarFile, tarfile.TarInfo]):
             target = posixpath.join(posixpath.dirname(info.name), info.linkname)
             target = posixpath.normpath(target)
             outward = target.startswith(("..", "/"))
-            reason = _OUTWARD if outward else "link to no file of the archive"
+            reason = _OUTWARD if outward else "link to nothing in the archive"
             yield info.name, files.get(target, info), "" if target in files else reason
 
     def open(self, name: str) -> BufferedIOBase:
@@ -278,7 +278,7 @@ class Tar(_Archive[tarfile.TarFile, tarfile.TarInfo]):
         try:
             file = archive.extractfile(members[name])
         except KeyError as error:
-            raise ValueError("it is a link to a file that the archive does not hold") from error
+            raise ValueError("it is a link to a file that the archive does not contain") from error
         assert isinstance(file, BufferedIOBase)  # None only for folders
         return file
 
@@ -311,7 +311,7 @@ def _suffix(name: str) -> str:
 def _sorted_out(
     members: Iterable[tuple[str, Member, str]],
 ) -> tuple[dict[str, Member], list[Outcome]]:
-    """Return the members to read by sorted names, and the entries that are left out."""
+    """Return the members to read, sorted by name, and the entries that are left out."""
     files: dict[str, Member] = {}
     left_out = []
     for raw, member, reason in members:
@@ -331,5 +331,5 @@ def _sorted_out(
 
 
 def _is_hidden(part: str) -> bool:
-    """Whether a name is that of a system's file, for example ``.DS_Store`` or ``__MACOSX``."""
+    """Whether a name belongs to a system file, for example ``.DS_Store`` or ``__MACOSX``."""
     return part.startswith((".", "__MACOSX"))

@@ -44,13 +44,13 @@ def find(container: Container, wanted: Wanted) -> Splits | None:
     or else archives of these names. Otherwise a seeded part of all images is the test split.
 
     Raises:
-        ValueError: If a split is missing, empty, or there twice.
+        ValueError: If a split is missing, empty or duplicate.
     """
     path, where = container.path, f"'{container.path}'"
     images = [name for name in container.names if is_image(name)]
     if folders := _split_folders(container, images):
         chosen = {}
-        alternative = ", or rename what there is for a random split"
+        alternative = ", or rename the folder for a random split"
         for name, folder in check_splits(folders, where, alternative).items():
             chosen[name] = [image for image in images if image.startswith(f"{folder}/")]
             if not chosen[name]:
@@ -96,7 +96,7 @@ def _split_archives(container: Container) -> dict[str, str]:
 
 
 def _split_folders(container: Container, images: Sequence[str]) -> dict[str, str]:
-    """Return the folder of each split, at the top or below folders that hold all the rest."""
+    """Return the folder of each split, at the top or below folders that contain everything."""
     folders = {PurePosixPath(image).parent for image in images}
     if isinstance(container, Folder):  # an empty split is an error
         skipped = {file.image for file in container.listing.left_out}

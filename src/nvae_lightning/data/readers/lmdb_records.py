@@ -31,7 +31,7 @@ _FILE = "data.mdb"
 _HEADER = struct.Struct("=IIQQI")  # after a page's 16 bytes: magic, version, address, map, page
 _MAGIC = 0xBEEFC0DE
 _PAGE_SIZES = [2**n for n in range(9, 17)]
-_MAX_MAP = 1 << 46  # bytes; of addresses, not of memory
+_MAX_MAP = 1 << 46  # bytes of address space, not of memory
 
 
 class Database(Source):
@@ -69,7 +69,7 @@ def find(container: Container, wanted: Wanted) -> Splits | None:
     """Find one database per split, for example ``train.lmdb`` and ``validation.lmdb``.
 
     Raises:
-        ValueError: If a split is missing or there twice, or a database is damaged.
+        ValueError: If a split is missing or duplicate, or a database is damaged.
     """
     if not isinstance(container, Folder):
         return None
@@ -81,7 +81,7 @@ def find(container: Container, wanted: Wanted) -> Splits | None:
     databases = by_split([(folder.stem, folder) for folder in folders], f"'{path}'")
     if not databases:
         raise ValueError(
-            f"'{folders[0]}' does not say which split it holds; name the databases "
+            f"'{folders[0]}' does not name its split; name the databases "
             "train.lmdb and test.lmdb, and give the folder that they are in"
         )
     splits = check_splits(databases, f"'{path}'")
@@ -93,7 +93,7 @@ def find(container: Container, wanted: Wanted) -> Splits | None:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Any]:
-    """Open a database for one read, because it must be opened once and not survive a fork."""
+    """Open a database for one read, because it must not be open twice or across a fork."""
     lmdb = require("lmdb", "lmdb")
     try:
         _check_header(path / _FILE, lmdb.CorruptedError)
@@ -118,7 +118,7 @@ def _check_header(path: Path, error: type[Exception]) -> None:
         raise error("it has no header")
     magic, _, _, map_size, page_size = _HEADER.unpack(header)
     if magic != _MAGIC:
-        raise error("it does not begin as one")
+        raise error("it does not start like one")
     if page_size not in _PAGE_SIZES or map_size > _MAX_MAP:
         raise error(f"it claims pages of {page_size:,} bytes and a map of {map_size:,} bytes")
 

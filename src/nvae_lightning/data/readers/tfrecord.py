@@ -73,14 +73,14 @@ class TFRecords(Source):
         shape = tuple(features["shape"].int64_list.value)
         values = features["data"].bytes_list.value
         if len(shape) != 3 or shape[2] not in (1, 3) or not values:
-            raise ValueError(f"the record holds no grey or colour image, but pixels of {shape}")
+            raise ValueError(f"the record has pixels of shape {shape}, not a grey or colour image")
         return from_pixels(np.frombuffer(values[0], np.uint8).reshape(shape))
 
 
 def find(container: Container, wanted: Wanted) -> Splits | None:
     """Find the shards of a container.
 
-    Of several resolutions it takes the smallest that is large enough, or else the largest.
+    Of several resolutions, choose the smallest that is large enough, or else the largest.
 
     Raises:
         ValueError: If a split is missing or a shard is damaged.

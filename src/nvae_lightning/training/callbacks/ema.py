@@ -9,16 +9,16 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 
 class EMA(EMAWeightAveraging):
-    """Exponential moving average of the weights, by Lightning; buffers are the latest.
+    """Exponential moving average of the weights, but not of the buffers, by Lightning.
 
     The model has the averaged weights during the whole validation, including pictures, if this
     callback is listed after those that draw. It keeps them after the training.
 
     Args:
-        decay: Weight of the old average in every step, 0 to 1.
+        decay: Weight of the old average in every step, from 0 to below 1.
 
     Raises:
-        ValueError: If it is out of range.
+        ValueError: If ``decay`` is out of range.
     """
 
     def __init__(self, decay: int | float = 0.999) -> None:

@@ -1,4 +1,4 @@
-"""Detection of ranks that no longer run."""
+"""Detection of ranks that have stopped."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _DONE = b"done"
 
 
 class Heartbeat(Callback):
-    """End all ranks with a one-line error if one stops, or if its machine does.
+    """End all ranks with a one-line error if a rank or its machine stops.
 
     Every rank increments its own counter in the store of the process group and watches the other
-    counters. Only intervals in which this rank runs are counted, so that a job that is suspended
-    as a whole (Ctrl-Z) can continue.
+    counters. Only intervals in which this rank runs count, so a job that is suspended as a whole
+    (Ctrl-Z) can continue.
 
     Args:
-        timeout_minutes: Time after which a rank whose counter stands still counts as missing.
+        timeout_minutes: Time after which a rank whose counter does not change counts as missing.
     """
 
     def __init__(self, timeout_minutes: int | float) -> None:
@@ -50,7 +50,7 @@ class Heartbeat(Callback):
         self._silent = [0] * self._num_ranks  # intervals without an answer
         self._seen: Sequence[bytes] = [b""] * self._num_ranks
         self._ended, self._is_done = threading.Event(), False
-        # Two threads: requests to a store whose process is stopped block forever.
+        # Two threads, because requests to a store whose process is stopped block forever.
         self._beating, watching = (
             threading.Thread(target=loop, args=(self._ended,), daemon=True)
             for loop in (self._beat, self._watch)
@@ -61,7 +61,7 @@ class Heartbeat(Callback):
     def _beat(self, ended: threading.Event) -> None:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         try:
-            # A separate connection: requests on one connection wait for each other.
+            # A separate connection, because requests on one connection wait for each other.
             own = TCPStore(address, port, timeout=timedelta(days=1), wait_for_workers=False)
             store = PrefixStore("nvae_lightning", own)
             names = [f"rank{rank}" for rank in range(self._num_ranks)]
@@ -73,13 +73,13 @@ class Heartbeat(Callback):
             if self._is_done:
                 store.set(names[self._rank], _DONE.decode())
         except RuntimeError:
-            return  # the process that holds the store has ended
+            return  # the process that owns the store has ended
 
     def _watch(self, ended: threading.Event) -> None:
         before = self._seen
         while not ended.wait(self.interval):
             now = self._seen
-            if now[0]:  # else some rank has not started
+            if now[0]:  # otherwise a rank has not started
                 for rank, (old, new) in enumerate(zip(before, now, strict=True)):
                     answers = new != old or new == _DONE
                     self._silent[rank] = 0 if answers else self._silent[rank] + 1
@@ -88,7 +88,7 @@ class Heartbeat(Callback):
                 self._leave(missing)
 
     def _leave(self, missing: list[int]) -> None:
-        """Exit, and kill the processes on this machine that cannot exit by themselves."""
+        """Exit, and kill the processes on this machine that cannot exit on their own."""
         position = [r for r in range(self._num_ranks) if r not in missing].index(self._rank)
         time.sleep(position * self.interval)  # the first one ends the others
         names = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
@@ -132,8 +132,8 @@ def missing_ranks(silent: Sequence[int], limit: int, own: int) -> list[int]:
     Args:
         silent: Number of intervals without an answer, by rank.
         limit: Number of intervals that counts as too long.
-        own: Rank of this process. If it does not hear itself, rank 0, which holds the store, is
-            silent.
+        own: Rank of this process. If its own counter does not change, rank 0, which owns the
+            store, has stopped.
 
     >>> missing_ranks([0, 9, 0], 5, own=0), missing_ranks([9, 9, 9], 5, own=1)
     ([1], [0])

@@ -16,12 +16,12 @@ from nvae_lightning.training.callbacks.pictures import log_picture
 from nvae_lightning.training.module import NVAEModule, is_logging_step
 from nvae_lightning.utilities import figures
 
-# Keys of the history, and the logged names.
+# Logged names by the keys of the history.
 _LOGGED = {"rates": "kl_group", "balance": "kl_balance", "active": "active_channels"}
 
 
 class KLPerGroup(Callback):
-    """Draw ``kl_per_group.png`` and ``kl_heatmap.png`` after every validation and the training.
+    """Draw ``kl_per_group.png`` and ``kl_heatmap.png`` after every validation and after training.
 
     Loggers receive them as ``train/kl_per_group`` and ``train/kl_heatmap``, and W&B a table of the
     latest values as ``val/groups``. Checkpoints contain the history.

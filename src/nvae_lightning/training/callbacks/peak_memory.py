@@ -12,15 +12,15 @@ from torch.utils._pytree import tree_leaves
 from nvae_lightning.training.module import is_logging_step
 from nvae_lightning.utilities.live_bytes import LiveBytes
 
-_COUNTED_STEP = 2  # the first creates the optimiser's state
+_COUNTED_STEP = 2  # the first step creates the optimiser's state
 
 
 class PeakMemory(Callback):
     """Log ``train/peak_memory_gib``: the peak size of all tensors on a device.
 
-    On a GPU the allocator counts them from the start of the training. Elsewhere the tensors of one
-    early step, the weights and the optimiser's state are counted, because the memory of the
-    process would include earlier jobs of a sweep.
+    On a GPU the allocator counts from the start of the training. Elsewhere this counts the tensors
+    of an early step, the weights and the optimiser's state, because the memory of the process
+    would include earlier jobs of a sweep.
     """
 
     def __init__(self) -> None:

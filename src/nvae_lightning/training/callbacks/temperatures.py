@@ -34,7 +34,7 @@ class Temperatures(Callback):
         seed: Seed of the noise.
 
     Raises:
-        ValueError: If there is no temperature, or a number is out of range.
+        ValueError: If ``temperatures`` is empty, or a number is out of range.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ class Throughput(Callback):
     def _restart(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started, self._num_images = time.perf_counter(), 0
 
-    # A run that resumes within an epoch does not start one.
+    # A run that resumes within an epoch has no start of an epoch.
     on_train_start = on_train_epoch_start = on_validation_end = _restart
 
     def on_train_batch_end(

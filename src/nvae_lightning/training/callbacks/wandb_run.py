@@ -17,7 +17,7 @@ def start_wandb(loggers: Sequence[Logger]) -> None:
     """Start the W&B runs before the training, without asking for a key.
 
     Raises:
-        ValueError: If a run does not start: without a key, or because of an invalid setting.
+        ValueError: If a run does not start, without a key or because of an invalid setting.
     """
     for logger in loggers:
         if not isinstance(logger, WandbLogger):
@@ -26,7 +26,7 @@ def start_wandb(loggers: Sequence[Logger]) -> None:
 
         terminal = sys.stdin
         try:
-            # W&B's own process exits at some invalid variables and ignores others.
+            # W&B's service exits on some invalid variables and ignores others.
             wandb.Settings().update_from_env_vars(dict(os.environ))
             with open(os.devnull, encoding="utf-8") as sys.stdin:
                 _ = logger.experiment
