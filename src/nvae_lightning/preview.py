@@ -1,4 +1,4 @@
-"""Show a dataset as a model sees it: ``python -m nvae_lightning.preview dataset=…``."""
+"""Show a dataset as the model sees it: ``python -m nvae_lightning.preview dataset=…``."""
 
 from __future__ import annotations
 

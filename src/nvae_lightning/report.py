@@ -26,7 +26,7 @@ def load_layout(table: object) -> Layout:
     """Load a table of the paper by its number or name.
 
     Raises:
-        ValueError: If there is no such table.
+        ValueError: If the table is unknown.
     """
     name = f"table{table}" if str(table).isdecimal() else str(table)
     names = sorted(path.stem for path in _LAYOUTS.glob("*.yaml"))

@@ -44,7 +44,7 @@ def fit(
     """Train; after a signal, print how to resume.
 
     Raises:
-        ValueError: If the checkpoint is of another model.
+        ValueError: If the checkpoint belongs to another model.
     """
     if_ended(f"steps after the last checkpoint are not saved; resume with {_resume()}")
     try:

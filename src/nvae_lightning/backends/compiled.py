@@ -1,4 +1,4 @@
-"""Loops that torch's compiler generates from formulas, each at its first use."""
+"""Kernels that torch's compiler generates from formulas, each on first use."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class CompiledKernels(TorchKernels):
         return _statistics(_rows(x))
 
     def normalize(self, x: FeatureMap, normalization: Normalization) -> FeatureMap:
-        """Compute a."""
+        """Compute the activations a."""
         return _as_map(_normalize(_rows(x), *normalization), x)
 
     def normalize_gradients(

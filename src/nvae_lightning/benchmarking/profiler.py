@@ -1,4 +1,4 @@
-"""Where the time of a training step goes."""
+"""Time of a training step by phases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The roofline: the least time of a step on a device, from its computations and memory traffic."""
+"""The roofline: the minimum time of a step on a device, given its operations and traffic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nvae_lightning.benchmarking.work import synchronize
 from nvae_lightning.objective import elbo
 from nvae_lightning.training.module import NVAEModule
 
-#: By precision: the dtype of the weights, and that of autocast.
+#: Dtypes of the weights and of autocast, by precision.
 _DTYPES = {
     "64-true": (torch.float64, None),
     "32-true": (torch.float32, None),
@@ -29,12 +29,12 @@ _DTYPES = {
     "bf16-mixed": (torch.float32, torch.bfloat16),
 }
 _ROUNDS = 5
-_LONGEST_SECONDS = 5.0  # after which no further round starts
+_LONGEST_SECONDS = 5.0  # no further round starts after it
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step costs on any device.
+    """Cost of a step, independent of the device.
 
     Args:
         flops: Floating-point operations of convolutions and matrix products; multiply and add
@@ -61,7 +61,7 @@ class Roofline:
     bytes_per_second: float
 
     def seconds(self, cost: Cost) -> float:
-        """Return the least time for a cost.
+        """Return the minimum time for a cost.
 
         Tensors that stay in caches between two operations are not moved, so that a network small
         enough for the caches can be faster than its bytes suggest.
@@ -110,7 +110,7 @@ def cost_of(
     """Count the cost of a step with fake tensors, which occupy no memory.
 
     Args:
-        build: Builds the module.
+        build: Function that builds the module.
         what: Kind of step: train, sample, evaluate or data.
         batch_size: Number of images per step.
         precision: Lightning's name of the precision.
@@ -131,7 +131,7 @@ def cost_of(
     if what == "data":
         return Cost(0, 2 * batch_size * image.channels * image.size**2)
     autocast = nullcontext() if computed is None else torch.autocast("cpu", computed)
-    # Fake CPU tensors, as the meta device has no autocast.
+    # Fake CPU tensors, because the meta device has no autocast.
     with FakeTensorMode(allow_non_fake_inputs=True), _Counter() as counter:
         module.to_empty(device="cpu")
         x = torch.empty(batch_size, image.channels, image.size, image.size, dtype=weights)

@@ -1,4 +1,4 @@
-"""Turn functions of a config into commands, which check it and lock the folder of the run."""
+"""Turn functions of a config into commands that check it and lock the run's folder."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def run(command: Callable[[], Any]) -> None:
     arguments = " ".join(sys.argv[1:]).replace("=", " ").split()
     asked = [("--cfg", "job"), ("-c", "job")]
     if any(pair in asked for pair in pairwise(arguments)) and "--resolve" not in arguments:
-        sys.argv.append("--resolve")  # interpolations say nothing to a reader
+        sys.argv.append("--resolve")  # interpolations are no help to a reader
     # Hydra then raises errors instead of printing them in its own way.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

@@ -1,4 +1,4 @@
-"""The command line: its overrides, and that of further ranks."""
+"""The command line: its overrides, and the command lines of further ranks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def complete_overrides(*, resumes: bool) -> list[str]:
         All overrides.
 
     Raises:
-        ValueError: If those of the run are refused.
+        ValueError: If the run's overrides are refused.
     """
     given, _ = get_args_parser().parse_known_args(sys.argv[1:])
     overrides: list[str] = given.overrides
@@ -49,7 +49,7 @@ _CONFIG_OPTIONS = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir
 
 @contextmanager
 def as_single_run(run_dir: Path) -> Iterator[None]:
-    """Replace the command line of a sweep by that of the current job, until the job ends.
+    """Replace the command line of a sweep with the current job's until the job ends.
 
     Lightning starts further ranks with the command line, which would start the sweep again (and
     draw other values, with Optuna).

@@ -1,4 +1,4 @@
-"""Where the configs are, the group ``experiment``, and the resolvers that configs use."""
+"""The folder of the configs, the group ``experiment``, and the configs' resolvers."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _auto_precision() -> str:
 
 
 def _auto_epochs(max_steps: object, epochs: object) -> object:
-    # Other types are refused later, with those of all settings.
+    # Wrong types are refused later, with all others.
     return -1 if isinstance(max_steps, int) and max_steps > 0 else epochs
 
 
@@ -115,7 +115,7 @@ def _sweep_name() -> str | None:
 
 
 def _chosen(*groups: str) -> Any:  # noqa: ANN401 -- beartype warns of ListConfig's own bases
-    """Return the chosen options of some groups, without those that have none."""
+    """Return the chosen options of some groups, without groups that have none."""
     choices = HydraConfig.get().runtime.choices
     return OmegaConf.create([choices[group] for group in groups if choices.get(group)])
 

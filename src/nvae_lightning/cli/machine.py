@@ -1,4 +1,4 @@
-"""Checks of the machine's precisions, and settings of the process of a command."""
+"""Checks of the supported precisions, and settings of a command's process."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def hide_warnings() -> None:
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")
     # DDP's advice on 1x1 kernels, whose two memory formats are one.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    # Every login node of SLURM has srun, and a run on it needs none.
+    # Every login node of SLURM has srun, but a run there does not need it.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
 
 

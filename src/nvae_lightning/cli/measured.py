@@ -1,4 +1,4 @@
-"""What a benchmark's config describes: one or two settings, and the work to measure of each."""
+"""The works that a benchmark's config describes, for one or two settings."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def second_setting(config: DictConfig) -> DictConfig:
 
 
 def _build_data(config: DictConfig) -> ImageDataModule:
-    """Build the images, at least those of the two passes of a training's round."""
+    """Build the images, at least enough for the two passes of a training's round."""
     num_batches = config.num_warmup_steps + 2 * config.num_steps
     if config.images == "random" and config.what != "data":
         target = f"{RandomImages.__module__}.{RandomImages.__name__}"
@@ -192,7 +192,7 @@ def run_rounds(works: list[Work], config: DictConfig) -> list[Rounds]:
         return alternate(works, **counts)
     except torch.OutOfMemoryError:
         size = config.dataset.batch_size
-    raise ValueError(  # outside of the handler, where the error would keep tensors in memory
+    raise ValueError(  # outside the handler, in which the error keeps tensors in memory
         f"dataset.batch_size: got {size}, for which the device's memory does not suffice; set a "
         "smaller one"
     )

@@ -23,7 +23,7 @@ _held: dict[Path, int] = {}
 
 
 def hold(folder: Path) -> None:
-    """Create a folder and lock it until this process ends, in whatever way.
+    """Create a folder and lock it until this process ends, however it ends.
 
     Raises:
         ValueError: If another process has locked it.

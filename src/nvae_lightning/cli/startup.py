@@ -1,4 +1,4 @@
-"""What a command does before it imports torch."""
+"""Preparation of a command's process before it imports torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def begin_command() -> None:
-    """Prepare this process if it runs a command; else do nothing."""
+    """Prepare this process if it runs a command; otherwise do nothing."""
     if not _runs_command():
         return
     take_over()
@@ -27,7 +27,7 @@ def begin_command() -> None:
 
 
 def _runs_command() -> bool:
-    if sys.argv[:1] == ["-m"]:  # Python imports the package to find a module of it
+    if sys.argv[:1] == ["-m"]:  # Python imports the package to find one of its modules
         pairs = pairwise(sys.orig_argv)
         return any(a == "-m" and b.partition(".")[0] == "nvae_lightning" for a, b in pairs)
     script = Path(sys.argv[0]) if sys.argv else Path()

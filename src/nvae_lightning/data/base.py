@@ -48,11 +48,11 @@ class ImageDataModule(LightningDataModule):
     """Base class of the datasets: splits of images as batches of float32 images in [0, 1].
 
     A subclass states the facts of its dataset as class attributes. Images are read from `root`,
-    which holds prepared images (memory mapped) or any source that `open_source` knows (decoded
-    into memory). They stay uint8 until they are on the device, where they are flipped and
+    which contains prepared images (memory mapped) or any source that `open_source` supports
+    (decoded into memory). They stay uint8 until they are on the device, where they are flipped and
     quantised, or binarised if they have one bit.
 
-    The test split is read by ``setup("test")`` only. Validation uses the dataset's own validation
+    Only ``setup("test")`` reads the test split. Validation uses the dataset's own validation
     split, or else a seeded hold-out of the training split.
 
     Args:
@@ -70,7 +70,7 @@ class ImageDataModule(LightningDataModule):
         crop: Box (left, upper, right, lower) to cut out before resizing; by default the dataset's.
         interpolation: Name of Pillow's resampling filter; by default the dataset's.
         background: Colour behind transparent pixels: a name, or ``#rrggbb``.
-        source_bits: Bits that the values of 16-bit files use, 8 to 16; None stands for all 16.
+        source_bits: Number of bits used by the values of 16-bit files, 8 to 16; None for 16.
         flip: Whether to mirror training images with probability 1/2; by default the dataset's.
         verify: Whether to compare prepared images with their checksum before a training.
         check_counts: Whether a source must have the official number of images.
@@ -85,7 +85,7 @@ class ImageDataModule(LightningDataModule):
 
     #: Setting that gives the images, for error messages.
     setting: ClassVar[str] = "dataset.root"
-    #: The publication to cite.
+    #: Publication to cite.
     citation: ClassVar[str] = ""
     #: Default folder of the images; None if they are in no folder.
     default_root: ClassVar[str | None] = None
@@ -169,7 +169,7 @@ class ImageDataModule(LightningDataModule):
         """Find the images of a source.
 
         Raises:
-            ValueError: If there are none, or another number than the official one.
+            ValueError: If there are none, or not the official number.
         """
         splits = open_source(source, Wanted(self.image.size, self.split))
         for name, count in self.counts.items() if self.check_counts else ():
@@ -178,7 +178,7 @@ class ImageDataModule(LightningDataModule):
                 raise ValueError(
                     f"dataset.check_counts: {count:,} images are expected in the split '{name}', "
                     f"but '{source}' has {found:,}; complete it, or set "
-                    "dataset.check_counts=false to use what is there"
+                    "dataset.check_counts=false to use these images"
                 )
         return splits
 

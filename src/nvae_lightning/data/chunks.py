@@ -140,7 +140,7 @@ def decoded(chunks: Chunks, start: int, num_workers: int) -> Iterator[Chunk]:
 
 
 def _end_with_parent(_: int) -> None:
-    """End this worker when its parent is killed; otherwise it would block in its queue forever."""
+    """End this worker when its parent is killed; it would otherwise block forever in its queue."""
     parent = parent_process()
     assert parent is not None
 

@@ -35,8 +35,8 @@ class Decoder:
         crop: Box (left, upper, right, lower) in pixels to cut out before resizing, or None.
         interpolation: Name of one of Pillow's filters, in lower case.
         background: Colour behind transparent pixels: a name, or ``#rrggbb``.
-        source_bits: Bits that the values of 16-bit files use, 8 to 16; None for all 16. Values are
-            divided by 2^(source_bits - 8).
+        source_bits: Number of bits used by the values of 16-bit files, 8 to 16; None for 16.
+            Values are divided by 2^(source_bits - 8).
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -67,7 +67,7 @@ class Decoder:
             check_number("dataset.source_bits", self.source_bits, range(8, 17), rule)
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that images depend on as plain values."""
+        """Return the settings that determine the images as plain values."""
         settings = asdict(self)
         crop = None if self.crop is None else list(self.crop)
         return {"image_size": settings.pop("size"), **settings, "crop": crop}

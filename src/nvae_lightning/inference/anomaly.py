@@ -23,7 +23,7 @@ class AnomalyScores(ImageModule):
         LLR^{>k} = L - L^{>k}
 
     where the bound :math:`L^{>k}` draws the k finest groups from their priors instead of the
-    posterior: the ratio is their share of the likelihood. Foreign images have high ratios because
+    posterior, so the ratio is their share of the likelihood. Foreign images have high ratios, as
     the coarse groups do not fit them, even if simple textures make them likely.
 
     Source: Havtorn et al. 2021.

@@ -22,7 +22,7 @@ from nvae_lightning.utilities.image import require_int
 
 
 def _norms(model: NVAE) -> dict[str, BatchNorm]:
-    """Return the layers of batch normalisation that sampling depends on."""
+    """Return the batch normalisations that affect sampling."""
     named = model.decoder.named_modules()
     return {name: module for name, module in named if isinstance(module, BatchNorm)}
 

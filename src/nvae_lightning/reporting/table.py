@@ -1,4 +1,4 @@
-"""A table of the paper beside measured values, as Markdown and as numbers to plot."""
+"""A table of the paper with measured values, as Markdown and as numbers to plot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Members = Mapping[tuple[int, int], Sequence[Run]]
 
 @dataclass(frozen=True)
 class Report:
-    """A table of the paper beside measured values.
+    """A table of the paper with measured values.
 
     Args:
         markdown: Report.

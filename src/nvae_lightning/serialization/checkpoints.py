@@ -35,7 +35,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Verify a checkpoint and load it to the CPU.
 
     Raises:
-        ValueError: If it is missing, damaged, or holds anything but tensors and plain values.
+        ValueError: If it is missing, damaged, or contains anything but tensors and plain values.
     """
     verify_checkpoint(path)
     try:
@@ -52,7 +52,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def step_of(path: Path) -> int:
     """Return the number of optimiser steps of a checkpoint; -1 if it is not readable.
 
-    The file's time is no guide: clocks are set back, and a copy is newer than its original.
+    File times are unreliable: clocks are set back, and a copy is newer than its original.
     """
     if named := _NAME.fullmatch(path.name):
         return int(named[1])

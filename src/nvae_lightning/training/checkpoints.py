@@ -1,4 +1,4 @@
-"""Checkpoints: the one to resume from, and Lightning's writing and reading of them."""
+"""Checkpoint to resume from, and reading and writing of checkpoints for Lightning."""
 
 from __future__ import annotations
 

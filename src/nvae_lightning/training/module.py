@@ -163,7 +163,7 @@ class NVAEModule(EvaluationModule):
     def loss(
         self, x: Images, beta: float | Tensor = 1.0, penalty_weight: float | Tensor = 0.0
     ) -> Loss:
-        """Compute the loss of a batch, in nats per image; it requires no trainer.
+        """Compute the loss of a batch, in nats per image; requires no trainer.
 
         Args:
             x: Images in [0, 1].
@@ -217,7 +217,7 @@ class NVAEModule(EvaluationModule):
 
     def _log_step(self, found: Loss, beta: float, weight: float) -> None:
         batch = Statistics(found.distortion.mean(), found.rate.mean(1), found.channel_rates)
-        # All ranks have batches of one size.
+        # All ranks have batches of the same size.
         means = Statistics(*map(mean_over_ranks, batch))
         balance = torch.ones(len(found.rate))
         if self.size_factor is not None and beta < 1.0:
@@ -241,7 +241,7 @@ class NVAEModule(EvaluationModule):
             weights = [p.detach() for p in self.model.parameters()]
             self.log("train/weight_norm", get_total_norm(weights))
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            if gradients:  # else the step is skipped
+            if gradients:  # otherwise the step is skipped
                 self.log("train/grad_norm", get_total_norm(gradients))
 
     @property
@@ -301,7 +301,7 @@ class NVAEModule(EvaluationModule):
         )
         if self.spectral_penalty is not None and not self.spectral_penalty.converged:
             with torch.no_grad():
-                self.spectral_penalty()  # its first call differs from the later ones
+                self.spectral_penalty()  # its first call differs from later ones
 
     def on_train_end(self) -> None:
         """Release the CUDA graphs: the weights may move to another device now."""
@@ -336,8 +336,8 @@ class NVAEModule(EvaluationModule):
     ) -> Module:
         """Rebuild the module of a checkpoint, with its weights.
 
-        The checkpoint describes model, objective and optimiser as data: no code in it is run.
-        Early checkpoints lack objective and optimiser, which are then the defaults.
+        The checkpoint describes model, objective and optimiser as data; no code in it is run.
+        Early checkpoints lack the objective and optimiser, for which defaults are used.
 
         Args:
             checkpoint_path: Checkpoint of a training.

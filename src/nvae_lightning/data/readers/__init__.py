@@ -40,7 +40,7 @@ __all__ = [
     "open_source",
 ]
 
-#: In the order in which they are tried; the last takes any image it finds.
+#: In the order of trial; the last accepts any image files.
 FORMATS: tuple[Callable[[Container, Wanted], Splits | None], ...] = (
     lmdb_records.find,
     torchvision_files.find,
@@ -56,10 +56,10 @@ def open_source(source: str | Path, wanted: Wanted) -> Splits:
 
     Args:
         source: A path, or ``hf://owner/name``.
-        wanted: Settings by which the source chooses among its images.
+        wanted: Settings that select the images of the source.
 
     Raises:
-        ValueError: If there is nothing, no known format, or a split is missing.
+        ValueError: If the source does not exist, has no known format, or lacks a split.
     """
     if str(source).startswith(HUB_PREFIX):
         return _not_empty(from_hub(str(source), wanted), str(source))

@@ -79,7 +79,7 @@ class Splits:
     Args:
         format: Name of the recognised format.
         sources: Images by split: ``train`` and ``test``, and perhaps ``validation``.
-        left_out: Files beside the images that are not read.
+        left_out: Files that are not read.
     """
 
     format: str
@@ -145,10 +145,10 @@ class SeededSplit:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Settings by which a source chooses among its images.
+    """Settings that select the images of a source.
 
     Args:
-        image_size: Side of the images that the model gets.
+        image_size: Side of the model's images.
         split: Choice of test images.
     """
 
@@ -157,7 +157,7 @@ class Wanted:
 
 
 def split_name(name: str) -> str | None:
-    """Return the split that the name of a folder, shard or archive stands for, or None.
+    """Return the split that a folder's, shard's or archive's name means, or None.
 
     >>> split_name("train_32x32"), split_name("valid"), split_name("photos")
     ('train', 'validation', None)
@@ -169,10 +169,10 @@ def split_name(name: str) -> str | None:
 
 
 def by_split(places: Iterable[tuple[str, Item]], where: str) -> dict[str, Item]:
-    """Return the places whose names stand for a split, by split.
+    """Return the places whose names mean a split, by split.
 
     Raises:
-        ValueError: If two stand for the same split.
+        ValueError: If two mean the same split.
     """
     found: dict[str, Item] = {}
     for name, place in places:
@@ -193,10 +193,10 @@ def check_splits(splits: Mapping[str, Item], where: str, alternative: str = "") 
     Args:
         splits: Splits by name, at least one.
         where: Description of the source, for an error message.
-        alternative: Remedy for a missing split other than to add it.
+        alternative: Remedy for a missing split other than adding it.
 
     Raises:
-        ValueError: If there is no training split, or none to test with.
+        ValueError: If the training split or the test split is missing.
     """
     found = {name: splits[name] for name in SPLITS if name in splits}
     if "train" not in found or len(found) == 1:

@@ -38,10 +38,10 @@ class Table(Source):
     """Some rows of a table with a column of images.
 
     Args:
-        table: A ``datasets.Dataset`` whose column `column` holds encoded images.
+        table: A ``datasets.Dataset`` with encoded images in its column `column`.
         column: Name of the column.
         rows: Indices of the rows.
-        folders: Folders in which files may be that a row names instead of holding an image.
+        folders: Folders for the image files that rows may name instead of containing an image.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Table(Source):
             ValueError: If the row has none.
         """
         value = self.table[self.rows[index]][self.column]
-        if isinstance(value, dict):  # the hub's folders of images have a path only
+        if isinstance(value, dict):  # the hub's folders of images only have a path
             value = value["bytes"] or (value.get("path") and self._read(value["path"]))
         if not value:
             raise ValueError(f"row {self.rows[index]} has no image in its column '{self.column}'")
@@ -186,7 +186,7 @@ def _load(
     if not by_split:
         raise ValueError(f"'{where}' has no split 'train', but {', '.join(tables)}; name another")
     others = [key for key in tables if not split_name(key)]
-    left_out = [*left_out, *(Outcome("", key, "ignored", "split of no use") for key in others)]
+    left_out = [*left_out, *(Outcome("", key, "ignored", "unused split") for key in others)]
     if set(by_split) == {"train"}:  # nothing is held out
         table, column = _with_images(by_split["train"], where)
         rows = wanted.split([f"{row:08d}" for row in range(len(table))], f"'{where}'")

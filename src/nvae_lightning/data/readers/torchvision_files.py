@@ -77,7 +77,7 @@ def check_files(root: Path, folder: str) -> None:
     """Check that torchvision opens only regular files below a root.
 
     Raises:
-        ValueError: If one is a link that leads out, a pipe, a device or a socket.
+        ValueError: If one is a link to outside, a pipe, a device or a socket.
     """
     place = root / folder
     if not os.path.lexists(place):

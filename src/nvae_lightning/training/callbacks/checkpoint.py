@@ -19,8 +19,8 @@ from nvae_lightning.utilities.image import require_int
 class Checkpoint(ModelCheckpoint):
     """Save at an interval and at the end; keep a few, with ``last.ckpt`` as a link to the latest.
 
-    The checkpoints of a folder are ordered by their steps. Those of another run, and those after
-    the one that this run resumes from, are moved to a folder beside them.
+    The checkpoints in a folder are ordered by step. Checkpoints of another run, and those after
+    the one from which this run resumes, are moved to a subfolder.
 
     Args:
         dirpath: Folder of the checkpoints.
@@ -59,7 +59,7 @@ class Checkpoint(ModelCheckpoint):
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Move away checkpoints with more steps than this run has."""
+        """Set aside checkpoints with more steps than this run."""
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
         folder, resumed = Path(str(self.dirpath)), trainer.ckpt_path
@@ -85,8 +85,8 @@ class Checkpoint(ModelCheckpoint):
         """Save at the interval.
 
         Not within an accumulated step; not in the last step of an epoch or of the training, which
-        is saved after its validation; not while steps are skipped, when checkpoints to roll back
-        to must not be pruned.
+        is saved after its validation; and not while steps are skipped, because the checkpoints to
+        roll back to must not be pruned.
         """
         loop = trainer.fit_loop.epoch_loop
         is_within = loop.batch_progress.is_last_batch or loop._should_accumulate()
@@ -94,7 +94,7 @@ class Checkpoint(ModelCheckpoint):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, if due, after the validation, which a resume then need not repeat."""
+        """Save, if due, after the validation, so that a resume does not repeat it."""
         is_due = trainer.global_step - self._last_global_step_saved >= self._every_n_train_steps
         is_end = trainer.global_step == getattr(pl_module, "total_steps", None)
         if (is_due and not _is_skipping(trainer)) or is_end or trainer.should_stop:
@@ -105,7 +105,7 @@ class Checkpoint(ModelCheckpoint):
         self.save_now(trainer)
 
     def save_now(self, trainer: Trainer, *, again: bool = False) -> None:
-        """Save, unless this step is saved already.
+        """Save, unless this step is already saved.
 
         Args:
             trainer: Trainer to save.

@@ -1,4 +1,4 @@
-"""Exact resumption: the state that Lightning does not save."""
+"""Exact resumption: state that Lightning does not save."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _COUNTS = ("ready", "started", "processed", "completed")
 
 
 class Resumption(Callback):
-    """Continue metrics.csv, the data and the loops where the checkpoint was made.
+    """Continue metrics.csv, the data and the loops where the checkpoint was written.
 
     Lightning 2.6 does not restore the place in the data if a schedule depends on the number of
     training steps. It infers from the counts of its loops where in a step or an epoch the
-    checkpoint was made, and so miscounts steps: this callback sets the place explicitly.
+    checkpoint was written, and miscounts steps; this callback sets the place explicitly.
 
     The place in the data is a number of images. With a different number of images per step, the
     rest of the epoch has a different number of steps; schedules count steps as before.
@@ -110,14 +110,14 @@ class Resumption(Callback):
             device = trainer.strategy.root_device
             random_state.restore(place.random, device, trainer.global_rank)
             assert trainer.fit_loop._data_fetcher is not None
-            iter(trainer.fit_loop._data_fetcher)  # draws the order again
+            iter(trainer.fit_loop._data_fetcher)  # redraws the order
         _set_loops(trainer, place)
         self._place = None
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Place in the loops at which a checkpoint was made."""
+    """Place in the loops at which a checkpoint was written."""
 
     loader: dict[str, int] | None
     random: dict[str, Any] | None  # states of the generators, if the loader has no place
@@ -158,7 +158,7 @@ def _set_loops(trainer: Trainer, place: _Place) -> None:
         loop.val_loop.restarting = False
         loop.val_loop._restart_stage = ValidationStage.RESTARTED_MID_EVALUATION
     elif is_last:
-        loop.val_loop._has_run = True  # else Lightning would train on another batch
+        loop.val_loop._has_run = True  # otherwise Lightning would train on another batch
 
 
 def _set_epoch(trainer: Trainer, epoch: int, *, is_begun: bool) -> None:

@@ -16,8 +16,8 @@ from nvae_lightning.utilities.image import require_int
 class SamplingSpeed(Callback):
     """Log ``test/sampling_ms_per_image``: the median over batches of samples after the test.
 
-    The time is that from noise to the means of p(x | z), in the precision of the training, after
-    one batch for warm-up.
+    The time covers the pass from noise to the means of p(x | z), in the training's precision,
+    after one warm-up batch.
 
     Source: Vahdat & Kautz 2020, Sec. 4.3.
 
