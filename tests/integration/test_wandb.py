@@ -62,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
-    """All records of a W&B run, read by its own command."""
+    """All records of a W&B run, read with the wandb command."""
     pytest.importorskip("wandb", minversion="0.31", reason="older versions cannot read a run")
     (log,) = run.glob("wandb/offline-run-*/*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]

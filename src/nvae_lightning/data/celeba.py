@@ -22,8 +22,8 @@ class CelebA64(ImageDataModule):
     default_interpolation = "bilinear"
     counts = MappingProxyType({"train": 162_770, "validation": 19_867, "test": 19_962})
     how_to_get = (
-        "fetch CelebA from mmlab.ie.cuhk.edu.hk/projects/CelebA.html and prepare what you have of "
-        "it (torchvision's folder, img_align_celeba.zip with list_eval_partition.txt, LMDB or "
+        "fetch CelebA from mmlab.ie.cuhk.edu.hk/projects/CelebA.html and prepare your copy "
+        "(torchvision's folder, img_align_celeba.zip with list_eval_partition.txt, LMDB or "
         "parquet) with python -m nvae_lightning.prepare dataset=celeba64 source=PATH"
     )
 
@@ -43,7 +43,7 @@ class CelebAHQ(ImageDataModule):
     counts = MappingProxyType({"train": 27_000, "test": 3_000})
     how_to_get = (
         "fetch CelebA HQ as described at github.com/openai/glow or "
-        "github.com/tkarras/progressive_growing_of_gans and prepare what you have of it (Glow's "
+        "github.com/tkarras/progressive_growing_of_gans and prepare your copy (Glow's "
         "celeba-tfr.tar, a folder or zip of images, LMDB or parquet) with python -m "
         "nvae_lightning.prepare dataset=celeba_hq source=PATH"
     )

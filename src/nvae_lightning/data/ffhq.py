@@ -20,7 +20,7 @@ class FFHQ(ImageDataModule):
     default_flip = True
     counts = MappingProxyType({"train": 63_000, "test": 7_000})
     how_to_get = (
-        "fetch FFHQ from github.com/NVlabs/ffhq-dataset and prepare what you have of it (a folder "
+        "fetch FFHQ from github.com/NVlabs/ffhq-dataset and prepare your copy (a folder "
         "or zip of images, LMDB or parquet) with python -m nvae_lightning.prepare dataset=ffhq "
         "source=PATH"
     )

@@ -21,7 +21,7 @@ class ImageNet32(ImageDataModule):
     counts = MappingProxyType({"train": 1_281_147, "test": 50_000})
     how_to_get = (
         "fetch the downsampled ImageNet from image-net.org/download-images or as described at "
-        "github.com/openai/glow and prepare what you have of it (Glow's imagenet-oord-tfr.tar, "
+        "github.com/openai/glow and prepare your copy (Glow's imagenet-oord-tfr.tar, "
         "train_32x32.zip with valid_32x32.zip, LMDB or parquet) with python -m "
         "nvae_lightning.prepare dataset=imagenet32 source=PATH"
     )
