@@ -80,7 +80,7 @@ def why_unreadable(path: Path, error: Exception) -> str:
             if type(error) is ValueError:
                 return f"is damaged or not a checkpoint ({error}): give another file"
             return "is a zip archive without a readable PyTorch checkpoint: give another file"
-        return "is truncated or damaged: download it again"
+        return "is truncated or is damaged: download it again"
     kinds = {
         b"\x89PNG": "a PNG image",
         b"\xff\xd8\xff": "a JPEG image",
