@@ -7,8 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-# A file's tests share trainings, so that one worker runs them all, long ones first; one thread per
-# worker, as more only compete and change the order of sums.
+# The tests of a file share trainings, so one worker runs them all, long files first. One thread per
+# worker, because more threads compete and change the order of sums.
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -33,8 +33,8 @@ test: $(VENV)/.dev ## Run the quick tests; ARGS="-k kl" goes to pytest, WORKERS=
 test-slow: $(VENV)/.dev ## Run the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m slow $(ARGS)
 
-# Old versions use what newer versions of their own dependencies deprecate; torch 2.9 also warns
-# of an API that was never replaced.
+# Old versions call APIs that newer versions of their dependencies deprecate; torch 2.9 also warns
+# about an API that was never replaced.
 test-lowest: $(LOWEST)/.dev ## Run the quick tests with the oldest versions that pyproject.toml allows
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow" \
 		-W ignore::DeprecationWarning -W ignore::FutureWarning \
@@ -43,13 +43,13 @@ test-lowest: $(LOWEST)/.dev ## Run the quick tests with the oldest versions that
 train: $(VENV)/.runtime ## Train; ARGS="dataset=mnist model=tiny" goes to Hydra
 	$(BIN)/python -m nvae_lightning.train $(ARGS)
 
-check: lint types test ## Run everything that a change has to pass: lint, types, test
+check: lint types test ## Run everything that a change must pass: lint, types, test
 
 clean: ## Delete caches and builds, but neither .venv nor runs
 	rm -rf build dist .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# uv is fast; pip replaces it where uv is unavailable or fails.
+# uv is fast; pip is used if uv is unavailable or fails.
 define install
 @echo "Installing $(1) into $(VENV)"
 @{ $(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
