@@ -17,7 +17,8 @@ from nvae_lightning.backends.compiled import (
     swish_gradient_and_sums,
 )
 from nvae_lightning.backends.convolution import Convolution
-from nvae_lightning.backends.kernels import TorchKernels, TritonKernels, normalize
+from nvae_lightning.backends.kernels import TorchKernels, normalize
+from nvae_lightning.backends.triton_operations import TritonKernels
 from nvae_lightning.model.layers import NormActConv
 from nvae_lightning.model.normalization import BatchNorm
 
@@ -60,7 +61,7 @@ class Problem(NamedTuple):
 
     def ours(self, x: Tensor, chosen: TorchKernels | None = None) -> Tensor:
         known = None if self.convolution is None else Convolution.of(self.convolution)
-        chosen = (TorchKernels() if chosen is None else chosen).on(x.device)
+        chosen = chosen or TorchKernels()
         return normalize(self.norm, x, chosen, swish=self.swish, convolution=known)
 
     def theirs(self, x: Tensor) -> Tensor:

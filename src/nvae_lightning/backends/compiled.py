@@ -12,8 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, library
 
 from nvae_lightning.backends.convolution import Convolution, depthwise_kernel_gradient
-from nvae_lightning.backends.kernels import Share, TorchKernels, widened
-from nvae_lightning.backends.triton_operations import Normalization
+from nvae_lightning.backends.kernels import Normalization, Share, TorchKernels, widened
 from nvae_lightning.model.likelihood import (
     DiscretizedLogisticMixture,
     DiscretizedLogisticMixtureLikelihood,

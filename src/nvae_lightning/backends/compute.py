@@ -15,7 +15,8 @@ from nvae_lightning.backends.compiled import (
     CompiledMixtureLikelihood,
     inductor,
 )
-from nvae_lightning.backends.kernels import AutoKernels, TorchKernels, TritonKernels
+from nvae_lightning.backends.kernels import TorchKernels
+from nvae_lightning.backends.triton_operations import TritonKernels
 from nvae_lightning.backends.units import (
     CheckpointedCell,
     FoldingSequential,
@@ -58,8 +59,7 @@ class Compute:
             instead of many for the model as a whole.
         kernels: Implementation of normalisation and swish: operations of ``torch``, formulas
             ``compiled`` by torch, or ``triton`` kernels, which include the depthwise convolution
-            (GPU only). ``auto`` chooses triton on a GPU that supports it; elsewhere compiled if
-            ``compile`` is set, otherwise torch.
+            (GPU only). ``auto`` is compiled if ``compile`` is set, otherwise torch.
         recompute: Activation recomputation in the backward pass: ``nothing``, ``normalization``
             (the paper, Sec. 3.1.3: one feature map is kept for BN and swish) or ``activation``
             (one feature map is kept for BN, swish and the convolution after them).
@@ -98,7 +98,8 @@ class Compute:
 
     def apply(self, model: nn.Module) -> None:
         """Apply the settings to ``model`` in place; its copies are not compiled."""
-        kernels = self._kernels()
+        usual = "compiled" if self.compile else "torch"
+        kernels = _KERNELS[usual if self.kernels == "auto" else self.kernels]()
         if isinstance(kernels, CompiledKernels) or self.compile:
             torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
         for module in model.modules():
@@ -108,11 +109,6 @@ class Compute:
             backend = "inductor" if self.recompute == "nothing" else _recomputing
             for piece in self._pieces(model):
                 piece.compile(backend=backend, dynamic=False)
-
-    def _kernels(self) -> TorchKernels:
-        if self.kernels == "auto":
-            return AutoKernels(CompiledKernels() if self.compile else TorchKernels())
-        return _KERNELS[self.kernels]()
 
     def _implement(self, module: nn.Module, kernels: TorchKernels) -> None:
         """Set the implementation of one module; classes from elsewhere keep theirs."""

@@ -6,8 +6,9 @@ r"""Fused normalisation, swish and convolution, as one differentiable function.
     a = u \, \mathrm{sigmoid}(u) \text{ with swish, else } u
 
 Families of kernels compute the same with PyTorch's operations, with loops that its compiler
-generates (:mod:`~nvae_lightning.backends.compiled`) and with Triton. Of the feature maps only
-:math:`x` is kept for the backward pass, which recomputes the others.
+generates (:mod:`~nvae_lightning.backends.compiled`) and with Triton
+(:mod:`~nvae_lightning.backends.triton_operations`). Of the feature maps only :math:`x` is kept
+for the backward pass, which recomputes the others.
 
 Source: Vahdat & Kautz 2020, Sec. 3.1.3, here extended to the input of the convolution.
 """
@@ -15,7 +16,7 @@ Source: Vahdat & Kautz 2020, Sec. 3.1.3, here extended to the input of the convo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
@@ -24,9 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nvae_lightning.backends import triton_operations
 from nvae_lightning.backends.convolution import Convolution, Depthwise, Geometry, KernelGradient
-from nvae_lightning.backends.triton_operations import Normalization
 from nvae_lightning.model.normalization import BatchNorm, num_ranks
 from nvae_lightning.model.shapes import FeatureMap, PerChannel
 
@@ -35,6 +34,24 @@ Share = Callable[[Float[Tensor, "2 channel"]], Float[Tensor, "2 channel"]]
 
 _EPS = 1e-5  # in torch's statistics, which it returns as inverse standard deviations
 _TINY = 1e-30  # the variance already includes its epsilon, but torch requires a positive one
+
+
+class Normalization(NamedTuple):
+    r"""Parameters that turn x into a.
+
+    Args:
+        mean: Mean :math:`\mu`, in float32, or in float64 for a feature map in float64.
+        inverse_std: Inverse standard deviation :math:`1 / \sigma`, likewise.
+        weight: Scale :math:`\gamma`.
+        bias: Shift :math:`\beta`.
+        swish: Whether swish follows.
+    """
+
+    mean: PerChannel
+    inverse_std: PerChannel
+    weight: PerChannel
+    bias: PerChannel
+    swish: bool
 
 
 def normalize(
@@ -145,10 +162,6 @@ class TorchKernels:
     depthwise: Depthwise | None = None
     depthwise_kernel_gradient: KernelGradient | None = None
 
-    def on(self, device: torch.device) -> TorchKernels:
-        """Return the kernels to use on a device."""
-        return self
-
     def statistics(self, x: FeatureMap) -> tuple[PerChannel, PerChannel]:
         """Return mean and biased variance of each channel, in float32 or float64."""
         if x.is_cuda:  # one pass, without a copy in float32
@@ -225,54 +238,6 @@ class TorchKernels:
         del a
         grad_inputs = self.normalize_gradients(grad_a.to(x.dtype), x, normalization, share)
         return *grad_inputs, grad_kernel, grad_kernel_bias
-
-
-class TritonKernels(TorchKernels):
-    """Triton kernels, for GPUs."""
-
-    depthwise = staticmethod(triton_operations.depthwise)
-
-    def on(self, device: torch.device) -> TorchKernels:
-        """Return these kernels; ValueError if the device does not support Triton."""
-        if not triton_operations.is_available(device):
-            raise ValueError(
-                f"compute.kernels: got triton, which requires the package triton and a GPU of "
-                f"compute capability 8.0 or more, but the device is '{device}'; set "
-                "compute.kernels=auto"
-            )
-        return self
-
-    def statistics(self, x: FeatureMap) -> tuple[PerChannel, PerChannel]:
-        """Return mean and biased variance of each channel."""
-        return triton_operations.statistics(x)
-
-    def normalize(self, x: FeatureMap, normalization: Normalization) -> FeatureMap:
-        """Compute a."""
-        return triton_operations.normalize(x, normalization)
-
-    def normalize_gradients(
-        self, gradient: FeatureMap, x: FeatureMap, normalization: Normalization, share: Share
-    ) -> tuple[FeatureMap, PerChannel, PerChannel]:
-        """See :meth:`TorchKernels.normalize_gradients`."""
-        sums = triton_operations.normalize_sums(gradient, x, normalization)
-        grad_x = triton_operations.normalize_gradient(gradient, x, normalization, share(sums))
-        grad_bias, grad_weight = sums
-        return grad_x, grad_weight, grad_bias
-
-
-class AutoKernels(TorchKernels):
-    """Triton kernels on GPUs that support them, other kernels elsewhere.
-
-    Args:
-        elsewhere: Kernels for other devices.
-    """
-
-    def __init__(self, elsewhere: TorchKernels) -> None:
-        self._triton, self._elsewhere = TritonKernels(), elsewhere
-
-    def on(self, device: torch.device) -> TorchKernels:
-        """Return the kernels to use on a device."""
-        return self._triton if triton_operations.is_available(device) else self._elsewhere
 
 
 def widened(x: Tensor) -> Tensor:

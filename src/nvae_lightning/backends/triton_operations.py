@@ -5,8 +5,7 @@ r"""Batch normalisation, swish and depthwise convolution with Triton kernels.
     \hat x = (x - \mu) / \sigma, \quad u = \gamma \hat x + \beta, \quad
     a = u \, \mathrm{sigmoid}(u) \text{ with swish, else } u
 
-Feature maps are returned in channels_last layout, and copied to it if necessary. To a compiler
-each function is one opaque operation.
+Feature maps are returned in channels_last layout, and copied to it if necessary.
 
 Source: Vahdat & Kautz 2020, Sec. 3.1.1 and 3.1.3, for the formulas.
 """
@@ -14,17 +13,16 @@ Source: Vahdat & Kautz 2020, Sec. 3.1.1 and 3.1.3, for the formulas.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, library
 
 from nvae_lightning.backends import triton_kernels as kernels
+from nvae_lightning.backends.kernels import Normalization, Share, TorchKernels
 from nvae_lightning.model.shapes import FeatureMap, PerChannel
-
-DepthwiseKernel = Float[Tensor, "channel 1 kernel_size kernel_size"]
 
 NUM_WARPS = 4
 # Fused multiply-add is Triton's default up to 3.9, which warns that this will change.
@@ -36,9 +34,37 @@ MAX_REDUCING_PROGRAMS = 384
 MIN_PATCH_PROGRAMS = 256
 
 
-@torch.compiler.assume_constant_result
+class TritonKernels(TorchKernels):
+    """Triton kernels, for GPUs."""
+
+    def statistics(self, x: FeatureMap) -> tuple[PerChannel, PerChannel]:
+        """Return mean and biased variance of each channel."""
+        return _statistics(x)
+
+    def normalize(self, x: FeatureMap, normalization: Normalization) -> FeatureMap:
+        """Compute a."""
+        *affine, swish = normalization
+        return _normalize(x, affine, swish)
+
+    def normalize_gradients(
+        self, gradient: FeatureMap, x: FeatureMap, normalization: Normalization, share: Share
+    ) -> tuple[FeatureMap, PerChannel, PerChannel]:
+        """See :meth:`TorchKernels.normalize_gradients`."""
+        *affine, swish = normalization
+        sums = _normalize_sums(gradient, x, affine, swish)
+        grad_x = _normalize_gradient(gradient, x, affine, share(sums), swish)
+        grad_bias, grad_weight = sums
+        return grad_x, grad_weight, grad_bias
+
+    @staticmethod
+    def depthwise(x: FeatureMap, kernel: Tensor) -> FeatureMap:
+        """Convolve each channel with its own kernel of an odd size, padded with zeros."""
+        return _depthwise(x, kernel)
+
+
+@cache
 def is_available(device: torch.device) -> bool:
-    """Whether a device supports these functions: a recent GPU, with Triton installed."""
+    """Whether a device supports the kernels: a recent GPU, with Triton installed."""
     if not kernels.HAS_TRITON or device.type != "cuda":
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -49,6 +75,11 @@ def is_available(device: torch.device) -> bool:
 
 
 def _launch(kernel: Any, num_programs: int, *arguments: Any, **constants: Any) -> None:  # noqa: ANN401
+    if not is_available(device := arguments[0].device):
+        raise ValueError(
+            "compute.kernels: got triton, which requires the package triton and a GPU of compute "
+            f"capability 8.0 or more, but the device is '{device}'; set compute.kernels=auto"
+        )
     with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device
         kernel[(num_programs,)](*arguments, **constants, **OPTIONS)
 
@@ -106,130 +137,12 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def _contiguous(affine: Sequence[Tensor]) -> Iterator[Tensor]:
+    return (tensor.contiguous() for tensor in affine)
+
+
 def _empty(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
-
-
-# --------------------------------------------------------------------------------------------
-# Functions
-
-
-class Normalization(NamedTuple):
-    r"""Parameters that turn x into a.
-
-    Args:
-        mean: Mean :math:`\mu`, in float32, or in float64 for a feature map in float64.
-        inverse_std: Inverse standard deviation :math:`1 / \sigma`, likewise.
-        weight: Scale :math:`\gamma`.
-        bias: Shift :math:`\beta`.
-        swish: Whether swish follows.
-    """
-
-    mean: PerChannel
-    inverse_std: PerChannel
-    weight: PerChannel
-    bias: PerChannel
-    swish: bool
-
-    def tensors(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the contiguous tensors that kernels read, one value per channel."""
-        tensors = (self.mean, self.inverse_std, self.weight, self.bias)
-        assert all(tensor.shape == x.shape[1:2] for tensor in tensors)
-        assert self.mean.dtype == torch.promote_types(x.dtype, torch.float32)
-        return tuple(tensor.contiguous() for tensor in tensors)
-
-
-def statistics(x: FeatureMap) -> tuple[PerChannel, PerChannel]:
-    """Return mean and biased variance of each channel.
-
-    Args:
-        x: Feature map.
-
-    Returns:
-        Both over batch, height and width, in float32, or in float64 for a feature map in float64.
-    """
-    return _statistics(x)
-
-
-def normalize(x: FeatureMap, normalization: Normalization) -> FeatureMap:
-    """Normalise and, if ``normalization.swish``, apply swish.
-
-    Args:
-        x: Feature map.
-        normalization: Its normalisation.
-
-    Returns:
-        Feature map a, in the dtype of `x`.
-    """
-    return _normalize(x, *normalization.tensors(x), normalization.swish)
-
-
-def normalize_sums(
-    gradient: FeatureMap, x: FeatureMap, normalization: Normalization
-) -> Float[Tensor, "2 channel"]:
-    r"""Return the two sums in the gradients of a normalisation.
-
-    .. math:: \sum \partial u, \quad \sum \partial u \, \hat x
-
-    They are the gradients of bias and weight.
-
-    Args:
-        gradient: Gradient of a, in any dtype.
-        x: Feature map.
-        normalization: Its normalisation.
-
-    Returns:
-        Both sums over batch, height and width, in the dtype of the mean.
-    """
-    assert gradient.shape == x.shape
-    return _normalize_sums(gradient, x, *normalization.tensors(x), normalization.swish)
-
-
-def normalize_gradient(
-    gradient: FeatureMap,
-    x: FeatureMap,
-    normalization: Normalization,
-    means: Float[Tensor, "2 channel"],
-) -> FeatureMap:
-    r"""Return the gradient of a normalisation's input, through the statistics as well.
-
-    .. math::
-
-        \partial x = \frac{\gamma}{\sigma} \Bigl(\partial u - \frac{1}{n} \sum \partial u
-        - \frac{\hat x}{n} \sum \partial u \, \hat x \Bigr)
-
-    Args:
-        gradient: Gradient of a, in any dtype.
-        x: Feature map.
-        normalization: Its normalisation.
-        means: Sums of `normalize_sums` over all ranks, divided by the number n of values per
-            channel of all ranks; zeros if the statistics are constants.
-
-    Returns:
-        Gradient in the dtype of `x`.
-    """
-    assert gradient.shape == x.shape
-    assert means.shape == (2, x.shape[1])
-    return _normalize_gradient(gradient, x, *normalization.tensors(x), means, normalization.swish)
-
-
-def depthwise(x: FeatureMap, kernel: DepthwiseKernel) -> FeatureMap:
-    """Convolve each channel with its own kernel.
-
-    Zeros pad x, so that the output keeps its size. The gradient of x is the convolution of the
-    output's gradient with ``kernel.flip(2, 3)``.
-
-    Args:
-        x: Feature map.
-        kernel: Kernel of an odd size.
-
-    Returns:
-        Convolution of x, in the dtype of `kernel`.
-    """
-    size = kernel.shape[-1]
-    assert kernel.shape == (x.shape[1], 1, size, size)
-    assert size % 2 == 1
-    return _depthwise(x, kernel)
 
 
 # --------------------------------------------------------------------------------------------
@@ -273,79 +186,59 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[1], dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
 
 
-@_operation(
-    "(Tensor x, Tensor mean, Tensor inverse_std, Tensor weight, Tensor bias, bool swish) -> Tensor"
-)
-def _normalize(
-    x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor, swish: bool
-) -> Tensor:
+@_operation("(Tensor x, Tensor[] affine, bool swish) -> Tensor")
+def _normalize(x: Tensor, affine: Sequence[Tensor], swish: bool) -> Tensor:
     x = _channels_last(x)
     num_tiles, num_blocks, shape = _pixel_tiles(x, 64)
     output = _empty(x, x.dtype)
     _launch(
-        kernels.normalize_kernel, num_tiles * num_blocks, x, mean, inverse_std, weight, bias,
-        output, x.numel() // x.shape[1], SWISH=swish, **shape,
+        kernels.normalize_kernel, num_tiles * num_blocks, x, *_contiguous(affine), output,
+        x.numel() // x.shape[1], SWISH=swish, **shape,
     )  # fmt: skip
     return output
 
 
 @_normalize.register_fake
-def _(
-    x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor, swish: bool
-) -> Tensor:
+def _(x: Tensor, affine: Sequence[Tensor], swish: bool) -> Tensor:
     return _empty(x, x.dtype)
 
 
-@_operation(
-    "(Tensor gradient, Tensor x, Tensor mean, Tensor inverse_std, Tensor weight, Tensor bias, "
-    "bool swish) -> Tensor"
-)
-def _normalize_sums(
-    gradient: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor,
-    swish: bool,
-) -> Tensor:  # fmt: skip
+@_operation("(Tensor gradient, Tensor x, Tensor[] affine, bool swish) -> Tensor")
+def _normalize_sums(gradient: Tensor, x: Tensor, affine: Sequence[Tensor], swish: bool) -> Tensor:
+    """Return the sums of the gradient of u and of its product with the normalised x."""
     x, gradient = _channels_last(x), _channels_last(gradient)
     num_tiles, num_blocks, shape = _pixel_tiles(x, 32)
     num_parts = _num_parts(num_tiles, num_blocks)
-    partials = mean.new_empty(num_parts, 2, x.shape[1])
+    partials = affine[0].new_empty(num_parts, 2, x.shape[1])
     _launch(
-        kernels.normalize_sums_kernel, num_parts * num_blocks, gradient, x, mean, inverse_std,
-        weight, bias, partials, x.numel() // x.shape[1], SWISH=swish, **shape,
+        kernels.normalize_sums_kernel, num_parts * num_blocks, gradient, x,
+        *_contiguous(affine), partials, x.numel() // x.shape[1], SWISH=swish, **shape,
     )  # fmt: skip
     return partials.sum(0)
 
 
 @_normalize_sums.register_fake
-def _(
-    gradient: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor,
-    swish: bool,
-) -> Tensor:  # fmt: skip
-    return mean.new_empty(2, x.shape[1])
+def _(gradient: Tensor, x: Tensor, affine: Sequence[Tensor], swish: bool) -> Tensor:
+    return affine[0].new_empty(2, x.shape[1])
 
 
-@_operation(
-    "(Tensor gradient, Tensor x, Tensor mean, Tensor inverse_std, Tensor weight, Tensor bias, "
-    "Tensor means, bool swish) -> Tensor"
-)
+@_operation("(Tensor gradient, Tensor x, Tensor[] affine, Tensor means, bool swish) -> Tensor")
 def _normalize_gradient(
-    gradient: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor,
-    means: Tensor, swish: bool,
-) -> Tensor:  # fmt: skip
+    gradient: Tensor, x: Tensor, affine: Sequence[Tensor], means: Tensor, swish: bool
+) -> Tensor:
     x, gradient = _channels_last(x), _channels_last(gradient)
     num_tiles, num_blocks, shape = _pixel_tiles(x, 64)
     output = _empty(x, x.dtype)
     _launch(
-        kernels.normalize_gradient_kernel, num_tiles * num_blocks, gradient, x, mean, inverse_std,
-        weight, bias, *means.contiguous(), output, x.numel() // x.shape[1], SWISH=swish, **shape,
+        kernels.normalize_gradient_kernel, num_tiles * num_blocks, gradient, x,
+        *_contiguous(affine), *means.contiguous(), output, x.numel() // x.shape[1],
+        SWISH=swish, **shape,
     )  # fmt: skip
     return output
 
 
 @_normalize_gradient.register_fake
-def _(
-    gradient: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor, weight: Tensor, bias: Tensor,
-    means: Tensor, swish: bool,
-) -> Tensor:  # fmt: skip
+def _(gradient: Tensor, x: Tensor, affine: Sequence[Tensor], means: Tensor, swish: bool) -> Tensor:
     return _empty(x, x.dtype)
 
 

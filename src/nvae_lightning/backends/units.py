@@ -36,7 +36,7 @@ class FusedBatchNorm(BatchNorm):
     def forward(self, input: FeatureMap) -> FeatureMap:
         if not self.training:
             return super().forward(input)
-        return normalize(self, input, self.kernels.on(input.device))
+        return normalize(self, input, self.kernels)
 
 
 class FusedUnit(NormActConv):
@@ -68,13 +68,12 @@ class FusedUnit(NormActConv):
             return super().forward(x)
         if norm.training:
             fused = Convolution.of(self.convolution) if self.recomputes_activation else None
-            kernels = self.kernels.on(x.device)
-            output = normalize(norm, x, kernels, swish=swish, convolution=fused)
+            output = normalize(norm, x, self.kernels, swish=swish, convolution=fused)
             return output if fused is not None else self.convolution(output)
         if torch.is_grad_enabled():
             return super().forward(x)
         a = F.silu(norm(x), inplace=True) if swish else norm(x)
-        depthwise, layer = self.kernels.on(x.device).depthwise, self.convolution
+        depthwise, layer = self.kernels.depthwise, self.convolution
         if depthwise is not None and isinstance(layer, nn.Conv2d) and layer.groups > 1:
             if (convolution := Convolution.of(layer)) is not None:
                 return convolution.cast(a.device.type).apply(a, depthwise)

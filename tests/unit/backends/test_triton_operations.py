@@ -21,14 +21,14 @@ from torch import Tensor, library
 
 from nvae_lightning.backends import triton_kernels
 from nvae_lightning.backends import triton_operations as kernels
-from nvae_lightning.backends.kernels import TorchKernels
-from nvae_lightning.backends.triton_operations import Normalization
+from nvae_lightning.backends.kernels import Normalization, TorchKernels
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="requires Triton"
 )
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TRITON = kernels.TritonKernels()
 EPS = 1e-5
 SWISH = pytest.mark.parametrize("swish", [False, True])
 SHAPES_AND_SIZES = pytest.mark.parametrize(
@@ -58,7 +58,7 @@ class Problem(NamedTuple):
         return Problem(*(tensor.to(dtype) for tensor in self))
 
     def normalization(self, swish: bool) -> Normalization:
-        mean, var = kernels.statistics(self.x)
+        mean, var = TRITON.statistics(self.x)
         return Normalization(mean, (var + EPS).rsqrt(), self.weight, self.bias, swish)
 
 
@@ -81,28 +81,26 @@ def by_torch(given: Problem, swish: bool) -> tuple[Tensor, ...]:
     return result.detach(), *torch.autograd.grad(result, inputs, given.gradient)
 
 
-def input_gradients(
-    gradient: Tensor, x: Tensor, normalization: Normalization
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute gradients of feature map, weight and bias from the activations' gradient."""
-    sums = kernels.normalize_sums(gradient, x, normalization)
-    means = sums * (x.shape[1] / x.numel())
-    grad_x = kernels.normalize_gradient(gradient, x, normalization, means)
-    return grad_x, sums[1], sums[0]
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(kernels, "is_available", lambda device: True)
 
 
 def by_kernels(given: Problem, swish: bool) -> tuple[Tensor, ...]:
     """Output and gradients of the kernels, like :func:`by_torch`."""
-    normalization = given.normalization(swish)
-    result = kernels.normalize(given.x, normalization)
-    return result, *input_gradients(given.gradient, given.x, normalization)
+    normalization, num_values = given.normalization(swish), given.x[:, 0].numel()
+    result = TRITON.normalize(given.x, normalization)
+    return result, *TRITON.normalize_gradients(
+        given.gradient, given.x, normalization, lambda sums: sums / num_values
+    )
 
 
 @SHAPES_AND_SIZES
 def test_statistics_agree_with_torch(shape: tuple[int, ...], size: int) -> None:
     x = problem(shape, size).x
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-    torch.testing.assert_close(kernels.statistics(x), (mean, var))
+    torch.testing.assert_close(TRITON.statistics(x), (mean, var))
 
 
 @SWISH
@@ -117,8 +115,8 @@ def test_convolution_agrees_with_torch(shape: tuple[int, ...], size: int) -> Non
     x, _, _, kernel, gradient = problem(shape, size)
     expected = F.conv2d(x.requires_grad_(), kernel, padding=size // 2, groups=len(kernel))
     (grad_x,) = torch.autograd.grad(expected, x, gradient)
-    torch.testing.assert_close(kernels.depthwise(x.detach(), kernel), expected.detach())
-    torch.testing.assert_close(kernels.depthwise(gradient, kernel.flip(2, 3)), grad_x)
+    torch.testing.assert_close(TRITON.depthwise(x.detach(), kernel), expected.detach())
+    torch.testing.assert_close(TRITON.depthwise(gradient, kernel.flip(2, 3)), grad_x)
 
 
 @pytest.mark.parametrize("least", [0, 10**9])
@@ -131,7 +129,7 @@ def test_results_do_not_depend_on_the_size_of_patches_and_parts(
     given = problem((2, 3, 18, 5))
     torch.testing.assert_close(by_kernels(given, True), by_torch(given, True))
     expected = F.conv2d(given.x, given.kernel, padding=1, groups=3)
-    torch.testing.assert_close(kernels.depthwise(given.x, given.kernel), expected)
+    torch.testing.assert_close(TRITON.depthwise(given.x, given.kernel), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -142,7 +140,7 @@ def test_results_are_computed_in_float32_and_rounded_once(dtype: torch.dtype) ->
     rtol = max(torch.finfo(dtype).eps * (0.5 if DEVICE.type == "cuda" else 1.0), 1e-5)
     result, grad_x, *sums = by_kernels(given, True)
     expected, expected_for_x, *expected_sums = by_torch(exact, True)
-    convolved = kernels.depthwise(given.x, given.kernel)
+    convolved = TRITON.depthwise(given.x, given.kernel)
     expected_convolved = F.conv2d(exact.x, exact.kernel, padding=1, groups=len(exact.kernel))
     for got, right in [
         (result, expected), (grad_x, expected_for_x), (convolved, expected_convolved)
@@ -165,7 +163,7 @@ def test_equal_inputs_give_equal_bits_in_any_layout() -> None:
     )  # fmt: skip
 
     def results(one: Problem) -> tuple[Tensor, ...]:
-        return *by_kernels(one, True), kernels.depthwise(one.x, one.kernel)
+        return *by_kernels(one, True), TRITON.depthwise(one.x, one.kernel)
 
     expected = results(given)
     for again in (given, other):
@@ -179,7 +177,7 @@ def test_dtypes_may_differ_as_under_autocast() -> None:
     given = problem().to(torch.float32)
     low = given._replace(kernel=given.kernel.bfloat16(), gradient=given.gradient.bfloat16())
     grad_x = by_kernels(low, True)[1]
-    convolved = kernels.depthwise(low.x, low.kernel)
+    convolved = TRITON.depthwise(low.x, low.kernel)
     assert (grad_x.dtype, convolved.dtype) == (torch.float32, torch.bfloat16)
     exact = low.to(torch.float64)
     torch.testing.assert_close(grad_x.double(), by_torch(exact, True)[1], rtol=1e-4, atol=1e-5)
@@ -192,27 +190,27 @@ def test_a_large_mean_loses_no_precision() -> None:
     given = given._replace(x=given.x / 30 + 1000)
     var, mean = torch.var_mean(given.x.double(), (0, 2, 3), correction=0)
     torch.testing.assert_close(
-        [values.double() for values in kernels.statistics(given.x)], [mean, var],
+        [values.double() for values in TRITON.statistics(given.x)], [mean, var],
         rtol=1e-4, atol=1e-6,
     )  # fmt: skip
     normalization = given.normalization(False)
     mean, inverse_std, weight, bias = (
-        tensor.double()[:, None, None] for tensor in normalization.tensors(given.x)
+        tensor.double()[:, None, None] for tensor in normalization[:4]
     )
     expected = (given.x.double() - mean) * inverse_std * weight + bias
-    result = kernels.normalize(given.x, normalization)
+    result = TRITON.normalize(given.x, normalization)
     torch.testing.assert_close(result.double(), expected, rtol=1e-6, atol=1e-5)
 
 
 def test_operations_pass_opcheck() -> None:
     x, weight, bias, kernel, gradient = problem().to(torch.float32)
     mean, inverse_std = torch.randn(2, len(weight), device=DEVICE)
-    affine, means = (mean, inverse_std, weight, bias), torch.stack([mean, bias])
+    affine, means = [mean, inverse_std, weight, bias], torch.stack([mean, bias])
     for operation, arguments in [
         (kernels._statistics, (x,)),
-        (kernels._normalize, (x, *affine, True)),
-        (kernels._normalize_sums, (gradient, x, *affine, True)),
-        (kernels._normalize_gradient, (gradient, x, *affine, means, True)),
+        (kernels._normalize, (x, affine, True)),
+        (kernels._normalize_sums, (gradient, x, affine, True)),
+        (kernels._normalize_gradient, (gradient, x, affine, means, True)),
         (kernels._depthwise, (gradient, kernel)),
     ]:
         library.opcheck(operation, arguments)
@@ -238,10 +236,6 @@ def test_swish_of_large_values_does_not_overflow() -> None:
         torch.testing.assert_close(result.double(), right, rtol=1e-5, atol=1e-3)
 
 
-def test_triton_is_not_available_on_a_cpu() -> None:
-    assert not kernels.is_available(torch.device("cpu"))
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="requires a GPU with 24 GB")
 def test_maps_may_have_more_than_2_to_the_31_values() -> None:
@@ -251,13 +245,13 @@ def test_maps_may_have_more_than_2_to_the_31_values() -> None:
     assert x.numel() > 2**31
     x[-1:] = last.x
     normalization = last.normalization(True)
-    result = kernels.normalize(x, normalization)[-1:]
-    assert torch.equal(result, kernels.normalize(last.x, normalization))
-    result = kernels.depthwise(x, last.kernel)[-1:]
-    assert torch.equal(result, kernels.depthwise(last.x, last.kernel))
+    result = TRITON.normalize(x, normalization)[-1:]
+    assert torch.equal(result, TRITON.normalize(last.x, normalization))
+    result = TRITON.depthwise(x, last.kernel)[-1:]
+    assert torch.equal(result, TRITON.depthwise(last.x, last.kernel))
     # The gradient is zero except for the last image.
-    result = kernels.normalize_sums(x, x, normalization)
-    expected = kernels.normalize_sums(last.x, last.x, normalization)
+    _, *result = TRITON.normalize_gradients(x, x, normalization, torch.zeros_like)
+    _, *expected = TRITON.normalize_gradients(last.x, last.x, normalization, torch.zeros_like)
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1.0)
 
 
@@ -337,13 +331,12 @@ def _compile_all() -> None:
         x = torch.empty(shape, dtype=dtype, device="meta")
         channels = torch.empty(shape[1], device="meta")
         kernel = torch.empty(shape[1], 1, size, size, dtype=dtype, device="meta")
-        normalization = Normalization(channels, channels, channels, channels, swish=True)
-        affine = normalization.tensors(x)
+        affine = [channels] * 4
         means = torch.empty(2, shape[1], device="meta")
         kernels._statistics._init_fn(x)
-        kernels._normalize._init_fn(x, *affine, True)
-        kernels._normalize_sums._init_fn(x, x, *affine, True)
-        kernels._normalize_gradient._init_fn(x, x, *affine, means, True)
+        kernels._normalize._init_fn(x, affine, True)
+        kernels._normalize_sums._init_fn(x, x, affine, True)
+        kernels._normalize_gradient._init_fn(x, x, affine, means, True)
         kernels._depthwise._init_fn(x, kernel)
 
 
