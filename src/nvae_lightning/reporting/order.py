@@ -8,14 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 from scipy.special import stdtrit
 
 from nvae_lightning.reporting.layout import Column, Layout
 from nvae_lightning.reporting.run import shown
 
-_CONFIDENCE = 0.95
+_QUANTILE = 0.975  # of a two-sided t-test at 5 %
 
 
 @dataclass(frozen=True)
@@ -46,104 +45,58 @@ class Cell:
         return f"{self.mean:.{digits}f}{error} ({len(self.values)})"
 
 
-@dataclass(frozen=True)
-class Noise:
-    """Variance between runs that differ only in their seed, assumed equal in all cells.
-
-    Args:
-        variance: Variance pooled over the cells.
-        degrees: Its degrees of freedom.
-    """
-
-    variance: float
-    degrees: int
-
-    @classmethod
-    def of(cls, cells: Sequence[Cell]) -> Noise | None:
-        """Pool the variances of cells; None if no cell has two runs."""
-        degrees = sum(max(len(cell.values) - 1, 0) for cell in cells)
-        if degrees == 0:
-            return None
-        squares = [
-            (len(cell.values) - 1) * statistics.variance(cell.values)
-            for cell in cells
-            if len(cell.values) > 1
-        ]
-        return cls(sum(squares) / degrees, degrees)
-
-    def of_difference(self, first: Cell, second: Cell) -> float:
-        """Return the standard error of the difference of two cells' means."""
-        counts = len(first.values), len(second.values)
-        return math.sqrt(self.variance * sum(1 / count for count in counts))
-
-    def exceeds(self, difference: float, error: float) -> bool:
-        """Whether a difference exceeds the noise: Student's t-test at 5 %, two-sided."""
-        return abs(difference) > float(stdtrit(self.degrees, 0.5 + _CONFIDENCE / 2)) * error
-
-
-@dataclass(frozen=True)
-class Order:
-    """Two neighbours in the paper's order.
-
-    Args:
-        verdict: Whether the runs have the same order.
-        text: Numbers and verdict.
-    """
-
-    verdict: Literal["found", "reversed", "within noise", "unknown"]
-    text: str
-
-
-def _compare(
-    place: str, first: tuple[str, Cell], second: tuple[str, Cell], noise: Noise | None, digits: int
-) -> Order:
-    """Compare two cells of which the first is at most the second in the paper."""
-    (low_label, low), (high_label, high) = first, second
-    equal = low.published == high.published
-    difference = high.mean - low.mean
-    verdict = "unknown"
-    amount = f"by {abs(difference):.{digits}f}"
-    if noise is not None:
-        error = noise.of_difference(low, high)
-        amount += f" ± {error:.{digits}f}"
-        is_more = noise.exceeds(difference, error)
-        if not is_more:
-            verdict = "within noise"
-        elif not equal and difference > 0:
-            verdict = "found"
-        else:
-            verdict = "reversed"
-    words = {
-        "found": "as in the paper",
-        "reversed": "not equal here" if equal else "reversed",
-        "within noise": "within the noise, as expected" if equal else "within the noise",
-        "unknown": "one seed, so that the noise is unknown",
-    }
-    relation = "equal to" if equal else "below"
-    direction = "lower" if difference > 0 else "higher"
-    return Order(
-        verdict,
-        f"{place}: {low_label} ({shown(low.published)}) is {relation} {high_label} "
-        f"({shown(high.published)}) in the paper; here {low.mean:.{digits}f} and "
-        f"{high.mean:.{digits}f}, {direction} {amount}: **{words[verdict]}**",
-    )
-
-
 #: By row and column.
 Cells = Mapping[tuple[int, int], Cell]
 
 
-def orders_of(layout: Layout, cells: Cells) -> Iterator[Order]:
+def pooled_variance(cells: Iterable[Cell]) -> tuple[float, int]:
+    """Return the variance between seeds, pooled over cells, and its degrees of freedom."""
+    repeated = [cell.values for cell in cells if len(cell.values) > 1]
+    degrees = sum(len(values) - 1 for values in repeated)
+    squares = sum((len(values) - 1) * statistics.variance(values) for values in repeated)
+    return squares / degrees if degrees else math.nan, degrees
+
+
+def _compare(
+    place: str, low: tuple[str, Cell], high: tuple[str, Cell], alike: list[Cell], digits: int
+) -> tuple[str, str]:
+    """Compare two cells of which the first is at most the second in the paper.
+
+    Returns:
+        Verdict: found, reversed, within noise or unknown; and the comparison in words.
+    """
+    names, (first, second) = zip(low, high, strict=True)
+    is_equal = first.published == second.published
+    difference = second.mean - first.mean
+    amount = f"by {abs(difference):.{digits}f}"
+    variance, degrees = pooled_variance(alike)
+    error = math.sqrt(variance * (1 / len(first.values) + 1 / len(second.values)))
+    if degrees:
+        amount += f" ± {error:.{digits}f}"
+    if not degrees:
+        verdict, words = "unknown", "one seed, so that the noise is unknown"
+    elif abs(difference) <= float(stdtrit(degrees, _QUANTILE)) * error:
+        verdict, words = "within noise", "within the noise" + ", as expected" * is_equal
+    elif is_equal or difference < 0:
+        verdict, words = "reversed", "not equal here" if is_equal else "reversed"
+    else:
+        verdict, words = "found", "as in the paper"
+    return verdict, (
+        f"{place}: {names[0]} ({shown(first.published)}) is {'equal to' if is_equal else 'below'} "
+        f"{names[1]} ({shown(second.published)}) in the paper; here {first.mean:.{digits}f} and "
+        f"{second.mean:.{digits}f}, {'lower' if difference > 0 else 'higher'} {amount}: "
+        f"**{words}**"
+    )
+
+
+def _orders(layout: Layout, cells: Cells) -> Iterator[tuple[str, str]]:
     """Compare neighbours in the paper's order: rows of a column, and columns of a row."""
+    rows, columns = list(enumerate(layout.rows)), list(enumerate(layout.columns))
     lines: list[tuple[str, list[tuple[str, Cell]], int]] = []
-    rows, columns = enumerate(layout.rows), list(enumerate(layout.columns))
     if "rows" in layout.orders:
-        for j, column in columns:
-            entries = [(row.label, cells[i, j]) for i, row in enumerate(layout.rows)]
-            lines.append((column.label, entries, j))
+        lines += [(c.label, [(r.label, cells[i, j]) for i, r in rows], j) for j, c in columns]
     if "columns" in layout.orders:
-        for i, row in rows:
-            lines.append((row.label, [(c.label, cells[i, j]) for j, c in columns], 0))
+        lines += [(r.label, [(c.label, cells[i, j]) for j, c in columns], 0) for i, r in rows]
     for place, entries, j in lines:
         column = layout.columns[j]
         # Cells of the same quantity share their noise, also across columns.
@@ -154,20 +107,20 @@ def orders_of(layout: Layout, cells: Cells) -> Iterator[Order]:
         ]
         known = [entry for entry in entries if entry[1].published is not None and entry[1].values]
         known.sort(key=lambda entry: entry[1].published or 0.0)
-        for first, second in pairwise(known):
-            yield _compare(place, first, second, Noise.of(alike), column.digits)
+        for low, high in pairwise(known):
+            yield _compare(place, low, high, alike, column.digits)
 
 
 def _is_alike(first: Column, second: Column) -> bool:
     return first.quantity == second.quantity and first.relative_to == second.relative_to
 
 
-def order_section(orders: Iterable[Order]) -> Iterator[str]:
+def order_section(layout: Layout, cells: Cells) -> Iterator[str]:
     """Summarise which orders of the paper are reproduced; yield nothing if there are none."""
-    orders = list(orders)
+    orders = list(_orders(layout, cells))
     if not orders:
         return
-    found = Counter(order.verdict for order in orders)
+    found = Counter(verdict for verdict, _ in orders)
     unknown = f", {found['unknown']} with one seed" if found["unknown"] else ""
     yield "## The paper's order"
     yield ""
@@ -178,5 +131,5 @@ def order_section(orders: Iterable[Order]) -> Iterator[str]:
         "variance between seeds pooled over the cells of a quantity."
     )
     yield ""
-    yield from (f"- {order.text}" for order in orders)
+    yield from (f"- {text}" for _, text in orders)
     yield ""

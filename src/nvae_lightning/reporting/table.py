@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nvae_lightning.reporting.budget import budget, describe, differences
 from nvae_lightning.reporting.layout import Layout, fitted
-from nvae_lightning.reporting.order import Cell, Cells, order_section, orders_of
+from nvae_lightning.reporting.order import Cell, Cells, order_section
 from nvae_lightning.reporting.run import Quantity, Run, shown
 from nvae_lightning.utilities.figures import Comparison
 
@@ -69,7 +69,7 @@ def report(
         lines += ["**The runs have different budgets**, listed below: compare with care.", ""]
     lines += [*_table(layout, cells), "", "Measured: mean ± standard error over seeds "]
     lines[-1] += f"(number of runs). Paper: {layout.source}."
-    lines += [*layout.notes, "", *order_section(orders_of(layout, cells))]
+    lines += [*layout.notes, "", *order_section(layout, cells)]
     lines += ["## Budget", "", f"- The paper's: {layout.paper_budget}."]
     for name, group in groups.items():
         lines += [f"- Here{name}:", *(f"  - {line}" for line in budget(group, layout.budget))]
@@ -78,7 +78,7 @@ def report(
         lines += [f"## Differences{name}", ""]
         lines += [*(f"- {describe(*item)}" for item in found.items()), ""]
     lines += _remarks(runs, [run for group in groups.values() for run in group])
-    return Report("\n".join(lines).rstrip() + "\n", _comparisons(layout, cells))
+    return Report("\n".join(lines).rstrip() + "\n", list(_comparisons(layout, cells)))
 
 
 def _members(layout: Layout, runs: Sequence[Run]) -> Members:
@@ -182,20 +182,13 @@ def _remarks(runs: Sequence[Run], of_table: Sequence[Run]) -> Iterator[str]:
         yield from (f"- {remark}" for remark in remarks)
 
 
-def _comparisons(layout: Layout, cells: Cells) -> list[Comparison]:
-    """Return a panel for each column with measured values."""
-    panels = []
-    rows = range(len(layout.rows))
+def _comparisons(layout: Layout, cells: Cells) -> Iterator[Comparison]:
+    """Yield a panel for each column with measured values."""
+    labels = [row.label for row in layout.rows]
     for j, column in enumerate(layout.columns):
-        of_column = [cells[i, j] for i in rows]
-        if any(cell.values for cell in of_column):
-            panels.append(
-                Comparison(
-                    column.label,
-                    [row.label for row in layout.rows],
-                    [cell.mean for cell in of_column],
-                    [cell.standard_error for cell in of_column],
-                    [math.nan if c.published is None else c.published for c in of_column],
-                )
-            )
-    return panels
+        found = [cells[i, j] for i in range(len(labels))]
+        if any(cell.values for cell in found):
+            published = [math.nan if cell.published is None else cell.published for cell in found]
+            means = [cell.mean for cell in found]
+            errors = [cell.standard_error for cell in found]
+            yield Comparison(column.label, labels, means, errors, published)
