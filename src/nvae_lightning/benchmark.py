@@ -27,7 +27,6 @@ from nvae_lightning.benchmarking import (
 )
 from nvae_lightning.cli.building import save_config
 from nvae_lightning.cli.command import command, run
-from nvae_lightning.cli.machine import hide_warnings, keep_freed_memory
 from nvae_lightning.cli.measured import (
     SHARED,
     as_overrides,
@@ -93,8 +92,6 @@ def report(config: DictConfig, results: list[Result], run_dir: Path) -> None:
 def main(config: DictConfig) -> float:
     """Measure one setting, or two in alternation; return images per second, for sweeps."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    hide_warnings()
-    keep_freed_memory()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # hides messages about each profile
     check(config)
     given = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in SHARED]

@@ -14,9 +14,6 @@ from nvae_lightning.cli.setting_types import check_type
 @command("dashboard")
 def main(config: DictConfig) -> None:
     """Write the workspace as JSON and save it to W&B."""
-    for name in ("project", "name"):
-        check_type(name, config[name], str)
-    check_type("save", config.save, bool)
     check_type("entity", config.entity, str | None)
     if config.save and config.entity is None:
         raise ValueError(

@@ -13,29 +13,19 @@ from nvae_lightning.backends import Compute
 from nvae_lightning.cli.building import build_inference_trainer
 from nvae_lightning.cli.command import command, run
 from nvae_lightning.cli.command_line import as_single_run
-from nvae_lightning.cli.machine import hide_warnings, keep_freed_memory
-from nvae_lightning.cli.setting_types import check_settings
+from nvae_lightning.cli.setting_types import check_type
 from nvae_lightning.cli.trained import trained_model, training_data
 from nvae_lightning.inference.evaluation import EvaluationModule
 from nvae_lightning.inference.measurement import correct_likelihood, measure, write_results
 from nvae_lightning.training.callbacks import EndRanks
 from nvae_lightning.utilities.signals import if_ended
 
-_KINDS = {
-    "num_importance_samples": int,
-    "memory_budget": int | float | None,
-    "both_likelihoods": bool,
-    "compile": bool,
-}
-
 
 @command("evaluate")
 def main(config: DictConfig) -> float:
     """Evaluate one model on a test split and return its NLL in nats, for sweeps."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    keep_freed_memory()
-    hide_warnings()
-    check_settings(config, _KINDS)
+    check_type("memory_budget", config.memory_budget, int | float | None)
     seed_everything(config.seed, workers=True, verbose=False)
     ckpt_path = config.ckpt_path
     model = trained_model(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from nvae_lightning.cli.command import command, run
-from nvae_lightning.cli.setting_types import build_datamodule, check_types
+from nvae_lightning.cli.setting_types import build_datamodule
 from nvae_lightning.data.storage import read_summary
 from nvae_lightning.data.summary import REPORT
 
@@ -15,9 +15,6 @@ def main(config: DictConfig) -> None:
     """Write a dataset as memory-mapped arrays and print a summary of its images."""
     if config.on_error not in ("stop", "skip"):
         raise ValueError(f"on_error: got {config.on_error!r}, but it must be stop or skip")
-    if not isinstance(config.overwrite, bool):
-        raise ValueError(f"overwrite: got {config.overwrite!r}, but it must be true or false")
-    check_types(config)
     datamodule = build_datamodule(config, ours=True)
     splits, outcomes = datamodule.prepare(
         str(config.source), skip_errors=config.on_error == "skip", overwrite=config.overwrite

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from nvae_lightning.cli.command import command, run
-from nvae_lightning.cli.setting_types import build_datamodule, check_types
+from nvae_lightning.cli.setting_types import build_datamodule
 from nvae_lightning.data.overview import draw_overview
 from nvae_lightning.utilities.files import whole_file
 
@@ -20,7 +20,6 @@ NUM_IMAGES = 1000  # per split, for the histogram
 def main(config: DictConfig) -> None:
     """Check a dataset, print its counts, and draw some images and a histogram."""
     torch.manual_seed(config.seed)
-    check_types(config)
     datamodule = build_datamodule(config, ours=True)
     datamodule.prepare_data()
     datamodule.setup("fit")
@@ -46,15 +45,8 @@ def main(config: DictConfig) -> None:
     title = f"{name}: {size}\n" + ", ".join(f"{count} {split}" for split, count in counts.items())
     output = Path(config.output)
     figure = draw_overview(pictures, title, num_levels=2**image.bits)
-    try:
-        with whole_file(output) as partial:
-            figure.savefig(partial, dpi=100)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(
-            f"output: cannot write '{output}' ({reason}); set output=FILE.png in a folder that "
-            "exists"
-        ) from error
+    with whole_file(output) as partial:
+        figure.savefig(partial, dpi=100)
     verified = "checksums verified" if datamodule.verify else "checksums not verified"
     print(title)
     print(f"prepared, {verified}" if datamodule.is_prepared else "decoded into memory", end=", ")

@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 
 from nvae_lightning import reporting
 from nvae_lightning.cli.command import command, run
-from nvae_lightning.cli.setting_types import check_type
+from nvae_lightning.cli.plain_yaml import read_yaml
+from nvae_lightning.cli.setting_types import check_type, plain
 from nvae_lightning.reporting import Layout, Run, as_layout, report
 from nvae_lightning.utilities import figures
 from nvae_lightning.utilities.files import write_text
-from nvae_lightning.utilities.plain_yaml import read_yaml
 
 _LAYOUTS = Path(reporting.__file__).parent / "tables"
 
@@ -92,12 +92,9 @@ def load_run(folder: Path, name: str) -> Run:
 def main(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
     """Write ``report.md`` and ``report.png``, and print the report."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    runs: Any = config.runs
-    if OmegaConf.is_config(runs):
-        runs = OmegaConf.to_container(runs)
+    runs = plain(config.runs)
     check_type("runs", runs, str | list[str])
     check_type("table", config.table, int | str)
-    check_type("allow_different_budgets", config.allow_different_budgets, bool)
     made = report(
         load_layout(config.table),
         load_runs([runs] if isinstance(runs, str) else runs),

@@ -17,8 +17,7 @@ from torchvision.transforms.functional import to_pil_image
 from nvae_lightning.backends import Compute
 from nvae_lightning.cli.building import build_inference_trainer
 from nvae_lightning.cli.command import command, run
-from nvae_lightning.cli.machine import hide_warnings, keep_freed_memory
-from nvae_lightning.cli.setting_types import check_settings, check_types, plain
+from nvae_lightning.cli.setting_types import plain
 from nvae_lightning.cli.trained import images_for, trained_model, training_data
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.inference.loading import find_checkpoint
@@ -28,16 +27,6 @@ from nvae_lightning.model import NVAE
 from nvae_lightning.utilities.files import whole_file
 from nvae_lightning.utilities.images import as_bytes, grid
 
-_KINDS = {
-    "num_samples": int,
-    "temperature": float | list[float],
-    "recalibrate_bn": bool,
-    "recalibration.num_passes": int,
-    "recalibration.batch_size": int,
-    "batch_size": int,
-    "compile": bool,
-    "images": str | None,
-}
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # all keep weights in float32
 
 
@@ -49,7 +38,7 @@ def load_images(config: DictConfig, model: NVAE, count: int) -> Tensor:
     """
     is_own = config.images is not None
     datamodule: ImageDataModule = (
-        images_for(config, model, config.images) if is_own else training_data(config, model)
+        images_for(config, model, "images") if is_own else training_data(config, model)
     )
     datamodule.prepare_data()
     datamodule.setup("test")
@@ -79,12 +68,8 @@ def statistics(
 
 @command("sample")
 def main(config: DictConfig) -> None:
-    """Draw one picture and save its images as an array, too."""
+    """Draw one picture and also save its images as an array."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    keep_freed_memory()
-    hide_warnings()
-    check_settings(config, _KINDS)
-    check_types(config)
     trainer = build_inference_trainer(config, run_dir, single=True)
     if trainer.precision not in _PRECISIONS:
         raise ValueError(

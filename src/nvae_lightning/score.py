@@ -10,29 +10,18 @@ from omegaconf import DictConfig
 
 from nvae_lightning.cli.building import build_inference_trainer
 from nvae_lightning.cli.command import command, run
-from nvae_lightning.cli.machine import hide_warnings, keep_freed_memory
-from nvae_lightning.cli.setting_types import check_settings, check_types, plain
+from nvae_lightning.cli.setting_types import check_type, plain
 from nvae_lightning.cli.trained import images_for, trained_model, training_data
 from nvae_lightning.inference.anomaly import AnomalyScores
 from nvae_lightning.inference.scoring import compare, draw_extremes, score
-
-_KINDS = {
-    "k": list[int] | None,
-    "images": str,
-    "reference": str | None,
-    "num_importance_samples": int,
-    "memory_budget": int | float | None,
-}
 
 
 @command("score")
 def main(config: DictConfig) -> None:
     """Score images, draw the most and the least likely, and compare them with a reference."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    keep_freed_memory()
-    hide_warnings()
-    check_settings(config, _KINDS)
-    check_types(config)
+    check_type("k", config.k, list[int] | None)
+    check_type("memory_budget", config.memory_budget, int | float | None)
     seed_everything(config.seed, workers=True, verbose=False)
     model = trained_model(config)
     module = AnomalyScores(
@@ -43,7 +32,7 @@ def main(config: DictConfig) -> None:
     )
     trainer = build_inference_trainer(config, run_dir, single=True)
     batch_size = config.dataset.batch_size or 64
-    datamodule = images_for(config, model, config.images, batch_size)
+    datamodule = images_for(config, model, "images", batch_size)
     scores = score(trainer, module, datamodule, run_dir / "scores.csv")
     draw_extremes(scores, datamodule, run_dir / "most_and_least_likely.png")
     print(
@@ -55,7 +44,7 @@ def main(config: DictConfig) -> None:
     if config.reference == "test":
         reference = training_data(config, model)
     else:
-        reference = images_for(config, model, config.reference, batch_size)
+        reference = images_for(config, model, "reference", batch_size)
     known = score(trainer, module, reference, run_dir / "reference_scores.csv")
     areas = compare(scores, known, module, run_dir)
     print("AUROC " + ", ".join(f"{name} {area:.4f}" for name, area in areas.items()))

@@ -14,16 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from nvae_lightning.cli.building import build_module, build_trainer, save_config
 from nvae_lightning.cli.command import command, is_search, run
 from nvae_lightning.cli.command_line import as_single_run
-from nvae_lightning.cli.machine import hide_warnings, keep_freed_memory
 from nvae_lightning.cli.overrides import as_typed
 from nvae_lightning.cli.resume import check_resume, run_id
 from nvae_lightning.cli.setting_types import build_datamodule
-from nvae_lightning.cli.training_checks import (
-    check_data,
-    check_loaders,
-    check_metrics,
-    check_training,
-)
+from nvae_lightning.cli.training_checks import check_data, check_loaders, check_training
 from nvae_lightning.training.callbacks import start_wandb
 from nvae_lightning.training.checkpoints import checkpoint_to_resume
 from nvae_lightning.training.csv_logger import set_aside
@@ -71,9 +65,6 @@ def _resume() -> str:
 def main(config: DictConfig) -> float | None:
     """Run one training as configured; return its `optimized_metric` for sweeps, if measured."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    config.run_dir = str(run_dir)
-    hide_warnings()
-    keep_freed_memory()
     if_ended("the training has not begun")
     check_training(config)
     seed_everything(config.seed, workers=True, verbose=False)
@@ -87,8 +78,7 @@ def main(config: DictConfig) -> float | None:
     config.version = version()
     module = build_module(config)
     trainer = build_trainer(config, run_dir)
-    check_loaders(datamodule, trainer)
-    check_metrics(config, datamodule, trainer)
+    check_loaders(config, datamodule, trainer)
     config.device = device_name(trainer.strategy.root_device, trainer.world_size)
     config.num_devices = trainer.world_size
     resolved: Any = OmegaConf.to_container(config, resolve=True)

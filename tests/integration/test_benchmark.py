@@ -30,14 +30,14 @@ COMMANDS = {
 
 # Overrides and expected words of the error message.
 BAD_SETTINGS = [
-    ("what=unknown", "what", "'unknown'", "'train' or 'sample'"),
+    ("what=unknown", "what", "'unknown'", "'train', 'sample'"),
     ("images=mine", "images", "'mine'", "'random' or 'dataset'"),
     ("num_steps=0", "num_steps", "at least 1", "0"),
-    ("num_rounds=x", "num_rounds", "'x'", "a whole number"),
-    ("trace=1", "trace", "true or false"),
+    ("num_rounds=x", "num_rounds", "'x'", "a valid integer"),
+    ("trace=1", "trace", "a valid boolean"),
     ("temperature=hot", "temperature", "'hot'"),
     ("compile=maybe", "compile", "'maybe'"),
-    ("cuda_graphs=maybe", "cuda_graphs", "true or false"),
+    ("cuda_graphs=maybe", "cuda_graphs", "a valid boolean"),
     ("what=evaluate cuda_graphs=true", "cuda_graphs", "what=evaluate", "what=train or sample"),
     ("cuda_graphs=true", "cuda_graphs", "the model is on 'cpu'"),
     ("what=sample cuda_graphs=true", "cuda_graphs", "the model is on 'cpu'"),

@@ -248,7 +248,7 @@ BAD_SETTINGS = [
     (f"prepare {FOLDER} source=images on_error=go", ["on_error", "'go'", "stop or skip"]),
     (
         f"prepare {FOLDER} source=images dataset.root=prepared overwrite=flase",
-        ["overwrite", "'flase'", "true or false"],
+        ["overwrite", "'flase'", "a valid boolean"],
     ),
     (f"prepare {FOLDER} dataset.root=new/missing", ["source"]),
     (f"prepare {FOLDER} source=nowhere dataset.root=new/a", ["source: ", "nowhere' does not"]),
@@ -291,7 +291,7 @@ BAD_SETTINGS = [
     (f"preview {FOLDER} dataset.root=flipped", ["dataset.root: ", "checksum"]),
     (
         f"preview {FOLDER} dataset.root=prepared output=no/no.png",
-        ["output: ", "no/no.png", "No such file"],
+        ["cannot use 'no/no.png' (No such file"],
     ),
 ]
 

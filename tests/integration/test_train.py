@@ -143,7 +143,7 @@ def test_a_run_resumes_from_its_last_checkpoint(
     assert "trained          2 steps" in second.stdout
     other = run_train(*QUICK, "model=small", "ckpt_path=run/checkpoints/last.ckpt")
     assert other.returncode == 1
-    assert "error: model: got 'small', but the run in " in other.stderr
+    assert "model: got 'small', but the run in " in other.stderr
 
 
 SPY = """

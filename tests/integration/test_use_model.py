@@ -284,7 +284,7 @@ def test_bad_input_gives_one_line_each(folder: Path) -> None:
         (("evaluate", "ckpt_path=cut.ckpt"), "damaged"),
         (("evaluate", "ckpt_path=evil.ckpt"), "nothing in it was run"),
         (("evaluate", "ckpt_path=foreign.ckpt"), "not of an NVAE"),
-        (("evaluate", "ckpt_path=note.txt"), "is text"),
+        (("evaluate", "ckpt_path=note.txt"), "not a checkpoint"),
         (("evaluate", "ckpt_path=empty"), "no intact checkpoint"),
         (
             ("evaluate", RUN, "num_importance_samples=0"),

@@ -272,7 +272,7 @@ def test_the_dashboard_is_written_without_a_network_and_errors_are_one_line(
     package, setting, written, again, unsaved = result.stdout.splitlines()
     assert package.startswith("error: the dashboard requires the package wandb-workspaces")
     assert package.endswith("pip install 'nvae-lightning[dashboard]'")
-    assert setting.startswith("error: save: got 1, but it must be true or false")
+    assert setting.startswith("error: save: got 1, but it must be a valid boolean")
     path = re.fullmatch("written: '(.*/workspace.json)'", written)
     assert path
     assert again.startswith("written: ")

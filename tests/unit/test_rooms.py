@@ -17,13 +17,13 @@ COMMANDS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "__ini
 
 #: Third-party libraries of each room, which may also import the rooms listed before it.
 LIBRARIES = {
-    "utilities": "torch torchvision matplotlib yaml",
+    "utilities": "torch torchvision matplotlib pydantic",
     "model": "torch jaxtyping",
     "serialization": "torch safetensors huggingface_hub",
     "objective": "torch jaxtyping",
     "backends": "torch jaxtyping triton",
     "data": "torch torchvision lightning jaxtyping numpy PIL tqdm filelock matplotlib mlxtend",
-    "published": "torch",
+    "published": "torch pydantic",
     "inference": "torch torchmetrics lightning jaxtyping numpy safetensors tqdm",
     "training": "torch torchvision torchmetrics lightning jaxtyping numpy PIL tqdm rich "
     "safetensors wandb wandb_workspaces",

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nvae_lightning.cli.machine import HALF, check_precision
 from nvae_lightning.training.callbacks import Preemption
-from nvae_lightning.training.module import NVAEModule, check_cuda_graphs
+from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.utilities.files import whole_file
 
 
@@ -55,8 +55,6 @@ def build_trainer(config: DictConfig, run_dir: Path) -> Trainer:
         logger=list(instantiate(config.logger, _convert_="all").values()),
         _convert_="all",
     )
-    if config.cuda_graphs:
-        check_cuda_graphs(trainer)
     if str(precision) in HALF:  # as published; Lightning's 2^16 costs a few steps more
         trainer.precision_plugin.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
     return trainer
@@ -80,9 +78,19 @@ def build_inference_trainer(
     trainer = instantiate(
         config.trainer, default_root_dir=str(run_dir), callbacks=list(callbacks), _convert_="all"
     )
-    if single and trainer.world_size > 1:
+    if single:
+        check_single(trainer)
+    return trainer
+
+
+def check_single(trainer: Trainer) -> None:
+    """Check that a trainer uses one device.
+
+    Raises:
+        ValueError: If it uses several.
+    """
+    if trainer.world_size > 1:
         raise ValueError(
             f"trainer.devices: got {trainer.world_size} in all, but this command runs on one; set "
             "trainer.devices=1 trainer.num_nodes=1 trainer.strategy=auto"
         )
-    return trainer

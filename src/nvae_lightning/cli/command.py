@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -21,7 +22,9 @@ from nvae_lightning.cli import run_folder
 from nvae_lightning.cli.command_line import complete_overrides
 from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.cli.errors import one_line_errors
-from nvae_lightning.cli.known_settings import check_known, explain
+from nvae_lightning.cli.known_settings import check_known, refusal
+from nvae_lightning.cli.machine import prepare_process
+from nvae_lightning.cli.setting_types import check_types
 from nvae_lightning.utilities.signals import raised
 
 _CONF = CONFIG_ROOT / "conf"
@@ -40,7 +43,11 @@ def command(name: str, *, resumes: bool = False) -> Callable[[Callable[[Any], An
         def run_job(config: Any) -> Any:  # noqa: ANN401
             job = HydraConfig.get()
             with one_line_errors():
+                if "run_dir" in config:
+                    config.run_dir = job.runtime.output_dir
                 check_known(config, job.job.config_name)
+                check_types(config)
+                prepare_process()
                 if job.mode is not RunMode.MULTIRUN:
                     return function(config)
                 run_folder.hold(Path(job.runtime.output_dir))
@@ -88,15 +95,19 @@ def run(command: Callable[[], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         with raised(), one_line_errors():
-            overrides = complete_overrides(resumes=getattr(command, "resumes", False))
+            if getattr(command, "resumes", False):
+                complete_overrides()
             try:
                 command()
             except ConfigCompositionException as error:
-                name = getattr(command, "config_name", None)
-                message = " ".join(str(error).split())
-                if explained := name and explain(message, name, overrides):
-                    raise ValueError(explained) from error
-                raise
+                # Hydra recommends a plus, even where it only adds a setting that nothing reads.
+                found = re.search(r"Could not override '((?!hydra\.)[^']+)'", str(error))
+                if found is None:
+                    raise
+                message = refusal(found[1], getattr(command, "config_name", ""))
+                if "." in found[1]:
+                    message += f"; +{found[1]}=… adds an argument of its class"
+                raise ValueError(message) from error
     except SystemExit as end:
         if end.code and end.code != 1:  # objects deleted half-made would print tracebacks
             sys.unraisablehook = lambda _: None

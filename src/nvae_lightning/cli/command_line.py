@@ -20,27 +20,18 @@ from omegaconf import read_write
 from nvae_lightning.cli.resume import with_saved_overrides
 
 
-def complete_overrides(*, resumes: bool) -> list[str]:
+def complete_overrides() -> None:
     """Put the overrides of a resumed run before those of this process's command line.
-
-    Args:
-        resumes: Whether ``ckpt_path`` names a run to resume.
-
-    Returns:
-        All overrides.
 
     Raises:
         ValueError: If the run's overrides are refused.
     """
     given, _ = get_args_parser().parse_known_args(sys.argv[1:])
-    overrides: list[str] = given.overrides
-    if not (resumes and overrides):
-        return overrides
-    num = len(overrides)
-    start = next(i for i in range(1, len(sys.argv)) if sys.argv[i : i + num] == overrides)
-    merged = with_saved_overrides(overrides, is_sweep=given.multirun)
-    sys.argv[start : start + num] = merged
-    return merged
+    num = len(given.overrides)
+    if num > 0:
+        start = next(i for i in range(len(sys.argv)) if sys.argv[i : i + num] == given.overrides)
+        merged = with_saved_overrides(given.overrides, is_sweep=given.multirun)
+        sys.argv[start : start + num] = merged
 
 
 #: Hydra's options for the place of configs.

@@ -10,7 +10,6 @@ import torch
 import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
@@ -69,18 +68,6 @@ Plugins.instance().register(ExperimentsSource)
 Plugins.instance().register(ExperimentsSearchPath)
 
 
-def _continue_searches() -> None:
-    """Make searches by Optuna, if that plugin is installed, continue after failed trials."""
-    store = ConfigStore.instance()
-    if "optuna.yaml" in store.list("hydra/sweeper"):
-        node = store.load("hydra/sweeper/optuna.yaml").node
-        node.max_failure_rate = 1.0
-        store.store(name="optuna", node=node, group="hydra/sweeper", provider="nvae_lightning")
-
-
-_continue_searches()
-
-
 def _auto_precision() -> str:
     if not torch.cuda.is_available():
         return "32-true"
@@ -107,7 +94,7 @@ def _run_name(now: str) -> str:
 
 
 def _sweep_name() -> str | None:
-    """Return the name of a sweep's folder, by which W&B groups its runs."""
+    """Return the name of a sweep's folder, with which W&B groups its runs."""
     config = HydraConfig.get()
     if config.mode is not RunMode.MULTIRUN or OmegaConf.is_missing(config.runtime, "output_dir"):
         return None  # no sweep, or a config that is only printed

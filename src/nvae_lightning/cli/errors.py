@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -17,9 +18,16 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from nvae_lightning.cli.overrides import how_to_write
-from nvae_lightning.cli.system_errors import describe_system_error
 from nvae_lightning.training.divergence import DivergedError
 from nvae_lightning.utilities.signals import Interrupted, tell
+
+#: Errors of the system that a command cannot prevent: full disks, permissions and limits.
+_SYSTEM_ERRORS = tuple(
+    os.strerror(getattr(errno, name))
+    for name in (
+        "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENAMETOOLONG EMFILE ENFILE ENOMEM"
+    ).split()
+)
 
 # As set by the user: run() sets it, too.
 _SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -91,6 +99,22 @@ def _describe(error: BaseException) -> str:
     message, _, _ = str(error).partition("Config search path:")
     message = " ".join(message.split())
     return place + message + _given(place.partition(":")[0], message)
+
+
+def describe_system_error(error: BaseException) -> str | None:
+    """Describe an error of the system, or one that results from it; None for any other."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for line in _text(cause).splitlines():  # libraries in C++ or Rust keep only the text
+            if any(text in line for text in _SYSTEM_ERRORS):
+                return f"{line.strip()}; choose another path, or change its permissions or limits"
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(_text(error).split()) if isinstance(error, OSError) else None
+
+
+def _text(error: BaseException) -> str:
+    is_named = isinstance(error, OSError) and error.filename is not None
+    return f"cannot use '{error.filename}' ({error.strerror})" if is_named else str(error)
 
 
 def _given(key: str, message: str) -> str:

@@ -43,8 +43,8 @@ def _cpu_has_bf16() -> bool:
     return has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def hide_warnings() -> None:
-    """Hide warnings that users can do nothing about."""
+def prepare_process() -> None:
+    """Hide warnings that users can do nothing about, and keep freed memory."""
     # Lightning 2.6 uses a class that torch deprecates.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
     # Our loaders read ahead in a thread, which Lightning does not see.
@@ -55,9 +55,10 @@ def hide_warnings() -> None:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # Every login node of SLURM has srun, but a run there does not need it.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
+    _keep_freed_memory()
 
 
-def keep_freed_memory() -> None:
+def _keep_freed_memory() -> None:
     """Make glibc keep freed memory instead of returning it to the system.
 
     Otherwise the system clears new pages for every large feature map, which takes a tenth of a

@@ -25,8 +25,9 @@ from nvae_lightning.benchmarking import (
     alternate,
     largest_batch,
 )
-from nvae_lightning.cli.building import build_module, build_trainer
-from nvae_lightning.cli.setting_types import check_settings, check_types, plain
+from nvae_lightning.cli.building import build_module, build_trainer, check_single
+from nvae_lightning.cli.known_settings import check_known
+from nvae_lightning.cli.setting_types import check_type, check_types, plain
 from nvae_lightning.data import ImageDataModule
 
 #: Settings that apply to both settings of a comparison.
@@ -35,14 +36,6 @@ SHARED = (
     "trace",
 )  # fmt: skip
 _COUNTS = ("num_steps", "num_warmup_steps", "num_rounds", "num_importance_samples")
-_KINDS = {
-    **dict.fromkeys(_COUNTS, int),
-    **dict.fromkeys(("compile", "cuda_graphs", "find_batch", "trace"), bool),
-    "what": Literal["train", "sample", "evaluate", "data"],
-    "images": Literal["random", "dataset"],
-    "temperature": float | list[float],
-    "compare": dict | None,
-}
 
 
 def check(config: DictConfig) -> None:
@@ -51,8 +44,9 @@ def check(config: DictConfig) -> None:
     Raises:
         ValueError: If a setting has the wrong type or is out of range.
     """
-    check_types(config)
-    check_settings(config, _KINDS)
+    check_type("what", config.what, Literal["train", "sample", "evaluate", "data"])
+    check_type("images", config.images, Literal["random", "dataset"])
+    check_type("compare", config.compare, dict | None)
     for name in _COUNTS:
         if config[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {config[name]}")
@@ -94,8 +88,11 @@ def second_setting(config: DictConfig) -> DictConfig:
         ValueError: If it changes a setting that both share.
     """
     job = HydraConfig.get()
-    assert job.job.config_name is not None
-    other = compose(job.job.config_name, [*job.overrides.task, *as_overrides(config.compare)])
+    name = job.job.config_name
+    assert name is not None
+    other = compose(name, [*job.overrides.task, *as_overrides(config.compare)])
+    check_known(other, name)
+    check_types(other)
     for name in SHARED:
         if other[name] != config[name]:
             raise ValueError(
@@ -130,11 +127,7 @@ def build_work(config: DictConfig, run_dir: Path) -> Work:
         ValueError: If this machine does not support a setting, or there are too few images.
     """
     trainer = build_trainer(config, run_dir)
-    if trainer.world_size > 1:
-        raise ValueError(
-            f"trainer.devices: got {trainer.world_size} devices, but a benchmark measures one; "
-            "set trainer.devices=1"
-        )
+    check_single(trainer)
     datamodule = _build_data(config)
     if config.what == "data":
         return Loading(datamodule.train_dataloader())

@@ -7,9 +7,8 @@ import secrets
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
@@ -17,8 +16,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nvae_lightning.cli.overrides import merge, parse, without_keys
+from nvae_lightning.cli.plain_yaml import read_yaml
+from nvae_lightning.serialization.checkpoints import step_of
 from nvae_lightning.utilities.plain_data import shown
-from nvae_lightning.utilities.plain_yaml import read_yaml
 from nvae_lightning.utilities.signals import is_first_rank
 
 CONFIG = "config.yaml"
@@ -27,8 +27,8 @@ CONFIG = "config.yaml"
 _OF_THE_COMMAND = (
     "ckpt_path", "run_dir", "run_id", "version", "device", "num_devices", "overrides",
 )  # fmt: skip
-#: Settings of the data that a resume may change: where the data are and how they are read.
-_OF_THE_MACHINE = ("root", "batch_size", "num_workers", "verify", "seed")
+#: Settings that a resume may change: the experiment, where the data are and how they are read.
+_MAY_CHANGE = ("experiment", "root", "batch_size", "num_workers", "verify", "seed")
 #: Settings that say where files are written.
 _PLACES = ("dirpath", "save_dir", "default_root_dir")
 #: Settings of a logger that do not say where anything is sent or written.
@@ -82,10 +82,6 @@ def with_saved_overrides(overrides: Sequence[str], *, is_sweep: bool) -> list[st
     run = _resumed_run(given, is_sweep=is_sweep)
     if run is None or (settings := saved_settings(run)) is None:
         return list(overrides)
-    for group in ("dataset", "model"):
-        before, now = (settings.get("choices") or {}).get(group), given.get(group)
-        if isinstance(now, str) and before is not None and now != before:
-            raise ValueError(_refusal(group, before, now, run))
     saved = settings.get("overrides")
     if not isinstance(saved, list) or not all(isinstance(line, str) for line in saved):
         return list(overrides)  # of an earlier version; check_same() compares
@@ -168,17 +164,14 @@ def check_same(config: Any, run: Path, *, dataset: str | None) -> None:  # noqa:
             )
         return
     now: Any = OmegaConf.to_container(config, resolve=True)
-    for name in ("dataset", "model"):
+    for name in ("choices", "dataset", "model"):
         for place, old, new in _differences(before.get(name), now[name], name):
-            if name == "model" or not set(place.split(".")).intersection(_OF_THE_MACHINE):
-                raise ValueError(_refusal(place, old, new, run))
-
-
-def _refusal(name: str, before: object, now: object, run: Path) -> str:
-    return (
-        f"{name}: got {shown(now)}, but the run in '{run}' has {shown(before)}, and a resume "
-        "keeps the data and the model; leave it out, or start a new run without ckpt_path"
-    )
+            if name == "model" or not set(place.split(".")).intersection(_MAY_CHANGE):
+                raise ValueError(
+                    f"{place}: got {shown(new)}, but the run in '{run}' has {shown(old)}, and a "
+                    "resume keeps the data and the model; leave it out, or start a new run "
+                    "without ckpt_path"
+                )
 
 
 def _differences(before: object, now: object, name: str) -> Iterator[tuple[str, object, object]]:
@@ -200,7 +193,7 @@ def check_resume(config: Any, checkpoint: Path, run_dir: Path) -> None:  # noqa:
         run_dir: Folder that this training writes to.
 
     Raises:
-        ValueError: If it has other data or another model, or would end before it begins.
+        ValueError: If it has other data or another model.
     """
     # A run's own checkpoints belong to it, wherever they are written.
     run = run_dir if config.ckpt_path in (None, "last", "best") else run_of(checkpoint)
@@ -210,55 +203,9 @@ def check_resume(config: Any, checkpoint: Path, run_dir: Path) -> None:  # noqa:
     check_same(config, run, dataset=job.runtime.choices["dataset"] if is_chosen else None)
     saved = (saved_settings(run) or {}).get("overrides") or []
     changed = [line for line in without_keys(task, _OF_THE_COMMAND) if line not in saved]
-    progress = progress_of(checkpoint)
-    end = check_end(progress, config.trainer.max_steps, config.trainer.max_epochs)
     if is_first_rank():
         changes = f" with {' '.join(changed)}" if changed else ""
-        print(f"resuming '{run}' at step {progress.num_steps}{changes}", flush=True)
-        if end is not None:
-            print(end, flush=True)
-
-
-class Progress(NamedTuple):
-    """Numbers of optimiser steps, of completed epochs and of begun epochs."""
-
-    num_steps: int
-    num_epochs: int
-    num_begun_epochs: int
-
-
-def progress_of(checkpoint: Path) -> Progress:
-    """Read the progress of a training from its checkpoint."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    loop = content.get("loops", {}).get("fit_loop", {})
-    epochs = loop.get("epoch_progress", {}).get("current", {})
-    batches = loop.get("epoch_loop.batch_progress", {}).get("current", {})
-    completed, begun = epochs.get("processed", 0), epochs.get("ready", 0)
-    if batches.get("ready", 0) == 0:
-        begun = completed
-    return Progress(content.get("global_step", 0), completed, max(begun, completed))
-
-
-def check_end(progress: Progress, max_steps: int, max_epochs: int | None) -> str | None:
-    """Compare the end of a training with the point that it resumes from.
-
-    Returns:
-        A message if the training has already reached its end.
-
-    Raises:
-        ValueError: If the end is before that point.
-    """
-    steps, epochs, begun = progress
-    for name, end, reached in (("max_steps", max_steps, steps), ("max_epochs", max_epochs, begun)):
-        if end is not None and 0 < end < reached:
-            raise ValueError(
-                f"trainer.{name}: got {end}, but the checkpoint is at {reached} (step {steps}); "
-                f"set a larger trainer.{name}, or start a new run without ckpt_path"
-            )
-    for name, end, reached in (("steps", max_steps, steps), ("epochs", max_epochs, epochs)):
-        if end == reached:
-            return f"already trained to trainer.max_{name}={end}; set a larger value to go further"
-    return None
+        print(f"resuming '{run}' at step {step_of(checkpoint)}{changes}", flush=True)
 
 
 def run_id(run: Path, *, resumed: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import warnings
 from pathlib import Path
@@ -16,9 +15,6 @@ except ImportError:  # Windows
 
 LOCK = ".lock"
 
-#: Errors of file systems without locks, such as those of some clusters.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-
 _held: dict[Path, int] = {}
 
 
@@ -29,13 +25,11 @@ def hold(folder: Path) -> None:
         ValueError: If another process has locked it.
     """
     folder = folder.absolute()
-    if folder in _held or not is_first_rank():
+    if folder in _held or not is_first_rank() or fcntl is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if fcntl is None:
-            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
@@ -45,11 +39,8 @@ def hold(folder: Path) -> None:
         ) from error
     except OSError as error:
         os.close(descriptor)
-        if error.errno not in _NO_LOCKS:
-            raise
         warnings.warn(
-            f"the file system of '{folder}' has no locks ({error.strerror}): a second run in the "
-            "same folder goes unnoticed",
+            f"'{folder}' cannot be locked ({error.strerror}): a second run there goes unnoticed",
             stacklevel=2,
         )
     else:

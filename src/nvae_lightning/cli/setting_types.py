@@ -6,27 +6,19 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from lightning.pytorch import LightningDataModule
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, open_dict
 
 from nvae_lightning.data import ImageDataModule
-from nvae_lightning.utilities.plain_data import fits, shown
+from nvae_lightning.utilities.plain_data import misfit, shown
 
 _REFERENCE = re.compile(r"\$\{(\w[\w.]*)\}")
 _SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
-_NAMES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a finite number",
-    str: "a name",
-    NoneType: "null",
-}
 
 
 def check_names(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
@@ -37,28 +29,32 @@ def check_names(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictC
     """
     unused = _unused(config)
     for path, node, target, parameters in _parameters(config):
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            continue
-        names = [name for name in parameters if name not in ("self", "args")]
-        for key in node:
-            if path == "dataset" and key in unused:
-                continue
-            if key not in _SPECIAL and key not in parameters:
-                near = difflib.get_close_matches(str(key), names, n=1)
-                remedy = (
-                    f"did you mean {near[0]}?"
-                    if near
-                    else f"it takes {', '.join(names) or 'none'}"
-                )
-                name = f"{path}.{key}".lstrip(".")
-                raise ValueError(f"{name}: {target} takes no such setting; {remedy}")
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            ignored = (*_SPECIAL, *(unused if path == "dataset" else ()))
+            check_taken(path, [key for key in node if key not in ignored], target, parameters)
+
+
+def check_taken(
+    place: str, names: Iterable[str], target: str, parameters: Mapping[str, inspect.Parameter]
+) -> None:
+    """Check that a class takes settings.
+
+    Raises:
+        ValueError: If it does not take one.
+    """
+    known = [name for name in parameters if name not in ("self", "args")]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+            raise ValueError(f"{place}.{name}: {target} does not take it; {remedy}")
 
 
 def check_types(config: Any) -> None:  # noqa: ANN401
     """Compare all settings with the types of the parameters that they become.
 
-    Hydra passes on what it is given, so that ``batch_size=foo`` would be noticed by whoever first
-    computes with it, which may be torch in the middle of a training.
+    Hydra passes on what it is given, so that ``batch_size=foo`` would first fail where it is
+    used, which may be in the middle of a training.
 
     Raises:
         ValueError: If a setting is unknown to its class, of another type, or not finite.
@@ -115,7 +111,7 @@ def _taken_by(name: str) -> Mapping[str, inspect.Parameter] | None:
 
 
 def _unused(config: Any) -> list[str]:  # noqa: ANN401
-    """List settings of this package's datasets that a user's own class lacks and nobody gave."""
+    """List settings of this package's datasets that a user's class lacks, and not given."""
     node = config.get("dataset") or {}
     target = str(node.get("_target_", "nvae_lightning."))
     if target.startswith("nvae_lightning."):
@@ -140,30 +136,16 @@ def check_type(name: str, value: object, annotation: object) -> None:
     >>> check_type("seed", 1, int)
     >>> check_type("seed", 1.5, int)
     Traceback (most recent call last):
-    ValueError: seed: got 1.5, but it must be a whole number
+    ValueError: seed: got 1.5, but it must be a valid integer
     """
-    if _fits(value, annotation):
-        return
-    is_flag = value is None or isinstance(value, bool)
-    given = json.dumps(value) if is_flag else shown(value)
-    is_item = not isinstance(value, list) and _fits([value], annotation)
-    remedy = f"; write {name}=[{value}]" if is_item else ""
-    raise ValueError(f"{name}: got {given}, but it must be {_describe(annotation)}{remedy}")
-
-
-def check_settings(config: Any, kinds: Mapping[str, object]) -> None:  # noqa: ANN401
-    """Check the seed and settings that no class declares.
-
-    Args:
-        config: All settings.
-        kinds: Types of the settings, by name.
-
-    Raises:
-        ValueError: If one is of another type.
-    """
-    check_seed(config.seed)
-    for name, kind in kinds.items():
-        check_type(name, plain(OmegaConf.select(config, name)), kind)
+    value = plain(value)
+    expected = misfit(value, annotation)
+    if expected is not None:
+        is_flag = value is None or isinstance(value, bool)
+        given = json.dumps(value) if is_flag else shown(value)
+        is_item = not isinstance(value, list) and misfit([value], annotation) is None
+        remedy = f"; write {name}=[{value}]" if is_item else ""
+        raise ValueError(f"{name}: got {given}, but it must be {expected}{remedy}")
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
@@ -198,40 +180,3 @@ def plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, DictConfig) and "_target_" not in value:
         return {key: plain(item) for key, item in value.items()}
     return value
-
-
-def _fits(value: object, annotation: object) -> bool:
-    # What is instantiated is known only when it has been.
-    return isinstance(value, DictConfig) or fits(value, annotation)
-
-
-def _describe(annotation: object) -> str:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation in _NAMES:
-        return _NAMES[annotation]  # pyright: ignore[reportArgumentType]
-    if origin in (Union, UnionType):
-        kinds = [one for one in arguments if one is not int or float not in arguments]
-        return " or ".join(dict.fromkeys(map(_describe, kinds)))
-    if origin is Literal:
-        return " or ".join(map(repr, arguments))
-    kind = origin or annotation
-    if isinstance(kind, type) and issubclass(dict, kind) and len(arguments) == 2:
-        return f"a mapping of names to {_describe(arguments[1])}"
-    if isinstance(kind, type) and (kind is tuple or issubclass(list, kind)) and arguments:
-        return "a list, each " + " or ".join(
-            dict.fromkeys(_describe(one) for one in arguments if one is not ...)
-        )
-    if origin is not None:  # Callable
-        return "a constructor (one of the files of conf/, or _target_ and _partial_: true)"
-    return f"a {getattr(annotation, '__name__', annotation)} (_target_)"
-
-
-def check_seed(seed: object) -> None:
-    """Check that a seed is one that NumPy accepts.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    check_type("seed", seed, int)
-    if not (isinstance(seed, int) and 0 <= seed < 2**32):
-        raise ValueError(f"seed must be at least 0 and below 2^32, got {seed}")

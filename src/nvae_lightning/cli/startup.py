@@ -6,9 +6,7 @@ import os
 import sys
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 
-from nvae_lightning.cli.system_errors import describe_system_error
 from nvae_lightning.utilities.signals import take_over
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -22,8 +20,6 @@ def begin_command() -> None:
     # Figures are files. A notebook's backend, which its subprocesses inherit, may not be
     # installed here; Matplotlib could then not be imported.
     os.environ["MPLBACKEND"] = "agg"
-    if os.environ.get("HYDRA_FULL_ERROR") != "1":
-        sys.excepthook = _show_error  # torch creates its compiler's cache when it is imported
 
 
 def _runs_command() -> bool:
@@ -32,14 +28,3 @@ def _runs_command() -> bool:
         return any(a == "-m" and b.partition(".")[0] == "nvae_lightning" for a, b in pairs)
     script = Path(sys.argv[0]) if sys.argv else Path()
     return script.stem == "nvae" or script.absolute().parent == _PACKAGE
-
-
-def _show_error(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Print a system error as one line, any other with its traceback."""
-    message = describe_system_error(error)
-    if message is None:
-        sys.__excepthook__(kind, error, trace)
-    else:
-        print(f"error: {message}", file=sys.stderr)

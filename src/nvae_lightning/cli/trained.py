@@ -12,29 +12,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from nvae_lightning.cli.setting_types import build_datamodule, check_type, check_types
-from nvae_lightning.data import (
-    CIFAR10,
-    FFHQ,
-    MNIST,
-    AllImages,
-    CelebA64,
-    CelebAHQ,
-    ImageDataModule,
-    ImageFolder,
-    ImageNet32,
-    MNIST5k,
-)
+from nvae_lightning import data
+from nvae_lightning.cli.plain_yaml import read_yaml
+from nvae_lightning.cli.setting_types import build_datamodule, check_taken, check_type
+from nvae_lightning.data import AllImages, ImageDataModule
 from nvae_lightning.inference.loading import find_checkpoint, load_model
 from nvae_lightning.model import NVAE
-from nvae_lightning.serialization.architecture import ForeignConstructorError
 from nvae_lightning.utilities.plain_data import shown
-from nvae_lightning.utilities.plain_yaml import read_yaml
 
 #: Datasets that the config.yaml of a run may name; a name is looked up here and never imported.
-_DATASETS = {
-    f"nvae_lightning.data.{kind.__name__}": kind
-    for kind in (MNIST5k, MNIST, CIFAR10, ImageNet32, CelebA64, CelebAHQ, FFHQ, ImageFolder)
+_DATASETS: dict[str, type[ImageDataModule]] = {
+    f"nvae_lightning.data.{name}": getattr(data, name)
+    for name in data.__all__
+    if name not in ("AllImages", "Datasets", "Image", "ImageDataModule")
 }
 
 #: Settings of this machine and this command, not taken from the run.
@@ -49,7 +39,6 @@ def trained_model(config: Any) -> NVAE:  # noqa: ANN401 -- beartype warns of Dic
     Raises:
         ValueError: As :func:`load_model`.
     """
-    check_type("allow_nonfinite", config.allow_nonfinite, bool)
     given = {}
     for name, settings in config.model.items():
         if settings["_target_"] is not None:
@@ -59,29 +48,16 @@ def trained_model(config: Any) -> NVAE:  # noqa: ANN401 -- beartype warns of Dic
                 f"model.{name}: got settings without a class; "
                 f"add model.{name}._target_=MODULE.CLASS"
             )
-    asked = config.ckpt_path
-    found = find_checkpoint(asked)
+    found = find_checkpoint(config.ckpt_path)
     if found is not None:
         config.ckpt_path = str(found)
-    try:
-        return load_model(config.ckpt_path, allow_nonfinite=config.allow_nonfinite, **given)
-    except ValueError as error:
-        foreign = error.__cause__
-        if not isinstance(foreign, ForeignConstructorError):
-            raise
-        key = f"model.{foreign.argument}"
-        raise ValueError(
-            f"ckpt_path: the {foreign.place} of the model in '{config.ckpt_path}' is "
-            f"{shown(foreign.constructor)}, which is not of this package and is never imported "
-            f"because a file names it; if it is yours, name it: ckpt_path={asked} "
-            f"{key}._target_=MODULE.CLASS, and each of its arguments as +{key}.NAME=VALUE"
-        ) from error
+    return load_model(config.ckpt_path, allow_nonfinite=config.allow_nonfinite, **given)
 
 
 def training_settings(ckpt_path: str) -> tuple[Path, dict[str, Any]] | None:
     """Return the config.yaml of a checkpoint's training and the settings of its dataset.
 
-    Return None if there is no such file. Nothing in it is resolved or executed, because the file
+    Return None if the checkpoint has none. Nothing in it is resolved or executed, because the file
     may come from a stranger.
 
     Raises:
@@ -96,8 +72,6 @@ def training_settings(ckpt_path: str) -> tuple[Path, dict[str, Any]] | None:
         raise ValueError(f"dataset: {error}; add dataset=NAME") from error
     if not isinstance(settings, dict):
         raise ValueError(f"dataset: '{path}' names no dataset; add dataset=NAME")
-    if "datamodule" in settings:
-        raise ValueError(f"dataset: '{path}' is of an earlier version; add dataset=NAME")
     return path, settings
 
 
@@ -124,12 +98,12 @@ def training_data(config: Any, model: NVAE, *, ours: bool = True) -> Any:  # noq
             "dataset that it was trained on, or set dataset.image.size, .channels, .bits and "
             ".padding as the model's"
         )
-    check_types(config)
     return build_datamodule(config, ours=ours)
 
 
-def images_for(config: Any, model: NVAE, source: str, batch_size: int = 64) -> AllImages:  # noqa: ANN401
-    """Return all images of a source in the format of a model, cropped as in its training."""
+def images_for(config: Any, model: NVAE, name: str, batch_size: int = 64) -> AllImages:  # noqa: ANN401
+    """Return the images that a setting names, in a model's format, cropped as in its training."""
+    check_type(name, config[name], str)
     settings: Any = {}
     if _is_dataset_named():
         settings = OmegaConf.to_container(config.dataset, resolve=True)
@@ -137,11 +111,13 @@ def images_for(config: Any, model: NVAE, source: str, batch_size: int = 64) -> A
         settings = found[1]
     kind = _DATASETS.get(str(settings.get("_target_")), ImageDataModule)
     kept = {"crop": kind.default_crop, "interpolation": kind.default_interpolation}
-    for name in ("crop", "interpolation", "background", "source_bits"):
-        if settings.get(name) is not None:
-            kept[name] = settings[name]
+    for key in ("crop", "interpolation", "background", "source_bits"):
+        if settings.get(key) is not None:
+            kept[key] = settings[key]
     _check(kept, AllImages)
-    return AllImages(source, batch_size=batch_size, image=model.image, seed=config.seed, **kept)
+    return AllImages(
+        config[name], batch_size=batch_size, image=model.image, seed=config.seed, **kept
+    )
 
 
 def _is_dataset_named() -> bool:
@@ -153,8 +129,8 @@ def _data_of_run(config: Any, model: NVAE) -> ImageDataModule:  # noqa: ANN401
     found = training_settings(config.ckpt_path)
     if found is None:
         raise ValueError(
-            f"dataset: there is no config.yaml of a training beside '{config.ckpt_path}' that "
-            "would name it; add dataset=NAME"
+            f"dataset: no config.yaml of a training beside '{config.ckpt_path}' names it; add "
+            "dataset=NAME"
         )
     path, settings = found
     target = settings.get("_target_")
@@ -177,12 +153,6 @@ def _data_of_run(config: Any, model: NVAE) -> ImageDataModule:  # noqa: ANN401
     parameters = {k: v for k, v in settings.items() if k not in (*_OURS, "image")}
     given: Any = OmegaConf.to_container(config.dataset, resolve=True)
     given = {name: value for name, value in given.items() if value is not None}
-    root = parameters.get("root")
-    if "root" not in given and root is not None and not Path(str(root)).expanduser().exists():
-        raise ValueError(
-            f"dataset.root: {shown(root)}, which '{path}' names, does not exist; set "
-            "dataset.root=FOLDER"
-        )
     parameters |= given
     _check(parameters, kind)
     return kind(image=model.image, seed=config.seed, **parameters)
@@ -195,12 +165,8 @@ def _check(parameters: dict[str, Any], kind: type[ImageDataModule]) -> None:
         ValueError: If a setting is unknown to the class, of another type, or an interpolation.
     """
     known = inspect.signature(kind, eval_str=True).parameters
+    check_taken("dataset", parameters, kind.__name__, known)
     for name, value in parameters.items():
-        if name not in known:
-            raise ValueError(
-                f"dataset.{name}: {kind.__name__} takes no such setting; it takes "
-                f"{', '.join(known)}"
-            )
         if "${" in str(value):
             raise ValueError(
                 f"dataset.{name}: got {shown(value)}, which is not resolved; set dataset.{name}"

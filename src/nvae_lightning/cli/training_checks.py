@@ -12,20 +12,16 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 
 from nvae_lightning.cli.command import is_search
-from nvae_lightning.cli.setting_types import check_seed, check_type, check_types
+from nvae_lightning.cli.setting_types import check_type
 from nvae_lightning.data import ImageDataModule
 
 
 def check_training(config: DictConfig) -> None:
-    """Check the types of all settings, and the ranges of those that no class of ours checks.
+    """Check settings that no class of ours checks.
 
     Raises:
-        ValueError: If a setting is of a wrong type or out of range.
+        ValueError: If one is out of range.
     """
-    check_types(config)
-    check_seed(config.seed)
-    for name in ("compile", "cuda_graphs"):
-        check_type(name, config[name], bool)
     check_type("ckpt_path", config.ckpt_path, str | None)
     if HydraConfig.get().mode is RunMode.MULTIRUN and "TORCHELASTIC_RUN_ID" in os.environ:
         if int(os.environ["WORLD_SIZE"]) > 1:
@@ -33,24 +29,14 @@ def check_training(config: DictConfig) -> None:
                 "hydra.mode: got MULTIRUN, but torchrun cannot start a sweep; set trainer=ddp"
             )
     trainer = config.trainer
-    for name, value, minimum in (
-        ("trainer.num_nodes", trainer.num_nodes, 1),
-        ("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1),
-        ("trainer.log_every_n_steps", trainer.log_every_n_steps, 0),
-        ("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, 1),
-        ("trainer.num_sanity_val_steps", trainer.num_sanity_val_steps, -1),
-        ("trainer.max_steps", trainer.max_steps, -1),
-        ("trainer.max_epochs", trainer.max_epochs, -1),
-    ):
-        if value is not None and value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {value}")
-    for name in ("max_steps", "max_epochs"):
-        if trainer[name] == 0:
-            raise ValueError(f"trainer.{name} must be positive, got 0; -1 disables the limit")
-    if trainer.max_steps == -1 and trainer.max_epochs in (-1, None):
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        if trainer[name] is not None and trainer[name] < 1:
+            raise ValueError(f"trainer.{name} must be at least 1, got {trainer[name]}")
+    steps, epochs = trainer.max_steps, trainer.max_epochs
+    if 0 in (steps, epochs) or (steps == -1 and epochs in (-1, None)):
         raise ValueError(
-            f"trainer.max_steps and trainer.max_epochs: got {trainer.max_steps} and "
-            f"{trainer.max_epochs}, but schedules require an end of the training; set one of them"
+            f"trainer.max_steps and trainer.max_epochs: got {steps} and {epochs}, but schedules "
+            "require an end of the training; set one of them, and -1 for no limit by the other"
         )
 
 
@@ -68,27 +54,19 @@ def check_data(datamodule: LightningDataModule) -> None:
 
 
 @rank_zero_only
-def check_loaders(datamodule: LightningDataModule, trainer: Trainer) -> None:
-    """Build the loaders of this package's data; Lightning builds them after loggers start.
+def check_loaders(config: DictConfig, datamodule: LightningDataModule, trainer: Trainer) -> None:
+    """Check that there are batches for all devices, and validation data for the metrics.
+
+    Without validation data, only ``callbacks.best`` is accepted, which is part of every run and
+    saves nothing.
 
     Raises:
-        ValueError: If there are fewer images than the devices need.
+        ValueError: If there are fewer images than the devices need, no validation data for the
+            metrics of callbacks and searches, or `optimized_metric` is a metric of the test split.
     """
     if isinstance(datamodule, ImageDataModule):
         datamodule.trainer = trainer
         datamodule.train_dataloader()
-        datamodule.val_dataloader()
-
-
-@rank_zero_only
-def check_metrics(config: DictConfig, datamodule: LightningDataModule, trainer: Trainer) -> None:
-    """Check that there is validation data for the metrics that callbacks and searches use.
-
-    Without it, only ``callbacks.best`` is accepted, which is part of every run and saves nothing.
-
-    Raises:
-        ValueError: If there is none, or `optimized_metric` is a metric of the test split.
-    """
     metric = str(config.optimized_metric)
     if metric.startswith("test/"):
         raise ValueError(

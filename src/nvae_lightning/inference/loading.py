@@ -9,9 +9,8 @@ from nvae_lightning.backends import Compute
 from nvae_lightning.model import NVAE
 from nvae_lightning.published import build_checkpoint
 from nvae_lightning.serialization.architecture import ARCHITECTURE
-from nvae_lightning.serialization.checkpoints import last_checkpoint
+from nvae_lightning.serialization.checkpoints import last_checkpoint, read_torch_file
 from nvae_lightning.serialization.hub import CONFIG, is_hub_name
-from nvae_lightning.serialization.torch_files import read_torch_file
 from nvae_lightning.serialization.weights import build, weights_of
 
 _PREFIX = "model."

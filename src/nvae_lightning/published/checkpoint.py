@@ -12,13 +12,14 @@ from torch import Tensor
 from nvae_lightning.model import NVAE
 from nvae_lightning.published.names import published_duplicates, published_names
 from nvae_lightning.published.settings import PublishedSettings
-from nvae_lightning.serialization.torch_files import read_torch_file
+from nvae_lightning.serialization.checkpoints import read_torch_file
 from nvae_lightning.serialization.weights import (
     build_from_weights,
     check_sizes,
     check_tensors,
     outline_of,
 )
+from nvae_lightning.utilities.plain_data import shown
 
 _MOST_LISTED = 20
 
@@ -47,12 +48,9 @@ def build_checkpoint(
         content: What the file holds.
         allow_nonfinite: Whether weights may be NaN or infinite.
     """
-    if (found := _why_not_published(content)) is not None:
-        raise ValueError(f"'{path}' {found}")
-    assert isinstance(content, dict)
-    published = content["state_dict"]
     try:
-        arguments = PublishedSettings.of(content["args"]).arguments
+        settings, published = _parts(content)
+        arguments = PublishedSettings.of(settings).arguments
         check_sizes(arguments, len(published))
         outline = outline_of(NVAE, arguments)
         assert isinstance(outline, NVAE)
@@ -64,29 +62,23 @@ def build_checkpoint(
     return model.eval()
 
 
-def _why_not_published(content: object) -> str | None:
-    """Describe what was found instead of a published checkpoint; None if it is one."""
-    if not isinstance(content, dict):
-        return f"holds a {type(content).__name__}, not a checkpoint: give a published checkpoint"
-    if "pytorch-lightning_version" in content:
-        return "is a Lightning checkpoint, not a published one: resume from it with ckpt_path"
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        return "holds weights without their settings ('args'): give the whole checkpoint"
-    if missing := [name for name in ("state_dict", "args") if name not in content]:
-        return f"lacks {' and '.join(missing)}: give a published checkpoint"
-    args, weights = content["args"], content["state_dict"]
-    if not isinstance(args, Namespace | dict):
-        return f"has args of type {type(args).__name__}, not argparse.Namespace: give another file"
-    if not isinstance(weights, dict):
-        return f"has a state_dict of type {type(weights).__name__}, not dict: give another file"
-    others = [
-        str(name)
-        for name, value in weights.items()
-        if not isinstance(name, str) or not isinstance(value, Tensor)
-    ]
-    if others:
-        return f"has a state_dict without tensors at {_listed(others)}: give another file"
-    return None
+def _parts(content: object) -> tuple[Namespace | dict[str, object], dict[str, Tensor]]:
+    """Return the settings and the weights of a published checkpoint.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    found = content if isinstance(content, dict) else {}
+    args, weights = found.get("args"), found.get("state_dict")
+    if not isinstance(args, Namespace | dict) or not isinstance(weights, dict):
+        raise ValueError(
+            "it does not hold the settings ('args') and weights ('state_dict') of a published "
+            "checkpoint; give the whole checkpoint"
+        )
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"its state_dict has no tensor at {shown(name)}; give another file")
+    return args, weights
 
 
 def _listed(texts: Sequence[str], separator: str = ", ") -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 from torch import nn
 
 from nvae_lightning.model import (
@@ -61,13 +61,12 @@ _ARCHITECTURES = {
 
 _BINARY_DATASETS = ("mnist", "omniglot")
 _SIZES = {"cifar10": 32, "ffhq": 256}
-_MAY_BE_0 = ("num_nf", "num_preprocess_blocks", "num_postprocess_blocks")
-_HALVINGS = ("num_latent_scales", "num_preprocess_blocks", "num_postprocess_blocks")
-_MOST_HALVINGS = 30
+#: Each of these halves the image size.
+_Scales = Annotated[int, Field(ge=1, le=30)]
+_Halvings = Annotated[int, Field(ge=0, le=30)]
 
 
-@dataclass(frozen=True)
-class PublishedSettings:
+class PublishedSettings(BaseModel, frozen=True, strict=True):
     """Settings of the published code that a model depends on, by their published names.
 
     Older checkpoints lack a few; these have defaults, which the shapes of the weights confirm.
@@ -94,55 +93,28 @@ class PublishedSettings:
         min_groups_per_scale: Smallest number of groups of a coarser scale.
         num_mixture_dec: Components of the likelihood's mixture; 1 is a normal distribution.
 
-    Raises:
-        ValueError: If a setting is out of range.
     """
 
     dataset: str
     arch_instance: str
-    num_x_bits: int
-    num_latent_scales: int
-    num_groups_per_scale: int
-    num_latent_per_group: int
-    num_channels_enc: int
-    num_channels_dec: int
-    num_preprocess_blocks: int
-    num_preprocess_cells: int
-    num_postprocess_blocks: int
-    num_postprocess_cells: int
-    num_cell_per_cond_enc: int
-    num_cell_per_cond_dec: int
-    num_nf: int
+    num_x_bits: PositiveInt
+    num_latent_scales: _Scales
+    num_groups_per_scale: PositiveInt
+    num_latent_per_group: PositiveInt
+    num_channels_enc: PositiveInt
+    num_channels_dec: PositiveInt
+    num_preprocess_blocks: _Halvings
+    num_preprocess_cells: PositiveInt
+    num_postprocess_blocks: _Halvings
+    num_postprocess_cells: PositiveInt
+    num_cell_per_cond_enc: PositiveInt
+    num_cell_per_cond_dec: PositiveInt
+    num_nf: Annotated[int, Field(ge=0)]
     use_se: bool
     res_dist: bool
     ada_groups: bool = False
-    min_groups_per_scale: int = 1
-    num_mixture_dec: int = 10
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in _MAY_BE_0 else 1
-            if field.type == "int" and value < least:
-                raise ValueError(
-                    f"published setting {field.name} must be at least {least}, got {shown(value)}"
-                )
-            if field.name in _HALVINGS and value > _MOST_HALVINGS:
-                raise ValueError(
-                    f"published setting {field.name} must be at most {_MOST_HALVINGS}, "
-                    f"because each halves the image size, got {shown(value)}"
-                )
-        if self.arch_instance not in _ARCHITECTURES:
-            raise ValueError(
-                f"published setting arch_instance names an unknown architecture "
-                f"{shown(self.arch_instance)}; choose from {', '.join(sorted(_ARCHITECTURES))}"
-            )
-        if self.num_preprocess_blocks != self.num_postprocess_blocks:
-            raise ValueError(
-                "published settings num_preprocess_blocks and num_postprocess_blocks must be "
-                f"equal, because the latents lie between them, got {self.num_preprocess_blocks} "
-                f"and {self.num_postprocess_blocks}"
-            )
+    min_groups_per_scale: PositiveInt = 1
+    num_mixture_dec: PositiveInt = 10
 
     @classmethod
     def of(cls, settings: Mapping[str, object] | Namespace) -> PublishedSettings:
@@ -151,22 +123,29 @@ class PublishedSettings:
         Raises:
             ValueError: If one is missing, has the wrong type or is out of range.
         """
-        given = vars(settings) if isinstance(settings, Namespace) else settings
-        wanted = [field.name for field in fields(cls) if field.default is MISSING]
-        if missing := [name for name in wanted if name not in given]:
-            raise ValueError(
-                f"published settings lack {', '.join(missing)}: add the values that the weights "
-                "were trained with"
+        try:
+            found = cls.model_validate(
+                vars(settings) if isinstance(settings, Namespace) else settings
             )
-        known: dict[str, Any] = {f.name: given[f.name] for f in fields(cls) if f.name in given}
-        for field in fields(cls):
-            kind = {"str": str, "int": int, "bool": bool}[str(field.type)]
-            if type(value := known.get(field.name, field.default)) is not kind:
-                raise ValueError(
-                    f"published setting {field.name} must be of type {field.type}, "
-                    f"got {shown(value)}"
-                )
-        return cls(**known)
+        except ValidationError as error:
+            faults = [
+                f"{fault['loc'][0]}: {fault['msg']}"
+                + ("" if fault["type"] == "missing" else f", got {shown(fault['input'])}")
+                for fault in error.errors()
+            ]
+            raise ValueError(f"published settings: {'; '.join(faults)}") from error
+        if found.arch_instance not in _ARCHITECTURES:
+            raise ValueError(
+                f"published setting arch_instance names an unknown architecture "
+                f"{shown(found.arch_instance)}; choose from {', '.join(sorted(_ARCHITECTURES))}"
+            )
+        if found.num_preprocess_blocks != found.num_postprocess_blocks:
+            raise ValueError(
+                "published settings num_preprocess_blocks and num_postprocess_blocks must be "
+                f"equal, because the latents lie between them, got {found.num_preprocess_blocks} "
+                f"and {found.num_postprocess_blocks}"
+            )
+        return found
 
     @property
     def image(self) -> Image:

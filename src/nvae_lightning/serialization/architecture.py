@@ -17,7 +17,7 @@ import nvae_lightning.model
 from nvae_lightning.model.cells import ResidualCell
 from nvae_lightning.model.hierarchy import Hierarchy, Scale
 from nvae_lightning.utilities.image import Image
-from nvae_lightning.utilities.plain_data import check_plain, fits, shown
+from nvae_lightning.utilities.plain_data import check_plain, misfit, shown
 
 #: Key of a training checkpoint that holds the description of its model.
 ARCHITECTURE = "architecture"
@@ -52,24 +52,6 @@ def known_constructors() -> dict[str, type[nn.Module]]:
             if is_own and inspect.isclass(value) and issubclass(value, nn.Module):
                 known[name] = value
     return known
-
-
-class ForeignConstructorError(ValueError):
-    """A description names a constructor that is not part of this package.
-
-    Args:
-        place: Part of the model that it builds, such as ``encoder_cell.normalization``.
-        constructor: Its name in the description.
-    """
-
-    def __init__(self, place: str, constructor: object) -> None:
-        self.place = place if place.isprintable() else shown(place)
-        self.argument = self.place.partition(".")[0]
-        self.constructor = constructor
-        super().__init__(
-            f"{self.place} is {shown(constructor)}, which is not part of this package; pass it as "
-            f"{self.argument}=CONSTRUCTOR"
-        )
 
 
 def describe(arguments: Mapping[str, object]) -> dict[str, Any]:
@@ -113,22 +95,14 @@ def restore(
         given: Arguments that replace described ones.
 
     Raises:
-        ValueError: If the data are not a description of a model.
-        ForeignConstructorError: If they name a constructor that is not part of this package.
+        ValueError: If the data are not a description of a model, or name a constructor that is
+            not part of this package.
     """
-    if not isinstance(description, Mapping):
-        raise ValueError(f"not the description of a model (it is {shown(description)})")
-    description = {name: value for name, value in description.items() if name not in given}
     try:
-        check_plain(description)
-    except ValueError as error:
-        raise ValueError(f"not the description of a model ({error})") from error
-    known = known_constructors()
-    try:
-        arguments = {name: restore_value(name, v, known) for name, v in description.items()}
-    except LookupError as error:
-        raise ForeignConstructorError(*error.args) from error
-    try:
+        described = {name: value for name, value in description.items() if name not in given}
+        check_plain(described)
+        known = known_constructors()
+        arguments = {name: restore_value(name, v, known) for name, v in described.items()}
         if "image" not in given:
             arguments["image"] = _build("image", Image, arguments["image"])
         if "hierarchy" not in given:
@@ -163,7 +137,7 @@ def check_arguments(place: str, kind: Callable[..., Any], arguments: Mapping[str
         ).parameters
         declared = {name: parameter.annotation for name, parameter in parameters.items()}
     for name, value in arguments.items():
-        if name in declared and not fits(value, declared[name]):
+        if name in declared and misfit(value, declared[name]):
             where = f"{place}.{name}".lstrip(".")
             raise ValueError(f"{where} is {shown(value)}, which has the wrong type")
 
@@ -182,9 +156,8 @@ def restore_value(name: str, value: Any, known: Mapping[str, Any]) -> Any:  # no
         known: Constructors by the names that data may use.
 
     Raises:
-        LookupError: If the data name another constructor, with its place and name.
-        ValueError: If an argument of a constructor has the wrong type, or a cell is part of a
-            cell: nesting them could build without limit.
+        ValueError: If the data name another constructor, an argument of a constructor has the
+            wrong type, or a cell is part of a cell: nesting them could build without limit.
     """
     if isinstance(value, list | tuple):
         return [restore_value(name, item, known) for item in value]
@@ -193,7 +166,13 @@ def restore_value(name: str, value: Any, known: Mapping[str, Any]) -> Any:  # no
     arguments = _split_pair(value)
     constructor = arguments.pop(_CONSTRUCTOR)
     if not isinstance(constructor, str) or constructor not in known:
-        raise LookupError(name, constructor)
+        place = name if name.isprintable() else shown(name)
+        argument = place.partition(".")[0]
+        raise ValueError(
+            f"{place} is {shown(constructor)}, which is not part of this package and is never "
+            f"imported because a file names it; pass it as {argument}=CONSTRUCTOR, or to a "
+            "command as described by its --help"
+        )
     kind = known[constructor]
     if "." in name and isinstance(kind, type) and issubclass(kind, ResidualCell):
         raise ValueError(f"{name} is {constructor}, but a cell cannot be part of a cell")

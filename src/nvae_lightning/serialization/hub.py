@@ -1,7 +1,7 @@
 """Models in folders and on the Hugging Face hub: ``model.safetensors`` and ``config.json``.
 
 ``config.json`` holds the constructor's arguments as plain data. Constructors are named, and only
-those of this package are known, so that reading a stranger's model runs nothing of theirs.
+those of this package are known, so that reading a stranger's model runs none of its code.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def from_pretrained(
             ``config.json``.
 
     Raises:
-        ValueError: If there is no such model, or it is damaged.
+        ValueError: If the model does not exist or is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -137,17 +137,13 @@ def from_pretrained(
 def _download(name: str, options: Mapping[str, Any]) -> tuple[str, str]:
     """Return the paths of a model's files from the Hugging Face hub."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError
 
-    not_a_name = f"'{name}' is neither a folder nor an owner/name on the Hugging Face hub"
     if not is_hub_name(name):
-        raise ValueError(not_a_name)
+        raise ValueError(f"'{name}' is neither a folder nor an owner/name on the Hugging Face hub")
     try:
         config_file, weights_file = (
             hf_hub_download(name, file, **options) for file in (CONFIG, WEIGHTS)
         )
-    except HFValidationError as error:
-        raise ValueError(not_a_name) from error
     except Exception as error:  # network libraries raise errors of many classes
         raise ValueError(
             f"'{name}' is not a folder, and its download from the Hugging Face hub failed "

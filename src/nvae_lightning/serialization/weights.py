@@ -12,11 +12,7 @@ from torch import Tensor, nn
 
 from nvae_lightning.model.cells import RegularCell
 from nvae_lightning.model.hierarchy import Hierarchy
-from nvae_lightning.serialization.architecture import (
-    ForeignConstructorError,
-    check_arguments,
-    restore,
-)
+from nvae_lightning.serialization.architecture import check_arguments, restore
 from nvae_lightning.utilities.image import Image
 from nvae_lightning.utilities.plain_data import shown
 
@@ -50,8 +46,6 @@ def build(
         model = build_from_weights(
             kind, arguments, weights, has_foreign=bool(given), allow_nonfinite=allow_nonfinite
         )
-    except ForeignConstructorError:
-        raise
     except Exception as error:  # malformed data cause errors of many classes
         raise ValueError(one_line(error)) from error
     return model.eval()
@@ -140,13 +134,14 @@ def check_tensors(
             raise ValueError(f"{name} is not a plain dense tensor in memory")
         if _kind(value) != _kind(own[name]):
             raise ValueError(
-                f"{name} has dtype {_dtype(value)}, but the model has {_dtype(own[name])}: such "
-                "weights are not converted"
+                f"{name} has dtype {value.dtype}, but the model has {own[name].dtype}; "
+                "convert the weights first"
             )
         storage = value.untyped_storage()
         held[storage.data_ptr()] = storage.nbytes()
-        num_bytes += value.numel() * value.element_size()
-        if _repeats(value):
+        size = value.numel() * value.element_size()
+        num_bytes += size
+        if size > storage.nbytes():
             raise ValueError(f"{name} repeats values instead of holding all of them")
     if num_bytes > sum(held.values()) and not may_share:
         raise ValueError("some weights share memory, which those of a model do not")
@@ -175,21 +170,6 @@ def _kind(value: Tensor) -> str:
     return str(value.dtype) if is_other else "integer"
 
 
-def _dtype(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
-
-
-def _repeats(value: Tensor) -> bool:
-    """Whether several elements of a tensor are the same place in memory."""
-    expected = 1
-    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
-        if size > 1:
-            if stride < expected:
-                return True
-            expected = stride * size
-    return False
-
-
 def outline_of(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
     """Build a model without memory for its weights.
 
@@ -201,7 +181,7 @@ def outline_of(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module
             return kind(**arguments)
     except (RuntimeError, TypeError, OverflowError) as error:  # including sizes beyond all memory
         reason = " ".join(str(error).split())
-        raise ValueError(f"no such model can be built ({reason})") from error
+        raise ValueError(f"the model cannot be built ({reason})") from error
 
 
 def build_from_weights(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,42 +40,24 @@ def describe_training(module: object) -> dict[str, Any]:
     return describe({name: getattr(module, name) for name in _NAMES})
 
 
-def restore_training(description: object, given: Mapping[str, object]) -> dict[str, Any]:
+def restore_training(description: Any, given: Mapping[str, object]) -> dict[str, Any]:  # noqa: ANN401
     """Turn a description by :func:`describe_training` into arguments of the module.
 
-    Only constructors of this package and of ``torch.optim`` are called. Any other is replaced with
-    the default; a warning says how to set it.
+    Only constructors of this package and of ``torch.optim`` are called.
 
     Args:
-        description: Plain data, or None for early checkpoints, which have no description.
+        description: Plain data.
         given: Arguments that replace those described.
 
     Raises:
-        ValueError: If the description is damaged.
+        ValueError: If the description is damaged or names another constructor.
     """
-    if description is None:
-        return dict(given)
-    if not isinstance(description, Mapping):
-        raise ValueError(f"not the description of a training ({type(description).__name__})")
     try:
-        check_plain({name: value for name, value in description.items() if name not in given})
-    except ValueError as error:
-        raise ValueError(f"not the description of a training ({error})") from error
-    arguments: dict[str, Any] = {}
-    for name in _NAMES:
-        if name in given or name not in description:
-            continue
-        try:
-            arguments[name] = _restore(name, description[name])
-        except LookupError as error:
-            warnings.warn(
-                f"{error.args[0]}: the checkpoint names {error.args[1]!r}, which is not of this "
-                f"package or torch.optim, so the default is used; give it as {name}=…",
-                stacklevel=4,
-            )
-        except (TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{name}: not the description of a training ({error!r})") from error
-    return {**arguments, **given}
+        described = {n: description[n] for n in _NAMES if n in description and n not in given}
+        check_plain(described)
+        return {**{name: _restore(name, value) for name, value in described.items()}, **given}
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"not the description of a training ({error!r})") from error
 
 
 def _restore(name: str, value: Any) -> Any:  # noqa: ANN401
@@ -94,15 +75,10 @@ def check_optimizer(constructor: Callable[..., torch.optim.Optimizer]) -> None:
         ValueError: If a number is out of range.
     """
     settings: dict[str, object] = getattr(constructor, "keywords", {})
+    given = ", ".join(f"optimizer.{name}={value}" for name, value in settings.items())
     try:
-        defaults = constructor([torch.nn.Parameter(torch.zeros(1))]).defaults
+        optimizer = constructor([torch.nn.Parameter(torch.zeros(1))])
     except (ValueError, TypeError, RuntimeError) as error:
-        given = ", ".join(f"optimizer.{name}={value}" for name, value in settings.items())
         raise ValueError(f"{given}: {error}") from error
-    for name, value in defaults.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            if not 0.0 <= value < math.inf or (name == "lr" and value == 0.0):
-                raise ValueError(
-                    f"optimizer.{name} must be "
-                    f"{'positive' if name == 'lr' else 'at least 0'} and finite, got {value}"
-                )
+    if not 0.0 < optimizer.param_groups[0]["lr"] < math.inf:
+        raise ValueError(f"{given}: lr must be positive and finite")

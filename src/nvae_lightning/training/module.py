@@ -37,7 +37,7 @@ from nvae_lightning.objective import (
     warmup_cosine,
 )
 from nvae_lightning.serialization.architecture import ARCHITECTURE, restore
-from nvae_lightning.serialization.torch_files import read_torch_file
+from nvae_lightning.serialization.checkpoints import read_torch_file
 from nvae_lightning.serialization.weights import build, check_sizes, weights_of
 from nvae_lightning.training.hyperparameters import (
     HYPERPARAMETERS,
@@ -381,7 +381,7 @@ class NVAEModule(EvaluationModule):
                 check_sizes(arguments, len(weights))
                 given["model"] = NVAE(**arguments)
             given["model"].train()
-        module = cls(**restore_training(content.get(HYPERPARAMETERS), given))
+        module = cls(**restore_training(content.get(HYPERPARAMETERS, {}), given))
         module.on_load_checkpoint(content)
         try:
             found = module.load_state_dict(content["state_dict"], strict=False)

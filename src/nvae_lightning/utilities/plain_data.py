@@ -8,9 +8,12 @@ import math
 import os
 import reprlib
 import stat
+from functools import cache
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from types import NoneType
+from typing import Any
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 #: Bytes of a text file; the largest that this package writes has a few thousand.
 MOST_BYTES = 1 << 18
@@ -27,8 +30,8 @@ def check_file(path: str | Path) -> None:
     """Check that a path is a regular file that fits into this machine's memory.
 
     Raises:
-        OSError: if there is no such file.
-        ValueError: if it is something else, such as a folder, a device or a pipe, or too large.
+        OSError: If the file does not exist.
+        ValueError: If it is something else, for example a folder or a pipe, or too large.
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
@@ -51,10 +54,10 @@ def read_text(path: str | Path) -> str:
     """Read a small text file.
 
     Raises:
-        OSError: if there is no such file.
-        ValueError: if it is no regular file, too large, or not text.
+        OSError: If the file does not exist.
+        ValueError: If it is not a regular file, too large, or not text.
     """
-    check_file(path)  # opening a pipe would wait for whoever writes to it
+    check_file(path)  # opening a pipe would wait for a writer
     with Path(path).open("rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
@@ -66,8 +69,8 @@ def read_json(path: str | Path) -> Any:  # noqa: ANN401
     """Read a small JSON file; :func:`check_plain` checks what it holds.
 
     Raises:
-        OSError: if there is no such file.
-        ValueError: if it is no such file, no JSON, or names a key twice.
+        OSError: If the file does not exist.
+        ValueError: If it is not a regular file or not JSON, or names a key twice.
     """
     try:
         return json.loads(read_text(path), object_pairs_hook=_mapping)
@@ -88,7 +91,7 @@ def check_plain(value: object) -> None:
     """Check that data are mappings and lists of text, numbers, flags and nulls, and not too many.
 
     Raises:
-        ValueError: if they hold anything else, more than a description of a model or the settings
+        ValueError: If they hold anything else, more than a description of a model or the settings
             of a training could, or a number that is not finite or beyond 64 bits.
     """
     pending: list[tuple[Any, int]] = [(value, 1)]
@@ -112,41 +115,35 @@ def check_plain(value: object) -> None:
             raise ValueError(f"it holds the number {shown(item)}, not finite or beyond 64 bits")
 
 
-def fits(value: object, annotation: object) -> bool:
-    """Whether a value is of the type that a parameter is annotated with.
+@cache
+def _adapter(annotation: Any) -> Any:  # noqa: ANN401 -- beartype does not know TypeAdapter
+    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    return TypeAdapter(list[annotation], config=config)  # pyright: ignore[reportInvalidTypeForm]
 
-    Only plain data are looked at: what else there is is known when something is built of it.
+
+def misfit(value: object, annotation: object) -> str | None:
+    """Say what plain data must be instead, by a parameter's annotation; None if they fit.
+
+    Other objects, and what is built from a ``_target_``, are not looked at.
 
     >>> from collections.abc import Sequence
-    >>> fits([1, 2], Sequence[int]), fits("1", int), fits(None, int | None), fits(True, int)
-    (True, False, True, False)
+    >>> misfit([1, 2], Sequence[int]), misfit("1", int), misfit(True, int | None)
+    (None, 'a valid integer', 'a valid integer')
     """
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation in (Any, object, inspect.Parameter.empty):
-        return True
-    if origin in (Union, UnionType):
-        return any(fits(value, one) for one in arguments)
-    if origin is Literal:
-        return any(value == one and type(value) is type(one) for one in arguments)
-    if annotation is None or annotation is NoneType:
-        return value is None
-    if annotation is float:
-        return type(value) in (int, float) and abs(value) < math.inf  # pyright: ignore
-    if annotation in (int, bool, str):
-        return type(value) is annotation
-    if isinstance(value, list | dict):
-        kind = origin or annotation
-        if not isinstance(kind, type) or kind in (str, bytes):
-            return False
-        if isinstance(value, dict):
-            types = arguments or (Any, Any)
-            return issubclass(dict, kind) and all(fits(v, types[-1]) for v in value.values())
-        if kind is tuple and arguments and arguments[-1] is not ...:
-            return len(value) == len(arguments) and all(map(fits, value, arguments))
-        return (kind is tuple or issubclass(list, kind)) and all(
-            fits(item, arguments[0] if arguments else Any) for item in value
-        )
-    return not isinstance(value, _SCALARS)
+    if annotation is inspect.Parameter.empty:
+        return None
+    try:
+        _adapter(annotation).validate_json(json.dumps([value]))
+    except ValidationError as error:
+        kinds = {
+            fault["msg"].removeprefix("Input should be "): None
+            for fault in error.errors()
+            if fault["type"] not in ("needs_python_object", "callable_type")
+        }
+        return " or ".join(kinds) or "built from a _target_"
+    except (TypeError, PydanticUserError):  # not plain data, or an annotation of another library
+        return None
+    return None
 
 
 class _Shown(reprlib.Repr):

@@ -4,15 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from omegaconf import OmegaConf
 
 from nvae_lightning.cli.resume import (
-    Progress,
-    check_end,
     check_same,
-    progress_of,
     run_of,
     with_saved_overrides,
 )
@@ -76,15 +72,6 @@ def test_overrides_are_kept_unless_one_run_is_resumed(run: Path) -> None:
         assert _merged(*overrides) == overrides
     sweep = [f"hydra.run.dir={run}", "ckpt_path=last"]
     assert _merged(*sweep, is_sweep=True) == sweep
-
-
-def test_another_dataset_or_model_is_refused_before_it_is_composed(run: Path) -> None:
-    for override, message in (
-        ("dataset=cifar10", "dataset: got 'cifar10', but the run in .* has 'mnist'"),
-        ("model=small", "model: got 'small', but the run in .* has 'tiny'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            _merged(f"ckpt_path={run}", override)
 
 
 HARMFUL = [
@@ -164,27 +151,3 @@ def test_a_checkpoint_without_its_run_requires_the_name_of_a_dataset(tmp_path: P
     with pytest.raises(ValueError, match="add dataset=NAME"):
         check_same(_now(), tmp_path, dataset=None)
     check_same(_now(), tmp_path, dataset="mnist")
-
-
-def test_progress_is_read_from_a_checkpoint(tmp_path: Path) -> None:
-    loop = {
-        "epoch_progress": {"current": {"ready": 3, "processed": 2}},
-        "epoch_loop.batch_progress": {"current": {"ready": 5, "completed": 4}},
-    }
-    torch.save({"global_step": 25, "loops": {"fit_loop": loop}}, tmp_path / "x.ckpt")
-    assert progress_of(tmp_path / "x.ckpt") == Progress(25, 2, 3)
-
-
-def test_an_end_before_the_checkpoint_is_refused_and_one_at_it_reported() -> None:
-    at_end, within = Progress(20, 2, 2), Progress(25, 2, 3)
-    for progress, steps, epochs, numbers in (
-        (at_end, 19, -1, "got 19, but the checkpoint is at 20"),
-        (at_end, -1, 1, "got 1, but the checkpoint is at 2"),
-        (within, -1, 2, "got 2, but the checkpoint is at 3"),
-    ):
-        with pytest.raises(ValueError, match=numbers):
-            check_end(progress, steps, epochs)
-    assert "already trained to trainer.max_steps=20; set" in str(check_end(at_end, 20, -1))
-    assert "already trained to trainer.max_epochs=2" in str(check_end(at_end, -1, 2))
-    for progress, steps, epochs in ((at_end, 21, -1), (at_end, -1, 3), (within, -1, 3)):
-        assert check_end(progress, steps, epochs) is None

@@ -85,5 +85,5 @@ def test_a_file_system_without_locks_gives_a_warning(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", fail)
-    with pytest.warns(UserWarning, match="has no locks"):
+    with pytest.warns(UserWarning, match="cannot be locked"):
         run_folder.hold(tmp_path)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.cli.overrides import parse
-from nvae_lightning.cli.setting_types import check_seed, check_types
+from nvae_lightning.cli.setting_types import check_types
 
 # A setting and expected words of the error.
 BAD = [
@@ -20,11 +20,6 @@ BAD = [
     ("+optimizer.foo=1", "optimizer.foo", "weight_decay"),
     ("+callbacks.guard.foo=1", "callbacks.guard.foo", "patience"),
     ("+kl.beta.foo=1", "kl.beta.foo", "floor"),
-    ("seed=foo", "seed", "'foo'", "a whole number"),
-    ("seed=1.5", "seed", "1.5"),
-    ("seed=null", "seed", "null"),
-    ("seed=true", "seed", "true"),
-    ("seed=[1,2]", "seed", "[1, 2]"),
     ("trainer.max_steps=ten", "trainer.max_steps", "'ten'"),
     ("trainer.max_steps=2.5", "trainer.max_steps", "2.5"),
     ("trainer.max_steps=null", "trainer.max_steps", "null"),
@@ -43,7 +38,7 @@ BAD = [
     ("trainer.enable_model_summary=maybe", "trainer.enable_model_summary", "'maybe'"),
     ("trainer.plugins=foo", "trainer.plugins", "'foo'"),
     ("trainer.gradient_clip_val=x", "trainer.gradient_clip_val", "'x'"),
-    ("optimizer.lr=abc", "optimizer.lr", "'abc'", "a finite number"),
+    ("optimizer.lr=abc", "optimizer.lr", "'abc'", "a valid number"),
     ("optimizer.lr=nan", "optimizer.lr", "nan"),
     ("optimizer.lr=inf", "optimizer.lr", "inf"),
     ("optimizer.lr=null", "optimizer.lr", "null"),
@@ -100,11 +95,6 @@ def config() -> Iterator[Any]:
     HydraConfig.instance().cfg = None
 
 
-def _check(config: Any) -> None:
-    check_seed(config.seed)
-    check_types(config)
-
-
 @pytest.mark.parametrize(("setting", "words"), [(row[0], row[1:]) for row in BAD])
 def test_a_bad_setting_is_named_with_its_value(
     setting: str, words: tuple[str, ...], config: Any
@@ -114,10 +104,10 @@ def test_a_bad_setting_is_named_with_its_value(
     OmegaConf.set_struct(changed, False)
     OmegaConf.update(changed, override.key_or_group, override.value(), force_add=True)
     with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
-        _check(changed)
+        check_types(changed)
     for word in words:
         assert word in str(error.value)
 
 
 def test_the_settings_of_a_training_pass(config: Any) -> None:
-    _check(config)
+    check_types(config)

@@ -17,11 +17,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from nvae_lightning.cli.config_root import CONFIG_ROOT
+from nvae_lightning.cli.plain_yaml import read_yaml
 from nvae_lightning.cli.trained import images_for, trained_model, training_data
 from nvae_lightning.data import MNIST5k
 from nvae_lightning.model import NVAE, BernoulliLikelihood, Image
 from nvae_lightning.serialization.architecture import ARCHITECTURE
-from nvae_lightning.utilities.plain_yaml import read_yaml
 
 BuildNVAE = Callable[..., NVAE]
 Config = Callable[..., Any]
@@ -151,20 +151,18 @@ def test_a_target_in_the_image_of_a_run_is_not_run(
             {"interpolation": "${oc.env:HOME}"},
             "dataset.interpolation: got '${oc.env:HOME}', which",
         ),
-        ({"batch_size": "16"}, "dataset.batch_size: got '16', but it must be a whole number"),
+        ({"batch_size": "16"}, "dataset.batch_size: got '16', but it must be a valid integer"),
         ({"batch_size": True}, "dataset.batch_size"),
         ({"batch_size": {"_target_": "os.getcwd"}}, "dataset.batch_size"),
         ({"crop": {"_target_": "os.getcwd"}}, "dataset.crop"),
         ({"crop": ["a"] * 5000}, "dataset.crop"),
         ({"test_fraction": float("nan")}, "number nan"),
         ({"test_fraction": 1e300}, "beyond 64 bits"),
-        ({"nonsense": 1}, "dataset.nonsense: MNIST5k takes no such setting"),
-        ({"_args_": [1]}, "dataset._args_: MNIST5k takes no such setting"),
+        ({"nonsense": 1}, "dataset.nonsense: MNIST5k does not take it"),
+        ({"_args_": [1]}, "dataset._args_: MNIST5k does not take it"),
         ({"_partial_": True}, "dataset._partial_"),
         ({"image": {**IMAGE, "size": 32}}, "'size': 32"),
         ({"image": 28}, "has 28; choose the dataset that it was trained on: add dataset=NAME"),
-        ({"datamodule": {"_target_": "os.getcwd"}}, "is of an earlier version; add dataset=NAME"),
-        ({"root": "/nowhere/at/all"}, "dataset.root: '/nowhere/at/all', which '"),
     ],
 )
 def test_settings_of_other_types_are_refused(
@@ -181,18 +179,18 @@ def test_settings_of_other_types_are_refused(
         ("[]", "it is not a mapping"),
         ("a: 1", "names no dataset"),
         ("dataset: mnist", "names no dataset"),
-        ("dataset: {datamodule: 3}", "is of an earlier version"),
         ("dataset: !!python/object/apply:os.mkdir [harm]", "is not plain YAML at line 1"),
         ("dataset: !!python/name:os.system", "is not plain YAML"),
         ("dataset: {datamodule: !!binary aGk=}", "holds a bytes"),
         ("a: &a [1]\ndataset: *a", "it has anchors"),
-        ("a: 1\na: 2", "it names a key twice, at line 1"),
+        ("a: 1\na: 2", "is not plain YAML at line 2"),
         ("a: .nan", "number nan"),
         ("a: " + "9" * 5000, "does not hold the settings of a run"),
-        ("a: " + "[" * 100_000, "more than 16 levels"),
-        ("a: " + "{b: " * 50_000, "more than 16 levels"),
-        ("- " * 100_000, "more than 16 levels"),
+        ("a: " + "[" * 100_000, "maximum recursion depth"),
+        ("a: " + "{b: " * 50_000, "maximum recursion depth"),
+        ("- " * 100_000, "maximum recursion depth"),
         ("a: [" + "1, " * 80_000 + "]", "more than 20,000 values"),
+        ("a: " + "[" * 20 + "]" * 20, "more than 16 levels"),
         ("a" * 300_000, "has more than 262,144 bytes"),
         ("a: 1\0", "is not plain YAML"),
         (b"\xff\xfe\x00\xd8", "it is not text"),
@@ -244,15 +242,15 @@ def test_a_config_written_by_a_training_is_read_unchanged(tmp_path: Path) -> Non
 def test_images_are_cropped_as_in_the_run_or_a_named_dataset(
     run: Path, config: Config, model: NVAE, tmp_path: Path
 ) -> None:
-    score = ("images=photos",)
+    score = (f"images={tmp_path}",)
     write(run, changed(_target_="mymod.Data", crop=[1, 2, 3, 4], interpolation="box"))
-    data = images_for(config(*score, command="score"), model, str(tmp_path))
+    data = images_for(config(*score, command="score"), model, "images")
     assert (data.decoder.crop, data.decoder.interpolation) == ((1, 2, 3, 4), "box")
     write(run, changed(crop="${oc.env:HOME}"))
     with pytest.raises(ValueError, match=r"dataset\.crop: got "):
-        images_for(config(*score, command="score"), model, str(tmp_path))
+        images_for(config(*score, command="score"), model, "images")
     named = config(*score, "dataset=image_folder", "dataset.crop=[0,0,8,8]", command="score")
-    assert images_for(named, model, str(tmp_path)).decoder.crop == (0, 0, 8, 8)
+    assert images_for(named, model, "images").decoder.crop == (0, 0, 8, 8)
 
 
 # -------------------------------------------------------------------------- foreign constructors
@@ -263,12 +261,9 @@ def test_a_custom_likelihood_is_named_on_the_command_line(
 ) -> None:
     image = Image(1, 28, 1, padding=2)
     own = save(build_nvae(image, likelihood=OwnLikelihood), tmp_path / "own")
-    with pytest.raises(ValueError, match=r"^ckpt_path: the likelihood of the model") as error:
+    name = rf"'{OwnLikelihood.__module__}.OwnLikelihood'"
+    with pytest.raises(ValueError, match=rf"likelihood is {name}, which is not part of this pack"):
         trained_model(config(f"ckpt_path={own}"))
-    message = str(error.value)
-    assert f"'{OwnLikelihood.__module__}.OwnLikelihood', which is not of this package" in message
-    hint = f"name it: ckpt_path={own} model.likelihood._target_=MODULE.CLASS"
-    assert hint in message
     target = f"model.likelihood._target_={OwnLikelihood.__module__}.OwnLikelihood"
     for command, more in (("evaluate", ()), ("sample", ()), ("score", ("images=photos",))):
         given = (f"ckpt_path={own}", target, "+model.likelihood.offset=1.5", *more)

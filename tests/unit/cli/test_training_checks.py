@@ -33,7 +33,7 @@ def check(
 ) -> None:
     quiet: dict[str, Any] = {"logger": False, "accelerator": "cpu", "devices": 1}
     config = OmegaConf.create({"optimized_metric": metric, "callbacks": callbacks})
-    training_checks.check_metrics(config, data, Trainer(**quiet, **trainer))
+    training_checks.check_loaders(config, data, Trainer(**quiet, **trainer))
 
 
 @pytest.fixture

@@ -119,10 +119,10 @@ def test_settings_that_the_class_does_not_accept_are_dropped(composed: Callable[
     [
         (
             "dataset.batch_size=4",
-            "^dataset.batch_size: .*Own takes no such setting; it takes data_dir, num_images",
+            "^dataset.batch_size: .*Own does not take it; choose from data_dir, num_images",
         ),
-        ("dataset.flip=false", "^dataset.flip: .*takes no such setting"),
-        ("+dataset.foo=1", "^dataset.foo: .* it takes data_dir, num_images"),
+        ("dataset.flip=false", "^dataset.flip: .*does not take it"),
+        ("+dataset.foo=1", "^dataset.foo: .* choose from data_dir, num_images"),
     ],
 )
 def test_unknown_settings_of_a_data_module_are_refused(
@@ -138,7 +138,7 @@ def test_a_class_without_a_constructor_takes_no_settings(composed: Callable[...,
     check_types(config)
     assert isinstance(build_datamodule(config), Without)
     with pytest.raises(
-        ValueError, match=r"^dataset.batch_size: .*Without takes no such setting; it takes none"
+        ValueError, match=r"^dataset.batch_size: .*Without does not take it; choose from"
     ):
         check_types(composed(target, "dataset.batch_size=4"))
 

@@ -22,8 +22,7 @@ from nvae_lightning.inference.loading import load_model
 from nvae_lightning.model import NVAE, RegularCell
 from nvae_lightning.published import build_published, convert_published, published_names
 from nvae_lightning.serialization.architecture import ARCHITECTURE
-from nvae_lightning.serialization.checkpoints import last_checkpoint, read_checkpoint
-from nvae_lightning.utilities.archive import damage
+from nvae_lightning.serialization.checkpoints import damage, last_checkpoint, read_checkpoint
 
 BuildNVAE = Callable[..., NVAE]
 
@@ -255,7 +254,7 @@ def test_float_counts_are_refused(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     name = next(name for name in weights if name.endswith("num_batches_tracked"))
     save_file({**weights, name: weights[name].float()}, folder / "model.safetensors")
-    assert f"{name} has dtype float32, but the model has int64" in refusal(folder)
+    assert f"{name} has dtype torch.float32, but the model has torch.int64" in refusal(folder)
 
 
 def test_expanded_tensors_are_refused(colour_nvae: NVAE, tmp_path: Path) -> None:
@@ -375,7 +374,10 @@ def test_published_weights_of_unsuitable_dtypes_are_refused_by_name(tmp_path: Pa
     weights = {names[name]: value for name, value in model.state_dict().items()}
     for value, message in (
         (weights["prior_ftr0"].to_sparse(), "prior_ftr0 is not a plain dense tensor"),
-        (weights["prior_ftr0"].int(), "prior_ftr0 has dtype int32, but the model has float32"),
+        (
+            weights["prior_ftr0"].int(),
+            "prior_ftr0 has dtype torch.int32, but",
+        ),
         (weights["prior_ftr0"] * torch.nan, "NaN or infinite"),
     ):
         content = {"state_dict": {**weights, "prior_ftr0": value}, "args": PUBLISHED}

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from same_model import assert_same
 from torch import Tensor
 
-from nvae_lightning.backends import Compute
 from nvae_lightning.inference.loading import find_checkpoint, load_model
 from nvae_lightning.model import NVAE, DepthwiseCell, RegularCell
 from nvae_lightning.objective import KL, Penalty, constant
@@ -128,23 +128,6 @@ def assert_weights(model: NVAE, expected: dict[str, Tensor]) -> None:
     assert state.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(state[name], tensor), name
-
-
-def assert_same(one: NVAE, other: NVAE) -> None:
-    """Compare weights, and outputs from the same noise, exactly."""
-    assert_weights(one, other.state_dict())
-    x = torch.rand(2, 3, one.image.size, one.image.size)
-    noise = [torch.randn(2, *shape) for shape in one.latent_shapes]
-    # Another layout or unfolded layers would round differently.
-    for model in (one, other):
-        Compute().apply(model)
-        model.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    with torch.no_grad():
-        weights = [model(x, noise).log_weight(x) for model in (one, other)]
-        images = [model.sample(2, 0.7, noise).mean for model in (one, other)]
-    assert weights[0].isfinite().all()
-    assert torch.equal(*weights)
-    assert torch.equal(*images)
 
 
 def refusal(source: str | Path, named: str | Path | None = None, **given: Any) -> str:
@@ -384,7 +367,7 @@ def test_truncated_checkpoints_are_refused(checkpoint: Path) -> None:
     for length in (0, len(content) - 1, *lengths):
         checkpoint.write_bytes(content[:length])
         message = refusal(checkpoint)
-        assert any(word in message for word in ("is truncated", "damaged", "empty", "kind"))
+        assert "is damaged" in message
 
 
 def model_or_error(path: Path) -> NVAE | str:
@@ -427,7 +410,7 @@ def test_changed_bytes_in_weights_are_detected(
     content = bytearray(path.read_bytes())
     content[content.index(data) + len(data) // 2] ^= 64
     path.write_bytes(content)
-    assert "is damaged, its checksums are wrong" in refusal(path)
+    assert "is damaged (wrong checksum of" in refusal(path)
 
 
 class Harmful:
@@ -536,7 +519,7 @@ def test_a_description_of_another_model_is_refused(checkpoint: Path) -> None:
         ({"state_dict": [1, 2]}, "but not of an NVAE"),
         ({"state_dict": {}}, "Missing key(s)"),
         ({"state_dict": {1: torch.zeros(1), ("a",): 2}}, "Missing key(s)"),
-        ({"pytorch-lightning_version": KeyError}, "lacks args: give a published checkpoint"),
+        ({"pytorch-lightning_version": KeyError}, "does not hold the settings ('args')"),
     ],
 )
 def test_content_that_no_training_writes_is_refused(
@@ -547,13 +530,10 @@ def test_content_that_no_training_writes_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
-    [
-        (b'{"format": "nvae-lightning"}', "is text"),
-        (b"", "is empty"),
-    ],
+    "content",
+    [b'{"format": "nvae-lightning"}', b"", b"\x89PNG\r\n\x1a\n" + bytes(100), bytes(range(200))],
 )
-def test_files_of_another_kind_are_refused(content: bytes, found: str, tmp_path: Path) -> None:
+def test_files_of_another_kind_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     path.write_bytes(content)
-    assert found in refusal(path)
+    assert "is damaged or not a checkpoint" in refusal(path)

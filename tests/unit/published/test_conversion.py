@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import re
-import zipfile
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from safetensors.torch import save_file
+from same_model import assert_same
 from torch import Tensor, nn
 from warm_python import run_python
 
@@ -138,21 +137,6 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def _assert_same(one: NVAE, other: NVAE) -> None:
-    state = other.state_dict()
-    assert one.state_dict().keys() == state.keys()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
-    image = one.image
-    x = torch.rand(2, image.channels, image.size, image.size).round()
-    noise = [torch.randn(2, *shape) for shape in one.latent_shapes]
-    with torch.no_grad():
-        first, second = one(x, noise), other(x, noise)
-        assert torch.equal(first.log_weight(x), second.log_weight(x))
-        assert first.log_weight(x).isfinite().all()
-        drawn = [model.sample(2, 0.7, noise).mean for model in (one, other)]
-    assert torch.equal(*drawn)
-
-
 # --------------------------------------------------------------------------------- conversion
 
 
@@ -161,14 +145,14 @@ def test_every_architecture_survives_a_round_trip(architecture: str, tmp_path: P
     model = _in_use(build_published({**SETTINGS, "arch_instance": architecture}))
     weights = _weights(model, duplicates=architecture != "mbconv_den")
     torch.save(_checkpoint(weights, arch_instance=architecture), tmp_path / "checkpoint.pt")
-    _assert_same(model, load_published(tmp_path / "checkpoint.pt"))
+    assert_same(model, load_published(tmp_path / "checkpoint.pt"))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_setting_survives_a_round_trip(variant: str, tmp_path: Path) -> None:
     model = _in_use(build_published({**SETTINGS, **VARIANTS[variant]}))
     torch.save(_checkpoint(_weights(model), **VARIANTS[variant]), tmp_path / "checkpoint.pt")
-    _assert_same(model, load_published(tmp_path / "checkpoint.pt"))
+    assert_same(model, load_published(tmp_path / "checkpoint.pt"))
 
 
 @pytest.mark.parametrize(
@@ -361,14 +345,14 @@ def test_settings_that_older_checkpoints_lack_have_defaults() -> None:
 def test_older_checkpoints_of_the_legacy_format_are_read(file: Path, tmp_path: Path) -> None:
     content = torch.load(file, weights_only=False)
     torch.save(content, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
-    _assert_same(load_published(file), load_published(tmp_path / "legacy.pt"))
+    assert_same(load_published(file), load_published(tmp_path / "legacy.pt"))
 
 
 def test_counts_of_batches_may_be_missing(tmp_path: Path) -> None:
     model = _in_use(build_published(SETTINGS))
     weights = {n: t for n, t in _weights(model).items() if "num_batches" not in n}
     torch.save(_checkpoint(weights), tmp_path / "checkpoint.pt")
-    _assert_same(model, load_published(tmp_path / "checkpoint.pt"))
+    assert_same(model, load_published(tmp_path / "checkpoint.pt"))
 
 
 def test_model_is_in_evaluation_mode_with_published_numerics(file: Path) -> None:
@@ -497,60 +481,27 @@ def test_truncated_file_is_refused(share: float, is_zip: bool, file: Path, tmp_p
     path = tmp_path / "truncated.pt"
     path.write_bytes(whole.getvalue()[: int(share * whole.tell())])
     message = _refusal(path)
-    assert any(word in message for word in ("is truncated", "damaged", "empty"))
+    assert "is damaged" in message
 
 
-def _png() -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + bytes(100)
-
-
-def _zip() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("notes.txt", "no weights")
-    return file.getvalue()
+def test_folder_or_missing_file_is_refused(tmp_path: Path) -> None:
+    assert "it is not a regular file" in _refusal(tmp_path)
+    assert "does not exist" in _refusal(tmp_path / "missing.pt")
 
 
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"conv1 weight\nconv2 weight\n", "text"),
-        (b'{"epochs": 3}', "text"),
-        (b"", "empty"),
-        (_png(), "PNG image"),
-        (b"\xff\xd8\xff\xe0" + bytes(100), "JPEG image"),
-        (bytes(range(1, 200)), "of an unknown kind"),
-        (_zip(), "zip archive"),
-    ],
-)
-def test_file_of_another_kind_is_refused(content: bytes, found: str, tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.pt"
-    path.write_bytes(content)
-    assert found in _refusal(path)
-
-
-def test_safetensors_file_is_refused(tmp_path: Path) -> None:
-    save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors")
-    assert "safetensors" in _refusal(tmp_path / "model.safetensors")
-
-
-@pytest.mark.parametrize("name", ["", "missing.pt"])
-def test_folder_or_missing_file_is_refused(name: str, tmp_path: Path) -> None:
-    assert "is not a file" in _refusal(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [
-        ([1, 2], "holds a list"),
-        ({"weight": torch.zeros(2)}, "weights without their settings"),
-        ({"state_dict": {}, "pytorch-lightning_version": "2.6.0"}, "Lightning checkpoint"),
-        ({"state_dict": {}, "epoch": 3}, "lacks args"),
-        ({}, "lacks state_dict and args"),
-        ({"state_dict": {}, "args": "--dataset mnist"}, "args of type str"),
-        ({"state_dict": [], "args": argparse.Namespace()}, "state_dict of type list"),
-        ({"state_dict": {"a": 1}, "args": argparse.Namespace()}, "without tensors at a:"),
-        ({"state_dict": {}, "args": argparse.Namespace()}, "lack dataset, arch_instance"),
+        ([1, 2], "does not hold the settings ('args')"),
+        ({"weight": torch.zeros(2)}, "does not hold the settings ('args')"),
+        ({"state_dict": {}, "epoch": 3}, "does not hold the settings ('args')"),
+        ({"state_dict": {}, "args": "--dataset mnist"}, "does not hold the settings ('args')"),
+        ({"state_dict": [], "args": argparse.Namespace()}, "and weights ('state_dict')"),
+        ({"state_dict": {"a": 1}, "args": argparse.Namespace()}, "no tensor at 'a'"),
+        (
+            {"state_dict": {}, "args": argparse.Namespace()},
+            "dataset: Field required; arch_instance:",
+        ),
     ],
 )
 def test_other_content_is_refused(content: Any, found: str, tmp_path: Path) -> None:
@@ -581,10 +532,10 @@ def test_every_weight_that_does_not_fit_is_listed(tmp_path: Path) -> None:
     [
         ({"arch_instance": "res_conv"}, "choose from mbconv_den.*res_mbconv"),
         ({"dataset": "landscapes"}, "choose mnist, omniglot, cifar10, ffhq or a name"),
-        ({"num_nf": -1}, "num_nf must be at least 0, got -1"),
-        ({"num_latent_scales": 0}, "num_latent_scales must be at least 1"),
-        ({"use_se": "yes"}, "use_se must be of type bool, got 'yes'"),
-        ({"num_channels_enc": 8.0}, "num_channels_enc must be of type int"),
+        ({"num_nf": -1}, "num_nf: Input should be greater than or equal to 0, got -1"),
+        ({"num_latent_scales": 0}, "num_latent_scales: Input should be greater"),
+        ({"use_se": "yes"}, "use_se: Input should be a valid boolean, got 'yes'"),
+        ({"num_channels_enc": 8.0}, "num_channels_enc: Input should be a valid integer"),
         ({"num_postprocess_blocks": 2}, "must be equal"),
         ({"num_latent_scales": 5}, "must be a multiple of 32"),
         ({"num_x_bits": 9}, "image.bits"),
@@ -615,7 +566,7 @@ def test_the_command_lists_the_published_numerics(file: Path, tmp_path: Path) ->
     for option in ("first_prior_std=1.01", "published_tails=true", "published_temperature=true"):
         assert option in run.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "converted"]
-    _assert_same(load_published(file), NVAE.from_pretrained(tmp_path / "converted"))
+    assert_same(load_published(file), NVAE.from_pretrained(tmp_path / "converted"))
 
 
 def test_converted_model_equals_the_published_one(file: Path, tmp_path: Path) -> None:
@@ -627,7 +578,7 @@ def test_converted_model_equals_the_published_one(file: Path, tmp_path: Path) ->
     config = json.loads((folder / "config.json").read_text())
     assert config["model"]["first_prior_std"] == 1.01
     assert config["model"]["likelihood"]["published_tails"]
-    _assert_same(load_published(file), NVAE.from_pretrained(folder))
+    assert_same(load_published(file), NVAE.from_pretrained(folder))
 
 
 def test_folder_that_is_not_empty_is_refused(file: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from nvae_lightning.utilities import environment
 
 with warnings.catch_warnings():  # beartype's, of omegaconf's DictConfig
     warnings.simplefilter("ignore", DeprecationWarning)
-    from nvae_lightning.cli.machine import hide_warnings
+    from nvae_lightning.cli.machine import prepare_process
 
 GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@b")
 
@@ -56,5 +56,5 @@ def test_a_machine_with_srun_warns_neither_in_commands_nor_in_tests(
     Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        hide_warnings()
+        prepare_process()
         Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
