@@ -1,4 +1,4 @@
-"""Errors of a user's settings, and of the system, as one line."""
+"""Errors of settings and of the system, as one line."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _SYSTEM_ERRORS = tuple(
     ).split()
 )
 
-# As set by the user: run() sets it, too.
+# As set by the user: run() also sets it.
 _SHOW_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 class one_line_errors(ContextDecorator):
-    """Turn errors of a user's settings, and of the system, into one line and exit status 1.
+    """Turn errors of settings and of the system into one line and exit status 1.
 
     In a sweep they end the job, and the sweep once all jobs have ended. ``HYDRA_FULL_ERROR=1``
-    shows the traceback instead. It has no state, so that launchers can pickle what it decorates.
+    shows the traceback instead. It has no state, so that launchers can pickle decorated functions.
     """
 
     def __enter__(self) -> None:
@@ -78,7 +78,7 @@ class one_line_errors(ContextDecorator):
 
 
 def _describe(error: BaseException) -> str:
-    """Describe the cause of an error of the user's, after the setting that it is about."""
+    """Describe the cause of a user's error, after the setting concerned."""
     if isinstance(error, OverrideParseException):
         return how_to_write(error.override)
     if str(error) == "No trials are completed yet.":  # Optuna's, at the end of its sweep
@@ -93,7 +93,7 @@ def _describe(error: BaseException) -> str:
         error = error.__cause__
     if str(error).startswith("Unable to configure handler") and error.__cause__ is not None:
         error = error.__cause__  # of a log file
-    # Hydra's error about a missing config is an OSError, too.
+    # Hydra's error about a missing config is also an OSError.
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return place + str(describe_system_error(error))
     message, _, _ = str(error).partition("Config search path:")

@@ -1,4 +1,4 @@
-"""Settings that nothing reads, refused with the nearest name that exists."""
+"""Refusal of unknown settings, with the nearest known name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_known(config: Any, command: str | None) -> None:  # noqa: ANN401
             one is required.
     """
     file = _CONF / f"{command}.yaml"
-    if file.is_file():  # else a config of the user's own
+    if file.is_file():  # otherwise a custom config
         settings: Any = OmegaConf.to_container(config)
         known = known_names(str(command))
         if "dataset" in known and "dataset" not in config:

@@ -1,4 +1,4 @@
-"""Resuming a run with its own settings, and what the command line changes of them."""
+"""Resuming a run with its own settings and the changes on the command line."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _OF_THE_COMMAND = (
 )  # fmt: skip
 #: Settings that a resume may change: the experiment, where the data are and how they are read.
 _MAY_CHANGE = ("experiment", "root", "batch_size", "num_workers", "verify", "seed")
-#: Settings that say where files are written.
+#: Settings that name folders to write to.
 _PLACES = ("dirpath", "save_dir", "default_root_dir")
-#: Settings of a logger that do not say where anything is sent or written.
+#: Settings of a logger that do not name a place to send or write to.
 _LOGGING = (
     "entity", "project", "group", "job_type", "tags", "name", "offline", "resume",
     "experiment_name", "run_name",
@@ -44,7 +44,7 @@ def saved_settings(run: Path) -> dict[str, Any] | None:
     """Read the settings of a run, as plain data; None if it has none.
 
     Raises:
-        ValueError: If the file is not one that a training writes.
+        ValueError: If a training did not write the file.
     """
     file = run / CONFIG
     if not file.is_file():
@@ -73,7 +73,7 @@ def with_saved_overrides(overrides: Sequence[str], *, is_sweep: bool) -> list[st
         is_sweep: Whether the command is a sweep, whose jobs all resume from one checkpoint.
 
     Raises:
-        ValueError: If those of the run name code or places to write to: it may be a stranger's.
+        ValueError: If the run's overrides name code or places to write to.
     """
     given = {o.key_or_group: o.value() for o in parse(overrides) if not o.is_delete()}
     if str(given.get("hydra.job.name")).startswith("train_ddp_process"):
@@ -103,8 +103,8 @@ def with_saved_overrides(overrides: Sequence[str], *, is_sweep: bool) -> list[st
 
 def _resumed_run(given: Mapping[str, object], *, is_sweep: bool) -> Path | None:
     path, folder = given.get("ckpt_path"), given.get("hydra.run.dir")
-    if path in ("last", "best") and not is_sweep:  # else that of each job
-        try:  # ${oc.env:...} of the user's own
+    if path in ("last", "best") and not is_sweep:  # otherwise each job's
+        try:  # the user's own ${oc.env:...}
             folder = OmegaConf.create({"folder": folder}).folder
         except OmegaConfBaseException:
             return None
@@ -115,7 +115,7 @@ def _resumed_run(given: Mapping[str, object], *, is_sweep: bool) -> Path | None:
 
 
 def _is_harmless(override: Override) -> bool:
-    """Return whether an override can only choose and set what this package knows."""
+    """Return whether an override only selects options and sets values of this package."""
     key = tuple(override.key_or_group.split("."))
     place = tuple((override.package or "").split("."))
     if "hydra" in (key[0], place[0]):
@@ -133,7 +133,7 @@ def _is_harmless(override: Override) -> bool:
 
 
 def _leaves(value: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Find all plain values in a value, each with the keys that lead to it."""
+    """Yield all plain values in nested data, each with its keys."""
     if isinstance(value, Mapping) and value:
         for key, child in value.items():
             yield from _leaves(child, (*path, *str(key).split(".")))
@@ -150,7 +150,7 @@ def check_same(config: Any, run: Path, *, dataset: str | None) -> None:  # noqa:
     Args:
         config: Composed config.
         run: Folder of the run.
-        dataset: Name of the dataset that is chosen on the command line, if any is.
+        dataset: Name of the dataset chosen on the command line, if any.
 
     Raises:
         ValueError: If they differ, or the run's settings are unknown.
@@ -185,12 +185,12 @@ def _differences(before: object, now: object, name: str) -> Iterator[tuple[str, 
 
 
 def check_resume(config: Any, checkpoint: Path, run_dir: Path) -> None:  # noqa: ANN401
-    """Compare a resume with its run; print where it begins and what it changes.
+    """Compare a resume with its run; print the starting point and the changes.
 
     Args:
         config: Composed config.
         checkpoint: Checkpoint to resume from, already verified.
-        run_dir: Folder that this training writes to.
+        run_dir: Folder of this training.
 
     Raises:
         ValueError: If it has other data or another model.

@@ -22,7 +22,7 @@ _SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
 def check_names(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
-    """Check that every class takes the settings that it is given.
+    """Check that every class accepts its settings.
 
     Raises:
         ValueError: If a setting is unknown to its class.
@@ -51,7 +51,7 @@ def check_taken(
 
 
 def check_types(config: Any) -> None:  # noqa: ANN401
-    """Compare all settings with the types of the parameters that they become.
+    """Check all settings against the types of the parameters they are passed to.
 
     Hydra passes on what it is given, so that ``batch_size=foo`` would first fail where it is
     used, which may be in the middle of a training.
@@ -80,7 +80,7 @@ def build_datamodule(config: Any, *, ours: bool = False) -> Any:  # noqa: ANN401
 
     Args:
         config: All settings, checked.
-        ours: Whether it must be one of this package's, as for preparing or showing images.
+        ours: Whether it must be a data module of this package, as for preparing images.
 
     Raises:
         ValueError: If it is something else.
@@ -100,7 +100,7 @@ def build_datamodule(config: Any, *, ours: bool = False) -> Any:  # noqa: ANN401
 
 
 def _taken_by(name: str) -> Mapping[str, inspect.Parameter] | None:
-    """Return the parameters of a target; None if it cannot be read: instantiating it says why."""
+    """Return the parameters of a target; None if unreadable, which instantiation will explain."""
     try:
         target: Any = get_object(name)
         if getattr(target, "__init__", None) is LightningDataModule.__init__:
@@ -149,12 +149,12 @@ def check_type(name: str, value: object, annotation: object) -> None:
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
-    """Find all that is instantiated, each at the place where it is written."""
+    """Yield every target to instantiate and its place in the config."""
     if isinstance(node, DictConfig) and node.get("_target_") is not None:
         yield path, node
     for key in node if isinstance(node, DictConfig) else range(len(node)):
         if key == "hydra" and not path:
-            continue  # Hydra's own settings, before it takes them out
+            continue  # Hydra's own settings, before it removes them
         child = node._get_node(key)
         if isinstance(child, DictConfig | ListConfig) and not (
             child._is_interpolation() or child._is_none() or child._is_missing()
@@ -163,7 +163,7 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
 
 
 def _origin(config: Any, name: str) -> tuple[str, object]:  # noqa: ANN401
-    """Follow ``${...}`` to the setting that a user would change, and give its value."""
+    """Follow ``${...}`` to the setting that a user would change; return it and its value."""
     parent: Any = config
     *parents, key = (int(part) if part.isdecimal() else part for part in name.split("."))
     for part in parents:
@@ -174,7 +174,7 @@ def _origin(config: Any, name: str) -> tuple[str, object]:  # noqa: ANN401
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401
-    """Return a setting with its lists and mappings as Python's own."""
+    """Return a setting with OmegaConf's containers as Python's."""
     if isinstance(value, ListConfig):
         return [plain(item) for item in value]
     if isinstance(value, DictConfig) and "_target_" not in value:

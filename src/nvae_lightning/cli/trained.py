@@ -1,4 +1,4 @@
-"""Trained models and the data of their training, for the commands that use them."""
+"""Trained models and their data, for the commands that use them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from nvae_lightning.inference.loading import find_checkpoint, load_model
 from nvae_lightning.model import NVAE
 from nvae_lightning.utilities.plain_data import shown
 
-#: Datasets that the config.yaml of a run may name; a name is looked up here and never imported.
+#: Datasets that a run's config.yaml may name; names are looked up here and never imported.
 _DATASETS: dict[str, type[ImageDataModule]] = {
     f"nvae_lightning.data.{name}": getattr(data, name)
     for name in data.__all__
     if name not in ("AllImages", "Datasets", "Image", "ImageDataModule")
 }
 
-#: Settings of this machine and this command, not taken from the run.
+#: Settings of this machine and this command, which the run does not determine.
 _OURS = ("_target_", "seed", "num_workers")
 
 
 def trained_model(config: Any) -> NVAE:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
-    """Load the model of ``ckpt_path``, which is set to the checkpoint found there.
+    """Load the model of ``ckpt_path``, and set ``ckpt_path`` to the checkpoint found there.
 
     Constructors under ``model`` replace those in the checkpoint.
 
@@ -61,7 +61,7 @@ def training_settings(ckpt_path: str) -> tuple[Path, dict[str, Any]] | None:
     may come from a stranger.
 
     Raises:
-        ValueError: If it does not hold the settings of a dataset.
+        ValueError: If it does not contain the settings of a dataset.
     """
     checkpoint = find_checkpoint(ckpt_path)
     if checkpoint is None or not os.path.lexists(path := checkpoint.parent.parent / "config.yaml"):
@@ -83,7 +83,7 @@ def training_data(config: Any, model: NVAE, *, ours: bool = True) -> Any:  # noq
     Args:
         config: All settings.
         model: Trained model.
-        ours: Whether it must be a data module of this package, which gives single images.
+        ours: Whether it must be a data module of this package, which has single images.
 
     Raises:
         ValueError: If no dataset is named and the training's is unknown, or if the format of its

@@ -1,4 +1,4 @@
-"""Checks of a training before it writes anything."""
+"""Checks of a training before it writes any file."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def load_published(path: str | os.PathLike[str], *, allow_nonfinite: bool = Fals
 
     Raises:
         ValueError: If the file is not a published checkpoint, is damaged or asks for code to be
-            run, if its settings describe no model, or if its weights are not that model's.
+            run, or if its settings or weights do not match a model.
     """
     return build_checkpoint(path, read_torch_file(path), allow_nonfinite=allow_nonfinite)
 
@@ -41,11 +41,11 @@ def load_published(path: str | os.PathLike[str], *, allow_nonfinite: bool = Fals
 def build_checkpoint(
     path: str | os.PathLike[str], content: object, *, allow_nonfinite: bool = False
 ) -> NVAE:
-    """Build the model of a published checkpoint that has been read, see :func:`load_published`.
+    """Build the model from the content of a published checkpoint; see :func:`load_published`.
 
     Args:
         path: File that it was read from, for messages.
-        content: What the file holds.
+        content: Content of the file.
         allow_nonfinite: Whether weights may be NaN or infinite.
     """
     try:
@@ -96,7 +96,7 @@ def _own_weights(model: NVAE, weights: Mapping[str, Tensor]) -> dict[str, Tensor
     names, duplicates = published_names(model), published_duplicates(model)
     own = model.state_dict()
     known = set(names.values())
-    # Nothing depends on these counts: the running statistics move by a fixed fraction.
+    # These counts have no effect, because the running statistics move by a fixed fraction.
     optional = {name for name in known if name.endswith(".num_batches_tracked")}
     shapes = {published: own[name].shape for name, published in names.items()}
     shapes.update({second: shapes[first] for second, first in duplicates.items()})

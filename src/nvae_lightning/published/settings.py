@@ -29,7 +29,7 @@ _FIRST_PRIOR_STD = 1.01
 
 
 class _Cells(NamedTuple):
-    """Constructors behind the name of an architecture."""
+    """Constructors that the name of an architecture stands for."""
 
     preprocess: CellConstructor
     encoder: CellConstructor
@@ -67,7 +67,7 @@ _Halvings = Annotated[int, Field(ge=0, le=30)]
 
 
 class PublishedSettings(BaseModel, frozen=True, strict=True):
-    """Settings of the published code that a model depends on, by their published names.
+    """Settings of the published code that determine a model, by their published names.
 
     Older checkpoints lack a few; these have defaults, which the shapes of the weights confirm.
 
@@ -215,7 +215,7 @@ def build_published(settings: Mapping[str, object] | Namespace) -> NVAE:
     """Build the model that published settings describe, with the published numerics.
 
     Args:
-        settings: Values by their published names; those that a model does not depend on are
+        settings: Values by their published names; settings that do not affect the model are
             ignored.
 
     Raises:

@@ -19,7 +19,7 @@ from nvae_lightning.model.hierarchy import Hierarchy, Scale
 from nvae_lightning.utilities.image import Image
 from nvae_lightning.utilities.plain_data import check_plain, misfit, shown
 
-#: Key of a training checkpoint that holds the description of its model.
+#: Key of the model's description in a training checkpoint.
 ARCHITECTURE = "architecture"
 
 _CONSTRUCTOR = "constructor"
@@ -41,8 +41,8 @@ _PAIRS = {
 def known_constructors() -> dict[str, type[nn.Module]]:
     """Find the constructors that data may name: modules of ``model/`` and a few of torch's.
 
-    A class counts if it is public and defined in the module that it is found in. Names are looked
-    up in this table and never imported, so that a description runs nothing else.
+    A class counts if it is public and defined in the module itself. Names are looked up in this
+    table and never imported, so a description cannot run other code.
     """
     known: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in _OF_TORCH}
     package = nvae_lightning.model
@@ -55,7 +55,7 @@ def known_constructors() -> dict[str, type[nn.Module]]:
 
 
 def describe(arguments: Mapping[str, object]) -> dict[str, Any]:
-    """Turn constructor arguments into data that JSON can hold.
+    """Turn constructor arguments into JSON-compatible data.
 
     A constructor, or a ``functools.partial`` of one, becomes its name and its arguments. Any other
     object becomes the name of its class, so that checkpoints stay plain data.
@@ -182,7 +182,7 @@ def restore_value(name: str, value: Any, known: Mapping[str, Any]) -> Any:  # no
 
 
 def _split_pair(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Split what earlier descriptions named together into normalisation and activation."""
+    """Split the combined names of earlier descriptions into normalisation and activation."""
     pair = cell.get("normalization")
     name = pair.get(_CONSTRUCTOR) if isinstance(pair, Mapping) else None
     if not isinstance(name, str) or name not in _PAIRS:

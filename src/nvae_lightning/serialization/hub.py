@@ -36,8 +36,8 @@ def save_pretrained(
 
     Args:
         model: Model to save.
-        folder: Folder to write to; it is made if needed.
-        evaluation: Measured figures for the card, see :func:`model_card`.
+        folder: Folder to write to, created if needed.
+        evaluation: Measured figures for the card; see :func:`model_card`.
     """
     from safetensors.torch import save
 
@@ -46,7 +46,7 @@ def save_pretrained(
     config = {"format": _FORMAT, "version": _VERSION, "model": model.architecture}
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     (folder / CONFIG).unlink(missing_ok=True)  # never beside the weights of another model
-    # save_file would make a file that only its owner can read.
+    # save_file would create a file that only its owner can read.
     (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if evaluation or not (folder / CARD).exists():
@@ -66,8 +66,8 @@ def push_to_hub(
 
     Args:
         model: Model to upload.
-        name: ``owner/name`` of the repository; it is made if needed.
-        evaluation: Measured figures for the card, see :func:`model_card`.
+        name: ``owner/name`` of the repository, created if needed.
+        evaluation: Measured figures for the card; see :func:`model_card`.
         private: Whether a new repository is private; None for the owner's default.
         token: Access token; None for the one of ``hf auth login``.
         commit_message: Message of the commit.

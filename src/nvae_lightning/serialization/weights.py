@@ -1,4 +1,4 @@
-"""Weights from files, checked against the model that they belong to before it is built."""
+"""Weights from files, checked against their model before it is built."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nvae_lightning.serialization.architecture import check_arguments, restore
 from nvae_lightning.utilities.image import Image
 from nvae_lightning.utilities.plain_data import shown
 
-#: So few modules are built whatever the weights, so that the error can name what differs.
+#: Models this small are always built, so that the error can name the differences.
 _FEW_MODULES = 10_000
 
 
@@ -52,7 +52,7 @@ def build(
 
 
 def one_line(error: Exception) -> str:
-    """Shorten the message of an error to one line, which need not list every weight."""
+    """Shorten the message of an error to one line, without listing every weight."""
     is_text = isinstance(error, OSError | RuntimeError | TypeError | ValueError)
     return shorten(str(error) if is_text else repr(error), 500, placeholder=" ...") or repr(error)
 
@@ -67,10 +67,10 @@ def weights_of(prefix: str, weights: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def check_sizes(arguments: Mapping[str, Any], num_weights: int) -> None:
-    """Compare the number of modules of a model with the number of its weights.
+    """Compare the number of a model's modules with the number of weights.
 
-    Every group, cell and flow has weights. A description that asks for more of them than there
-    are weights is wrong, and could take hours to build.
+    Every group, cell and flow has weights. A description with more of them than there are weights
+    is wrong, and its model could take hours to build.
 
     Args:
         arguments: Constructor arguments of the model.
@@ -171,7 +171,7 @@ def _kind(value: Tensor) -> str:
 
 
 def outline_of(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
-    """Build a model without memory for its weights.
+    """Build a model on the meta device.
 
     Raises:
         ValueError: If it cannot be built.
@@ -192,17 +192,17 @@ def build_from_weights(
     has_foreign: bool = False,
     allow_nonfinite: bool = False,
 ) -> nn.Module:
-    """Build a model and load its weights, after checking them against one without memory.
+    """Build a model and load its weights, after checking them against a model on the meta device.
 
     Args:
         kind: Class of the model.
         arguments: Constructor arguments.
         weights: State dict.
-        has_foreign: Whether some arguments are a caller's own, whose modules may need memory.
+        has_foreign: Whether some arguments are custom, with modules that may need memory.
         allow_nonfinite: Whether weights may be NaN or infinite.
 
     Raises:
-        ValueError: If the weights are not those of the model; or any error of the constructor
+        ValueError: If the weights do not belong to the model; or any error of the constructor
             and of ``load_state_dict``.
     """
     check_sizes(arguments, len(weights))

@@ -47,7 +47,7 @@ def restore_training(description: Any, given: Mapping[str, object]) -> dict[str,
 
     Args:
         description: Plain data.
-        given: Arguments that replace those described.
+        given: Arguments that replace described ones.
 
     Raises:
         ValueError: If the description is damaged or names another constructor.

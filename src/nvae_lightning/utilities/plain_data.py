@@ -1,4 +1,4 @@
-"""Plain data from files that anybody may have written: of bounded size, and checked before use."""
+"""Plain data from untrusted files: limited in size and checked before use."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-#: Bytes of a text file; the largest that this package writes has a few thousand.
+#: Maximum bytes of a text file; this package writes at most a few thousand.
 MOST_BYTES = 1 << 18
 
-#: What plain data may hold: a config has a few hundred values, nested half as deeply.
+#: Limits of plain data; a config has a few hundred values, nested half as deeply.
 MOST_VALUES = 20_000
 MOST_LEVELS = 16
 
@@ -66,7 +66,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:  # noqa: ANN401
-    """Read a small JSON file; :func:`check_plain` checks what it holds.
+    """Read a small JSON file; check its content with :func:`check_plain`.
 
     Raises:
         OSError: If the file does not exist.
@@ -99,7 +99,7 @@ def check_plain(value: object) -> None:
     while pending:
         item, level = pending.pop()
         if isinstance(item, dict | list | tuple):
-            num_values += len(item)  # shared ones count each time: few may look like very many
+            num_values += len(item)  # shared values count each time, as they may expand
             if num_values > MOST_VALUES:
                 raise ValueError(f"it holds more than {MOST_VALUES:,} values")
             if level > MOST_LEVELS:
@@ -153,5 +153,5 @@ class _Shown(reprlib.Repr):
 
 
 def shown(value: object) -> str:
-    """Write a file's value in an error: without control characters, a long one abridged."""
+    """Format a file's value for an error: without control characters, shortened if long."""
     return _Shown().repr(value)
