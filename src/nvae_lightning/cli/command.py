@@ -106,7 +106,7 @@ def run(command: Callable[[], Any]) -> None:
                     raise
                 message = refusal(found[1], getattr(command, "config_name", ""))
                 if "." in found[1]:
-                    message += f"; +{found[1]}=… adds an argument of its class"
+                    message += f" (+{found[1]}=… adds an argument of its class)"
                 raise ValueError(message) from error
     except SystemExit as end:
         if end.code and end.code != 1:  # objects deleted half-made would print tracebacks
