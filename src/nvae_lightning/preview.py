@@ -10,8 +10,7 @@ from omegaconf import DictConfig
 
 from nvae_lightning.cli.command import command, run
 from nvae_lightning.cli.setting_types import build_datamodule
-from nvae_lightning.data.overview import draw_overview
-from nvae_lightning.utilities.files import whole_file
+from nvae_lightning.utilities import figures
 
 NUM_IMAGES = 1000  # per split, for the histogram
 
@@ -44,9 +43,7 @@ def main(config: DictConfig) -> None:
     size = f"{height}x{width}x{channels}, {2**image.bits} levels ({image.bits} bits)"
     title = f"{name}: {size}\n" + ", ".join(f"{count} {split}" for split, count in counts.items())
     output = Path(config.output)
-    figure = draw_overview(pictures, title, num_levels=2**image.bits)
-    with whole_file(output) as partial:
-        figure.savefig(partial, dpi=100)
+    figures.write(figures.dataset_overview(pictures, title, num_levels=2**image.bits), output)
     verified = "checksums verified" if datamodule.verify else "checksums not verified"
     print(title)
     print(f"prepared, {verified}" if datamodule.is_prepared else "decoded into memory", end=", ")

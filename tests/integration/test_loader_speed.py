@@ -18,7 +18,7 @@ from torchvision import transforms
 
 from nvae_lightning.data import Image as ImageFormat
 from nvae_lightning.data import ImageDataModule
-from nvae_lightning.data.checks import num_cores
+from nvae_lightning.data.chunks import num_cores
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10_jpeg"
 NUM_IMAGES, SIDE, BATCH, ROUNDS = 600, 256, 16, 3

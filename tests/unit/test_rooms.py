@@ -22,7 +22,7 @@ LIBRARIES = {
     "serialization": "torch safetensors huggingface_hub",
     "objective": "torch jaxtyping",
     "backends": "torch jaxtyping triton",
-    "data": "torch torchvision lightning jaxtyping numpy PIL tqdm filelock matplotlib mlxtend",
+    "data": "torch torchvision lightning jaxtyping numpy PIL pydantic tqdm filelock mlxtend",
     "published": "torch pydantic",
     "inference": "torch torchmetrics lightning jaxtyping numpy safetensors tqdm",
     "training": "torch torchvision torchmetrics lightning jaxtyping numpy PIL tqdm rich "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from nvae_lightning.data import ImageDataModule
+from nvae_lightning.data.dataset import ImageDataset
 
 
 class RandomImages(ImageDataModule):
@@ -33,8 +33,9 @@ class RandomImages(ImageDataModule):
         """Name of the only split."""
         return ["train"]
 
-    def images(self, split: str) -> UInt8[np.ndarray, "count height width channel"]:
+    def load(self, split: str) -> ImageDataset:
         """Draw the images of an epoch."""
         count = self.num_batches * self.batch_size
         shape = (count, self.image.size, self.image.size, self.image.channels)
-        return np.random.default_rng(self.seed).integers(256, size=shape, dtype=np.uint8)
+        generator = np.random.default_rng(self.seed)
+        return ImageDataset(generator.integers(256, size=shape, dtype=np.uint8))

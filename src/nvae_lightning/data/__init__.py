@@ -8,12 +8,11 @@ Batches are float32 images in [0, 1], (batch, channel, height, width). `Datasets
 Image(channels=3, size=256, bits=5, padding=0)
 """
 
-from nvae_lightning.data.all_images import AllImages
 from nvae_lightning.data.base import ImageDataModule
 from nvae_lightning.data.celeba import CelebA64, CelebAHQ
 from nvae_lightning.data.cifar10 import CIFAR10
 from nvae_lightning.data.ffhq import FFHQ
-from nvae_lightning.data.image_folder import ImageFolder
+from nvae_lightning.data.image_folder import AllImages, ImageFolder
 from nvae_lightning.data.imagenet import ImageNet32
 from nvae_lightning.data.map_style import Datasets
 from nvae_lightning.data.mnist import MNIST, MNIST5k

@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nvae_lightning.data.checks import check_number, naming, num_cores
 from nvae_lightning.data.chunks import decode_all
-from nvae_lightning.data.dataset import ImageDataset
+from nvae_lightning.data.dataset import ImageDataset, already_a_batch
 from nvae_lightning.data.decode import Decoder
-from nvae_lightning.data.loaders import make_loader
+from nvae_lightning.data.messages import naming
 from nvae_lightning.data.prepare import PARTIAL, prepare
-from nvae_lightning.data.readers import (
-    HUB_PREFIX,
-    ArraySource,
-    SeededSplit,
-    Splits,
-    Wanted,
-    open_source,
-)
-from nvae_lightning.data.storage import (
-    Prepared,
-    check_prepared,
-    is_prepared,
-    open_images,
-    open_prepared,
-    read_summary,
-    verify,
-)
-from nvae_lightning.data.summary import Outcome, Summary, left_out
+from nvae_lightning.data.readers import HUB_PREFIX, ArraySource, Splits, Wanted, open_source
+from nvae_lightning.data.sampler import ReadingAhead, ResumableLoader, ShardedSampler
+from nvae_lightning.data.storage import Prepared, is_prepared, open_images, open_prepared, verify
+from nvae_lightning.data.summary import Summary, left_out, merged
 from nvae_lightning.data.transforms import binarize, quantize, random_horizontal_flip
-from nvae_lightning.utilities.image import Image
+from nvae_lightning.utilities.image import Image, require_int
+
+Loader = DataLoader[UInt8[Tensor, "channel height width"]]
 
 _MOST_MEMORY = 4 << 30  # bytes of an unprepared dataset in each process
 
@@ -75,10 +61,6 @@ class ImageDataModule(LightningDataModule):
         verify: Whether to compare prepared images with their checksum before a training.
         check_counts: Whether a source must have the official number of images.
 
-    Attributes:
-        num_train_images: Size of the training split, known after ``setup("fit")``.
-        num_test_images: Size of the test split, known after ``setup("test")``.
-
     Raises:
         ValueError: If a setting is out of range.
     """
@@ -99,9 +81,6 @@ class ImageDataModule(LightningDataModule):
     default_flip: ClassVar[bool] = False
     #: Remedy if the images are missing, for an error message.
     how_to_get: ClassVar[str] = "set dataset.root to a folder of images"
-
-    num_train_images: int
-    num_test_images: int
 
     def __init__(
         self,
@@ -127,11 +106,8 @@ class ImageDataModule(LightningDataModule):
         # Absolute from the start: a command may change its working folder later.
         self.root = None if root is None else Path(root).expanduser().absolute()
         self.batch_size = self.default_batch_size if batch_size is None else batch_size
-        whole = range(1, sys.maxsize)
-        check_number("dataset.batch_size", self.batch_size, whole, "a whole number, at least 1")
-        if num_workers is not None:
-            rule = "a whole number, at least 0, or null"
-            check_number("dataset.num_workers", num_workers, range(sys.maxsize), rule)
+        require_int("dataset.batch_size", self.batch_size, 1)
+        require_int("dataset.num_workers", num_workers or 0, 0)
         self.image = self.default_image if image is None else image
         self.num_workers = num_workers
         self.seed = seed
@@ -147,11 +123,11 @@ class ImageDataModule(LightningDataModule):
         interpolation = interpolation or self.default_interpolation
         size, channels = self.image.size, self.image.channels
         self.decoder = Decoder(size, channels, box, interpolation, background, source_bits)
-        self.split = SeededSplit(test_fraction, split_seed)
+        self.wanted = Wanted(size, test_fraction, split_seed)
         self.flip = self.default_flip if flip is None else flip
         self.verify = verify
         self.check_counts = check_counts
-        self._decoded = Summary()
+        self._decoded: list[Summary] = []
 
     @property
     def binarize(self) -> bool:
@@ -171,7 +147,7 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If there are none, or not the official number.
         """
-        splits = open_source(source, Wanted(self.image.size, self.split))
+        splits = open_source(source, self.wanted)
         for name, count in self.counts.items() if self.check_counts else ():
             found = len(splits.sources.get(name, ()))
             if found != count:
@@ -184,7 +160,7 @@ class ImageDataModule(LightningDataModule):
 
     def prepare(
         self, source: str, *, skip_errors: bool = False, overwrite: bool = False
-    ) -> tuple[dict[str, Prepared], list[Outcome]]:
+    ) -> dict[str, Prepared]:
         """Prepare a source in `root` on all cores: see `nvae_lightning.data.prepare`.
 
         Raises:
@@ -200,10 +176,10 @@ class ImageDataModule(LightningDataModule):
                 self.decoder,
                 self.folder,
                 source=source,
-                settings={**self.decoder.settings(), **self.split.settings()},
+                settings={**self.decoder.settings(), **self.wanted.settings()},
                 skip_errors=skip_errors,
                 overwrite=overwrite,
-                num_workers=self.num_decoders,
+                num_workers=self.num_workers,
             )
 
     def prepare_data(self) -> None:
@@ -234,7 +210,14 @@ class ImageDataModule(LightningDataModule):
         """
         with naming("dataset.root"):
             splits = open_prepared(self.folder)
-            check_prepared(self.folder, splits, self.image.size, self.image.channels)
+        for known in splits.values():
+            for name, stored in (("size", known.shape[2]), ("channels", known.shape[3])):
+                if (value := getattr(self.image, name)) != stored:
+                    raise ValueError(
+                        f"dataset.image.{name}: got {value}, but the images in '{self.folder}' "
+                        f"were prepared with {stored}; set dataset.image.{name}={stored}, or "
+                        f"prepare '{known.source}' again with another dataset.root=FOLDER"
+                    )
         return splits
 
     @cached_property
@@ -248,48 +231,24 @@ class ImageDataModule(LightningDataModule):
                     "command again, which resumes it"
                 )
             splits = self.sources(self.folder)
-            self._check_memory(splits)
-        return splits
-
-    def _check_memory(self, splits: Splits) -> None:
-        sources = splits.sources.values()
-        num_images = sum(len(s) for s in sources if not isinstance(s, ArraySource))
+        decoded = [s for s in splits.sources.values() if not isinstance(s, ArraySource)]
+        num_images = sum(map(len, decoded))
         size = num_images * self.image.size**2 * self.image.channels
         if size > _MOST_MEMORY:
             raise ValueError(
-                f"the {num_images:,} images in '{self.folder}' would take "
+                f"{self.setting}: the {num_images:,} images in '{self.folder}' would take "
                 f"{size / 1e9:.1f} GB of memory in every process; prepare them once, with "
                 "python -m nvae_lightning.prepare dataset=NAME source="
                 f"{self.folder} dataset.root=FOLDER, and train with that dataset.root"
             )
-
-    def images(self, split: str) -> UInt8[np.ndarray, "count height width channel"]:
-        """Return all images of a split, as a memory map or in memory.
-
-        Raises:
-            ValueError: If an image is unreadable.
-        """
-        with naming(self.setting):
-            if self.is_prepared:
-                return open_images(self.folder, self.prepared[split])
-            source = self._sources.sources[split]
-            images, summary = decode_all(source, self.decoder, self.num_decoders)
-            self._decoded.add(summary)
-            return images
+        return splits
 
     @property
     def summary(self) -> Summary:
         """Summary of the source's files, for the splits that have been loaded."""
         if self.is_prepared:
-            return read_summary(self.prepared)
-        summary = left_out(self._sources.left_out)
-        summary.add(self._decoded)
-        return summary
-
-    @property
-    def num_decoders(self) -> int:
-        """Number of processes that decode images."""
-        return num_cores() if self.num_workers is None else self.num_workers
+            return merged(known.summary for known in self.prepared.values())
+        return merged([left_out(self._sources.left_out), *self._decoded])
 
     @property
     def splits(self) -> Sequence[str]:
@@ -304,7 +263,7 @@ class ImageDataModule(LightningDataModule):
             return images, self.load("validation")
         if self.validation_fraction == 0 or len(images) == 1:
             return images, None
-        return images.hold_out(self.validation_fraction, self.split.seed)
+        return images.hold_out(self.validation_fraction, self.wanted.split_seed)
 
     @property
     def train_set(self) -> ImageDataset:
@@ -322,8 +281,19 @@ class ImageDataModule(LightningDataModule):
         return self.load("test")
 
     def load(self, split: str) -> ImageDataset:
-        """Return one of `splits`."""
-        return ImageDataset(self.images(split))
+        """Return one of `splits`, as a memory map or in memory.
+
+        Raises:
+            ValueError: If an image is unreadable.
+        """
+        with naming(self.setting):
+            if self.is_prepared:
+                return ImageDataset(open_images(self.folder, self.prepared[split]))
+            images, summary = decode_all(
+                self._sources.sources[split], self.decoder, self.num_workers
+            )
+            self._decoded.append(summary)
+            return ImageDataset(images)
 
     def setup(self, stage: str) -> None:
         """Load the splits of a stage: training and validation, or the test split.
@@ -331,12 +301,9 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If the data are missing or not as configured.
         """
-        if stage in ("fit", "validate"):
-            self.num_train_images = len(self.train_set)
-        else:
-            self.num_test_images = len(self.test_set)
+        _ = self.train_set if stage in ("fit", "validate") else self.test_set
 
-    def train_dataloader(self) -> DataLoader[UInt8[Tensor, "channel height width"]]:
+    def train_dataloader(self) -> Loader:
         """Return shuffled training batches, all of them full.
 
         Raises:
@@ -344,19 +311,17 @@ class ImageDataModule(LightningDataModule):
         """
         return self._loader(self.train_set, train=True)
 
-    def val_dataloader(
-        self,
-    ) -> DataLoader[UInt8[Tensor, "channel height width"]] | list[DataLoader]:
+    def val_dataloader(self) -> Loader | list[DataLoader]:
         """Return the validation images in order, or an empty list if there are none."""
         if self.validation_set is None:
             return []
         return self._loader(self.validation_set, train=False)
 
-    def test_dataloader(self) -> DataLoader[UInt8[Tensor, "channel height width"]]:
+    def test_dataloader(self) -> Loader:
         """Return the test images in order."""
         return self._loader(self.test_set, train=False)
 
-    def predict_dataloader(self) -> DataLoader[UInt8[Tensor, "channel height width"]]:
+    def predict_dataloader(self) -> Loader:
         """Return the test images in order."""
         return self.test_dataloader()
 
@@ -374,14 +339,41 @@ class ImageDataModule(LightningDataModule):
             batch = random_horizontal_flip(batch)
         return binarize(batch) if self.binarize else quantize(batch, self.image.bits)
 
-    def _loader(
-        self, dataset: ImageDataset, train: bool
-    ) -> DataLoader[UInt8[Tensor, "channel height width"]]:
-        return make_loader(
-            dataset,
-            train=train,
+    def _loader(self, dataset: ImageDataset, train: bool) -> Loader:
+        trainer = self.trainer
+        num_ranks = 1 if trainer is None else trainer.world_size
+        if train and len(dataset) < self.batch_size * num_ranks:
+            raise ValueError(
+                f"dataset.batch_size: got {self.batch_size} on each of {num_ranks} devices, but "
+                f"there are only {len(dataset)} images and training takes full batches; set "
+                f"dataset.batch_size={len(dataset) // num_ranks} or less"
+            )
+        if len(dataset) < num_ranks:
+            raise ValueError(
+                f"trainer.devices: got {num_ranks}, but there are only {len(dataset)} images to "
+                f"evaluate; set trainer.devices={len(dataset)} or less"
+            )
+        sampler = ShardedSampler(
+            len(dataset),
             batch_size=self.batch_size,
+            train=train,
             seed=self.seed,
-            num_workers=self.num_workers or 0,
-            trainer=self.trainer,
+            rank=0 if trainer is None else trainer.global_rank,
+            num_ranks=num_ranks,
         )
+        num_workers = self.num_workers or 0
+        loader = (ResumableLoader if train else ReadingAhead)(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=train,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=already_a_batch,
+            generator=torch.Generator(),  # leaves the global random numbers to a resume
+        )
+        if isinstance(loader, ResumableLoader) and trainer is not None:
+            limit = trainer.limit_train_batches
+            loader.limit = limit if isinstance(limit, int) else int(limit * len(loader))
+        return loader

@@ -1,9 +1,10 @@
 """A split as chunks of images, decoded by one or several processes."""
 
+import math
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from typing import Any
@@ -17,11 +18,10 @@ from tqdm import tqdm
 
 from nvae_lightning.data.dataset import already_a_batch
 from nvae_lightning.data.decode import Decoder
-from nvae_lightning.data.eight_bits import Note
 from nvae_lightning.data.files import TooLargeError
-from nvae_lightning.data.names import one_line, printable
+from nvae_lightning.data.messages import one_line, printable
 from nvae_lightning.data.readers import ArraySource, Source
-from nvae_lightning.data.summary import Summary
+from nvae_lightning.data.summary import Summary, merged
 
 CHUNK_BYTES = 1 << 22
 
@@ -56,7 +56,8 @@ class Chunks(Dataset[Chunk]):
     def __init__(self, source: Source, decoder: Decoder) -> None:
         self.source = source
         self.decoder = decoder
-        self.size = max(1, CHUNK_BYTES // (decoder.size**2 * decoder.channels))
+        self.shape = (decoder.size, decoder.size, decoder.channels)
+        self.size = max(1, CHUNK_BYTES // math.prod(self.shape))
 
     def __len__(self) -> int:
         """Return the number of chunks."""
@@ -76,56 +77,57 @@ class Chunks(Dataset[Chunk]):
                         kind = image.format or _BARE
                         square, notes = self.decoder(image)
             except Exception as error:  # Pillow's decoders raise nearly any type
-                reason, kind = _reason(error)
+                reason = _reason(error)
                 outcomes.append((name, "skipped", reason))
-                summary.count("skipped", kind)
+                summary.count("skipped", reason)
                 continue
             pixels.append(square)
             summary.count("read", kind)
             texts = dict.fromkeys(" ".join(str(one.message).split()) for one in warned)
-            notes += [Note("read with a warning", f"warning: {text}") for text in texts]
+            notes += [f"read with a warning: {text}" for text in texts]
             if notes:
-                outcomes.append((name, "converted", ", ".join(map(str, notes))))
-                summary.note(notes)
-        shape = (0, self.decoder.size, self.decoder.size, self.decoder.channels)
-        array = np.stack(pixels) if pixels else np.empty(shape, np.uint8)
+                outcomes.append((name, "converted", ", ".join(notes)))
+                summary.count("converted", *notes)
+        array = np.stack(pixels) if pixels else np.empty((0, *self.shape), np.uint8)
         return Chunk(array, outcomes, summary)
 
 
 def decode_all(
-    source: Source, decoder: Decoder, num_workers: int
+    source: Source, decoder: Decoder, num_workers: int | None
 ) -> tuple[UInt8[np.ndarray, "count height width channel"], Summary]:
     """Return all images of a split in memory, and a summary of their conversion.
 
     Raises:
         ValueError: If an image is unreadable.
     """
-    shape = (len(source), decoder.size, decoder.size, decoder.channels)
+    chunks = Chunks(source, decoder)
+    shape = (len(source), *chunks.shape)
     if isinstance(source, ArraySource) and source.pixels.shape == shape:
         summary = Summary()
         summary.count("read", _BARE, files=len(source))
         return source.pixels, summary
-    summary = Summary()
     images = np.empty(shape, np.uint8)
-    chunks = Chunks(source, decoder)
+    summaries = []
     position = 0
     for chunk in tqdm(decoded(chunks, 0, num_workers), "Reading", len(chunks), **BAR):
         stop_at(skipped_in(chunk.outcomes))
         images[position : position + len(chunk.pixels)] = chunk.pixels
         position += len(chunk.pixels)
-        summary.add(chunk.summary)
-    return images, summary
+        summaries.append(chunk.summary)
+    return images, merged(summaries)
 
 
-def decoded(chunks: Chunks, start: int, num_workers: int) -> Iterator[Chunk]:
+def decoded(chunks: Chunks, start: int, num_workers: int | None) -> Iterator[Chunk]:
     """Yield the chunks of a split in order.
 
     Args:
         chunks: All chunks.
         start: Index of the first chunk.
-        num_workers: Number of processes that decode; 0 stands for this one.
+        num_workers: Number of processes that decode; 0 stands for this one, None for one per core.
     """
     remaining = range(start, len(chunks))
+    if num_workers is None:
+        num_workers = num_cores()
     num_workers = min(num_workers, len(remaining) // 2)  # a process costs more than two chunks
     loader = DataLoader(
         chunks,
@@ -137,6 +139,13 @@ def decoded(chunks: Chunks, start: int, num_workers: int) -> Iterator[Chunk]:
         generator=torch.Generator(),  # instead of the global one
     )
     yield from loader
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _end_with_parent(_: int) -> None:
@@ -151,35 +160,30 @@ def _end_with_parent(_: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _reason(error: Exception) -> tuple[str, str]:
-    """Return the reason why an image is unreadable, and the kind that a summary counts."""
+def _reason(error: Exception) -> str:
+    """Return the reason why an image is unreadable."""
     if isinstance(error, UnidentifiedImageError):  # its own text differs in every run
-        reason = "not an image of a known format"
-        return reason, reason
-    reason = one_line(error)
-    return reason, "too large" if isinstance(error, TooLargeError) else "damaged or unreadable"
+        return "not an image of a known format"
+    kind = "too large" if isinstance(error, TooLargeError) else "damaged or unreadable"
+    return f"{kind}: {one_line(error)}"
 
 
-def skipped_in(outcomes: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
-    """Return name and reason of the unreadable images."""
-    return [(name, reason) for name, outcome, reason in outcomes if outcome == "skipped"]
+def skipped_in(outcomes: list[Any]) -> dict[str, str]:
+    """Return the unreadable images and the reasons."""
+    return {name: reason for name, outcome, reason in outcomes if outcome == "skipped"}
 
 
-def listed(skipped: list[tuple[str, str]]) -> str:
-    """Return names and reasons of unreadable images in one line."""
-    return ", ".join(f"'{printable(name)}' ({reason})" for name, reason in skipped)
-
-
-def stop_at(skipped: list[tuple[str, str]], prefix: str = "") -> None:
+def stop_at(skipped: dict[str, str], prefix: str = "") -> None:
     """Raise an error that names the unreadable images, if there are any.
 
     Raises:
         ValueError: If there are any.
     """
     if skipped:
+        listed = [f"'{printable(name)}' ({reason})" for name, reason in skipped.items()]
         images, them = ("image", "it") if len(skipped) == 1 else ("images", "them")
         raise ValueError(
-            f"{prefix}cannot read the {images} {listed(skipped[:5])}"
+            f"{prefix}cannot read the {images} {', '.join(listed[:5])}"
             f"{' and more' if len(skipped) > 5 else ''}; replace or remove {them}, or leave such "
             "images out by preparing the source with on_error=skip"
         )

@@ -1,5 +1,7 @@
 """CIFAR-10: photographs of ten classes, 32×32, colour."""
 
+from pathlib import Path
+
 from torchvision import datasets
 
 from nvae_lightning.data.download import DownloadedDataModule
@@ -20,12 +22,12 @@ class CIFAR10(DownloadedDataModule):
     default_batch_size = 32
     default_flip = True
     title = "CIFAR-10"
-    subfolder = torchvision_files.CIFAR10
+    place = torchvision_files.CIFAR10
     files = (
         "the files of cifar-10-python.tar.gz (data_batch_1 and so on), published at "
         "www.cs.toronto.edu/~kriz/cifar.html,"
     )
 
-    def fetch(self) -> None:
+    def fetch(self, root: Path) -> None:
         """Download what is missing, and compare all checksums."""
-        datasets.CIFAR10(self.folder, download=True)
+        datasets.CIFAR10(root, download=True)

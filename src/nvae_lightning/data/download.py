@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from nvae_lightning.data.base import ImageDataModule
-from nvae_lightning.data.checks import naming
-from nvae_lightning.data.names import one_line
-from nvae_lightning.data.readers.torchvision_files import check_files
+from nvae_lightning.data.messages import naming, one_line
+from nvae_lightning.data.readers.torchvision_files import check_files, torchvision_root
 
 
 class DownloadedDataModule(ImageDataModule):
@@ -16,18 +15,13 @@ class DownloadedDataModule(ImageDataModule):
     #: Name of the dataset.
     title: ClassVar[str]
     #: Folder of the files below torchvision's root.
-    subfolder: ClassVar[str]
+    place: ClassVar[str]
     #: The files and the page that publishes them.
     files: ClassVar[str]
 
-    @property
-    def torchvision_root(self) -> Path:
-        """The folder that torchvision calls root."""
-        return self.folder
-
     @abstractmethod
-    def fetch(self) -> None:
-        """Download what is missing, and check what is there."""
+    def fetch(self, root: Path) -> None:
+        """Download what is missing to torchvision's root."""
 
     def prepare_data(self) -> None:
         """Download the files if `root` is empty, or holds some of them.
@@ -36,22 +30,19 @@ class DownloadedDataModule(ImageDataModule):
             ValueError: If that fails, for example without a network.
         """
         with naming("dataset.root"):
-            root = self.torchvision_root
-            folder = root / self.subfolder
+            root = torchvision_root(self.folder, self.place)
+            folder = root / self.place
             if folder.is_dir() or not root.exists() or (root.is_dir() and not any(root.iterdir())):
-                check_files(root, self.subfolder)
-                self._download(folder)
+                check_files(root, self.place)
+                missing = [path for path in (folder, *folder.parents) if not path.exists()]
+                try:
+                    self.fetch(root)
+                except Exception as error:  # torchvision asserts and unpickles
+                    for path in missing:
+                        if path.is_dir() and not any(path.iterdir()):
+                            path.rmdir()
+                    raise ValueError(
+                        f"no readable {self.title} in '{folder}' and no download "
+                        f"({one_line(error)}); put {self.files} there"
+                    ) from error
         super().prepare_data()
-
-    def _download(self, folder: Path) -> None:
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        try:
-            self.fetch()
-        except Exception as error:  # torchvision asserts and unpickles
-            for path in missing:
-                if path.is_dir() and not any(path.iterdir()):
-                    path.rmdir()
-            raise ValueError(
-                f"dataset.root: no readable {self.title} in '{folder}' and no download "
-                f"({one_line(error)}); put {self.files} there"
-            ) from error

@@ -71,15 +71,6 @@ def open_image(content: bytes, name: str = "") -> Image.Image:
     with warnings.catch_warnings():  # Pillow's limit, which is laxer than ours
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(io.BytesIO(content), formats=formats)
-    try:
-        _check_size(image)
-    except TooLargeError:
-        image.close()
-        raise
-    return image
-
-
-def _check_size(image: Image.Image) -> None:
     width, height = image.size
     num_pixels = width * height
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -91,8 +82,10 @@ def _check_size(image: Image.Image) -> None:
     if image.info.get("progressive"):
         each = _BYTES_PER_PROGRESSIVE_PIXEL
     if num_pixels * each > MAX_DECODED_BYTES:
+        image.close()
         raise TooLargeError(
             f"it has {width:,} by {height:,} pixels, and decoding them takes more than "
             f"{MAX_DECODED_BYTES / 2**20:.0f} MiB; shrink it to {MAX_DECODED_BYTES // each:,} "
             "pixels or fewer"
         )
+    return image

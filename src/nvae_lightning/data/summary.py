@@ -1,14 +1,18 @@
-"""Summary and report of the images of a source: read, converted, skipped and ignored."""
+"""Report and summary of a source: images read, converted and skipped, and files ignored.
+
+A reason is a kind such as ``with suffix .txt``, or a kind and details after a colon. The report
+gives the reasons of each file, the summary counts their kinds.
+"""
 
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterable
+from typing import NamedTuple
 
-from nvae_lightning.data.eight_bits import NEARLY_BLACK, Note
-from nvae_lightning.data.names import escaped, unescaped
+from pydantic import BaseModel
+
+from nvae_lightning.data.messages import escaped
 
 REPORT = "report.csv"
 
@@ -18,8 +22,7 @@ _ALL = "all"  # counts each file once; a file may be of several kinds, or none
 _MOST_KINDS = 8  # per line
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """An image that was converted, or a file that was not read.
 
     Args:
@@ -35,43 +38,26 @@ class Outcome:
     reason: str
 
 
-@dataclass
-class Summary:
+class Summary(BaseModel):
     """Number of files by outcome and kind.
 
     Args:
         counts: Number of files of each outcome, in all and of each kind.
-        largest: Largest value in all 16-bit images; None if there were none.
     """
 
-    counts: dict[str, Counter[str]] = field(default_factory=dict)
-    largest: int | None = None
+    counts: dict[str, Counter[str]] = {}
 
-    def count(self, outcome: str, *kinds: str, files: int = 1) -> None:
-        """Add files to an outcome, and to some of its kinds."""
+    def count(self, outcome: str, *reasons: str, files: int = 1) -> None:
+        """Add files to an outcome, and to the kinds of their reasons."""
+        kinds = (reason.partition(": ")[0] for reason in reasons)
         self.counts.setdefault(outcome, Counter()).update(dict.fromkeys((_ALL, *kinds), files))
 
     def total(self, outcome: str) -> int:
         """Return the number of files of an outcome."""
         return self.counts.get(outcome, Counter())[_ALL]
 
-    def note(self, notes: Iterable[Note]) -> None:
-        """Add a converted image."""
-        notes = list(notes)
-        self.count("converted", *(note.kind for note in notes))
-        for note in notes:
-            if note.largest is not None:
-                self.largest = max(note.largest, self.largest or 0)
-
-    def add(self, other: "Summary") -> None:
-        """Add the counts of another summary."""
-        for outcome, counts in other.counts.items():
-            self.counts.setdefault(outcome, Counter()).update(counts)
-        if other.largest is not None:
-            self.largest = max(other.largest, self.largest or 0)
-
     def lines(self) -> list[str]:
-        """Return one line per outcome, and advice if all 16-bit images are nearly black."""
+        """Return one line per outcome."""
         lines = []
         for outcome in OUTCOMES:
             kinds = self.counts.get(outcome, Counter()).most_common()
@@ -80,27 +66,20 @@ class Summary:
                 more = ["and more"] if len(named) > _MOST_KINDS else []
                 text = ", ".join(named[:_MOST_KINDS] + more)
                 lines.append(f"{self.total(outcome):,} {outcome}: {text}")
-        if self.largest is not None and self.largest < NEARLY_BLACK:
-            bits = max(8, self.largest.bit_length())
-            lines.append(
-                f"the values of all 16-bit images only reach {self.largest:,} of 65,535, which is "
-                f"nearly black: if {bits} bits are their range, set dataset.source_bits={bits}"
-            )
         return lines
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the summary as plain containers."""
-        return {"counts": {k: dict(v) for k, v in self.counts.items()}, "largest": self.largest}
 
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Summary":
-        """Invert `to_dict`."""
-        counts = {str(k): Counter(v) for k, v in content.get("counts", {}).items()}
-        return cls(counts, content.get("largest"))
+def merged(summaries: Iterable[Summary]) -> Summary:
+    """Return the sum of all counts."""
+    total = Summary()
+    for summary in summaries:
+        for outcome, counts in summary.counts.items():
+            total.counts.setdefault(outcome, Counter()).update(counts)
+    return total
 
 
 def left_out(files: Iterable[Outcome]) -> Summary:
-    """Count files that were not read; their kinds are the reasons."""
+    """Count files that were not read."""
     summary = Summary()
     for file in files:
         summary.count(file.outcome, file.reason)
@@ -110,22 +89,6 @@ def left_out(files: Iterable[Outcome]) -> Summary:
 def to_csv(outcomes: Iterable[Outcome]) -> str:
     """Return the text of a report with one line per outcome."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["split", "image", "outcome", "reason"], lineterminator="\n")
-    writer.writeheader()
-    for outcome in outcomes:
-        row = asdict(outcome)
-        writer.writerow({name: escaped(value) for name, value in row.items()})
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([Outcome._fields, *(map(escaped, outcome) for outcome in outcomes)])
     return text.getvalue()
-
-
-def from_csv(text: str) -> list[Outcome]:
-    """Invert `to_csv`.
-
-    Raises:
-        ValueError: If the text is not a report.
-    """
-    try:
-        rows = csv.DictReader(io.StringIO(text, newline=""))
-        return [Outcome(**{name: unescaped(row[name]) for name in row}) for row in rows]
-    except (csv.Error, TypeError, AttributeError) as error:
-        raise ValueError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Figures of measurements."""
+"""Figures of images and measurements."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from textwrap import wrap
 
 import matplotlib as mpl
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
@@ -20,7 +21,6 @@ from torchvision.utils import make_grid
 from nvae_lightning.utilities.files import whole_file
 
 _MOST_COLUMNS = 1000  # of a heat map: about its width in pixels
-_MOST_IN_LEGEND = 10  # lines whose colours can be distinguished
 _LEAST_RATE = 1e-2  # nats: lower rates share one colour
 
 
@@ -32,6 +32,41 @@ def write(figure: Figure, path: Path) -> None:
     """
     with whole_file(path) as partial:
         FigureCanvasAgg(figure).print_png(partial)
+
+
+def _draw_grid(axes: Axes, images: Tensor, num_columns: int) -> None:
+    images = images.float().cpu().clamp(0.0, 1.0)
+    grid = make_grid(images, nrow=num_columns, padding=1, pad_value=1.0)
+    axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
+
+
+def dataset_overview(images: Mapping[str, Tensor], title: str, *, num_levels: int) -> Figure:
+    """Draw images of each split side by side, above histograms of their values.
+
+    Args:
+        images: Images in [0, 1] per split, (count, channel, height, width).
+        title: Title of the figure.
+        num_levels: Number of values.
+    """
+    figure = Figure(figsize=(6 * len(images), 9), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(2, len(images), squeeze=False, height_ratios=[2, 1])
+    for (split, batch), picture, histogram in zip(images.items(), axes[0], axes[1], strict=True):
+        _draw_grid(picture, batch[:64], num_columns=8)
+        picture.set_title(split)
+        picture.set_axis_off()
+        colours = ("black",) if batch.shape[1] == 1 else ("tab:red", "tab:green", "tab:blue")
+        for channel, colour in enumerate(colours):
+            values = (batch[:, channel] * (num_levels - 1)).round().long().flatten().cpu()
+            share = torch.bincount(values, minlength=num_levels) / len(values)
+            edges = torch.arange(num_levels + 1) - 0.5
+            histogram.stairs(share.numpy(), edges.numpy(), color=colour, linewidth=1.2)
+        histogram.set_xlabel(f"value ({num_levels} levels)")
+        histogram.set_ylabel("share of pixels")
+        histogram.set_xlim(-0.5, num_levels - 0.5)
+        histogram.xaxis.set_major_locator(MaxNLocator(integer=True))
+        histogram.set_ylim(bottom=0)
+    return figure
 
 
 def rate_per_group(
@@ -68,34 +103,25 @@ def rate_per_group(
 def lines_per_group(steps: Sequence[int], rates: Sequence[Sequence[float]]) -> Figure:
     """Draw the rate of every group over the training, as in the paper's Fig. 5b.
 
-    Up to ten groups are named in a legend, more in a colour bar.
-
     Args:
         steps: Training steps in ascending order.
         rates: Rates at each step in nats per image, coarsest group first.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    num_groups = len(rates[0])
-    has_legend = num_groups <= _MOST_IN_LEGEND
     # The lightest yellow is hardly visible as a line on white.
-    scale = Normalize(0, num_groups if has_legend else num_groups - 1)
+    scale = Normalize(0, len(rates[0]))
     colours = mpl.colormaps["viridis"]
     marker = "o" if len(steps) == 1 else ""
     for group, values in enumerate(zip(*rates, strict=True)):
-        colour = colours(scale(group))
-        axes.plot(steps, values, color=colour, linewidth=1.2, marker=marker, label=f"{group}")
+        axes.plot(steps, values, color=colours(scale(group)), linewidth=1.2, marker=marker)
     axes.set(xlabel="training step", ylabel="KL per group (nats)")
     # KL starts hundreds of times higher than it ends, and estimates with flows may be negative.
     axes.set_yscale("symlog", linthresh=1.0)
     axes.grid(alpha=0.3)
+    ticks = MaxNLocator(integer=True)
     label = "group, coarsest (0) to finest"
-    if has_legend:
-        columns = min(5, num_groups)
-        axes.legend(title=label, ncols=columns, fontsize=8, title_fontsize=8)
-    else:
-        ticks = MaxNLocator(integer=True)
-        figure.colorbar(ScalarMappable(scale, colours), ax=axes, ticks=ticks, label=label)
+    figure.colorbar(ScalarMappable(scale, colours), ax=axes, ticks=ticks, label=label)
     return figure
 
 
@@ -164,7 +190,6 @@ def most_and_least_likely(
     log_likelihood: Tensor,
     *,
     binarized: bool = False,
-    num_each: int = 20,
 ) -> Figure:
     """Draw the most and the least likely images in descending order.
 
@@ -172,17 +197,15 @@ def most_and_least_likely(
         images: Function of indices that returns images (count, channel, height, width) in [0, 1].
         log_likelihood: Log-likelihood of each image in nats.
         binarized: Whether the model saw the images binarised, which the titles then mention.
-        num_each: Number of images of both kinds, at most half of all.
     """
     order = log_likelihood.argsort(descending=True)
-    num_each = min(num_each, max(1, len(order) // 2))
+    num_each = min(20, max(1, len(order) // 2))
     figure = Figure(figsize=(10, 5.4), layout="constrained")
     titles = ("most likely", "least likely")
     for axes, title, chosen in zip(
         figure.subplots(2), titles, (order[:num_each], order[-num_each:]), strict=True
     ):
-        grid = make_grid(images(chosen).float().cpu(), nrow=10, padding=1, pad_value=1.0)
-        axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
+        _draw_grid(axes, images(chosen), num_columns=10)
         first, last = (float(log_likelihood[chosen[index]]) for index in (0, -1))
         note = " (images binarised for the model)" if binarized else ""
         axes.set_title(f"{title}{note}: {first:,.1f} to {last:,.1f} nats", fontsize=10)
@@ -229,8 +252,7 @@ def rows_of_images(rows: Tensor, labels: Sequence[str]) -> Figure:
     figure = Figure(figsize=(1.0 * num_columns + 0.8, 1.0 * num_rows), layout="constrained")
     all_axes = figure.subplots(num_rows, squeeze=False).flatten()
     for axes, row, label in zip(all_axes, rows, labels, strict=True):
-        grid = make_grid(row.float().cpu().clamp(0.0, 1.0), nrow=num_columns, padding=1)
-        axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
+        _draw_grid(axes, row, num_columns)
         axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
         axes.set(xticks=[], yticks=[])
         for spine in axes.spines.values():

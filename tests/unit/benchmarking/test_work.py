@@ -143,7 +143,7 @@ def test_random_images_use_all_levels_and_depend_only_on_the_seed() -> None:
     assert x.shape == (8, 3, 16, 16)
     assert len(x.unique()) == 2**5
     again = RandomImages(**settings)
-    assert (data.images("train") == again.images("train")).all()
+    assert (data.load("train").images == again.load("train").images).all()
 
 
 RESULT = Result(

@@ -106,7 +106,7 @@ def test_the_dataset_of_the_training_is_built_with_the_given_settings(
     data = training_data(config("dataset.batch_size=5", "seed=3"), model)
     assert type(data) is MNIST5k
     assert (data.batch_size, data.image.size, data.seed) == (5, 28, 3)
-    assert data.split.test_fraction == 0.25
+    assert data.wanted.test_fraction == 0.25
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from nvae_lightning.data.readers import SeededSplit, Source, Wanted
+from nvae_lightning.data.readers import Source, Wanted
 
 Read = Callable[[Source], list[np.ndarray]]
 
@@ -23,7 +23,7 @@ class _Images(Dataset[np.ndarray]):
 @pytest.fixture
 def wanted() -> Wanted:
     """Settings for images of 8x8 pixels, a quarter of them held out."""
-    return Wanted(image_size=8, split=SeededSplit(test_fraction=0.25, seed=0))
+    return Wanted(image_size=8, test_fraction=0.25, split_seed=0)
 
 
 @pytest.fixture

@@ -189,7 +189,8 @@ def test_nearly_black_sixteen_bit_images_are_noted_with_the_remedy(
     values = np.linspace(0, largest, 64).astype(np.uint16).reshape(8, 8)
     pixels, notes = decoded(Image.fromarray(values), channels=1)
     assert pixels.max() < 64
-    assert f"nearly black, as its 16-bit values only reach {largest:,}; if {bits} bits" in notes
+    assert f"nearly black, see dataset.source_bits: the values only reach {largest:,} of" in notes
+    assert notes.endswith(f"set dataset.source_bits={bits}")
     assert f"set dataset.source_bits={bits}" in notes
     pixels, _ = decoded(Image.fromarray(values), channels=1, source_bits=bits)
     np.testing.assert_array_equal(pixels[..., 0], values >> (bits - 8))
@@ -212,7 +213,7 @@ def test_colour_with_sixteen_bits_is_noted_and_refuses_source_bits() -> None:
     file = io.BytesIO()
     write_png(file, COLOURS.astype(np.uint16) << 4, 16, struct.pack(">HHH", 1, 1, 1))
     _, notes = decoded(open_image(file.getvalue()))
-    assert "converted from 16 bits, nearly black, as its 16-bit values only reach 4,095" in notes
+    assert "nearly black, see dataset.source_bits: the values only reach 4,095" in notes
     with pytest.raises(ValueError, match=r"upper 8 bits .* dataset\.source_bits=12 leaves"):
         decoded(open_image(file.getvalue()), source_bits=12)
 
@@ -243,7 +244,7 @@ def test_the_first_frame_of_an_animation_is_read() -> None:
     image = reopened(first, "GIF", save_all=True, append_images=[second])
     pixels, notes = decoded(image)
     assert np.array_equal(pixels, np.dstack([GREYS] * 3))
-    assert notes.startswith("first of 2 frames")
+    assert notes.startswith("first frame of several: 2 frames")
 
 
 @pytest.mark.parametrize(
@@ -332,7 +333,7 @@ def test_a_very_thin_image_is_noted_and_needs_little_memory(width: int, height: 
     pixels, notes = decoded(image, size=256)
     blocks = Image.core.get_stats()["allocated_blocks"] - before
     assert np.array_equal(pixels, np.full((256, 256, 3), (255, 0, 0)))
-    assert notes == f"{width}x{height}: 0.02% of it kept"
+    assert notes == f"mostly cut off: 0.02% of {width}x{height} kept"
     assert blocks < 10
 
 
@@ -340,7 +341,7 @@ def test_every_conversion_is_noted() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image = reopened(Image.new("P", (64, 8)), "PNG", exif=exif, transparency=0)
-    expected = "turned upright, 8x64: 12.50% of it kept, converted from a palette"
+    expected = "turned upright, mostly cut off: 12.50% of 8x64 kept, converted from a palette"
     expected += ", entirely transparent, all white, grey repeated to colour"
     assert decoded(image)[1] == expected
 

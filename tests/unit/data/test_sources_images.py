@@ -265,7 +265,9 @@ def test_two_archives_for_one_split_are_reported(tmp_path: Path, wanted: Wanted)
 def test_an_empty_split_is_reported(tmp_path: Path, wanted: Wanted) -> None:
     write_greys(tmp_path, "train/a.png")
     (tmp_path / "test").mkdir()
-    with pytest.raises(ValueError, match=rf"^no images in '{tmp_path / 'test'}'; add some$"):
+    with pytest.raises(
+        ValueError, match=rf"^no images in the split 'test' of '{tmp_path}'; .* add"
+    ):
         open_source(tmp_path, wanted)
 
 
@@ -275,7 +277,9 @@ def test_an_archive_without_images_is_reported(tmp_path: Path, wanted: Wanted) -
     for name in ("train", "test"):
         zipped(tmp_path / "images" / name).rename(tmp_path / f"{name}.zip")
     (tmp_path / "images/train/a.png").unlink()
-    with pytest.raises(ValueError, match=rf"^no images in '{tmp_path / 'test.zip'}'; add some$"):
+    with pytest.raises(
+        ValueError, match=rf"^no images in the split 'test' of '{tmp_path}'; .* add"
+    ):
         open_source(tmp_path, wanted)
 
 

@@ -148,7 +148,7 @@ def test_an_empty_database_is_named(root: Path, wanted: Wanted) -> None:
     shutil.rmtree(root / "validation.lmdb")
     write(root / "test.lmdb", {})
     with pytest.raises(
-        ValueError, match=rf"^no images in '{root / 'test.lmdb'}'; fetch it again$"
+        ValueError, match=rf"^no images in the split 'test' of '{root}'; fetch it again"
     ):
         open_source(root, wanted)
 

@@ -2,18 +2,18 @@ import random
 
 import pytest
 
-from nvae_lightning.data.readers import SeededSplit
+from nvae_lightning.data.readers import Wanted
 from nvae_lightning.data.readers.base import by_split, check_splits, split_name
 
 NAMES = [f"{index:02}.png" for index in range(20)]
 
 
 def held_out(names: list[str], seed: int = 0) -> set[str]:
-    return {names[index] for index in SeededSplit(0.3, seed)(names, "it")["test"]}
+    return {names[index] for index in Wanted(8, 0.3, seed).split(names, "it")["test"]}
 
 
 def test_a_seeded_split_is_disjoint_and_complete_and_in_order() -> None:
-    split = SeededSplit(test_fraction=0.3, seed=0)(NAMES, "it")
+    split = Wanted(8, test_fraction=0.3, split_seed=0).split(NAMES, "it")
     assert list(split) == ["train", "test"]
     assert (len(split["train"]), len(split["test"])) == (14, 6)
     assert sorted(split["train"] + split["test"]) == list(range(20))
@@ -21,9 +21,9 @@ def test_a_seeded_split_is_disjoint_and_complete_and_in_order() -> None:
 
 
 def test_a_seeded_split_never_changes() -> None:
-    split = SeededSplit(test_fraction=0.25, seed=0)(NAMES[:12], "it")
+    split = Wanted(8, test_fraction=0.25, split_seed=0).split(NAMES[:12], "it")
     assert split["test"] == [5, 8, 10]
-    repeated = SeededSplit(test_fraction=0.25, seed=7)(
+    repeated = Wanted(8, test_fraction=0.25, split_seed=7).split(
         [f"{n % 2}/{n // 2}.jpg" for n in range(8)], "it"
     )
     assert repeated["test"] == [1, 7]
@@ -69,7 +69,7 @@ def test_names_that_are_not_utf8_are_split() -> None:
 
 @pytest.mark.parametrize("test_fraction", [0.01, 0.99])
 def test_neither_part_of_a_seeded_split_is_empty(test_fraction: float) -> None:
-    split = SeededSplit(test_fraction, seed=0)(["a.png", "b.png", "c.png"], "it")
+    split = Wanted(8, test_fraction, split_seed=0).split(["a.png", "b.png", "c.png"], "it")
     assert min(map(len, split.values())) == 1
 
 
@@ -77,13 +77,13 @@ def test_neither_part_of_a_seeded_split_is_empty(test_fraction: float) -> None:
 def test_a_fraction_that_leaves_nothing_is_refused(fraction: float) -> None:
     message = rf"^dataset\.test_fraction: got {fraction}, .* 0 and 1.*test_fraction=0\.1$"
     with pytest.raises(ValueError, match=message):
-        SeededSplit(fraction, seed=0)
+        Wanted(8, fraction, split_seed=0)
 
 
 @pytest.mark.parametrize(("names", "number"), [([], "no images"), (["a.png"], "one image only")])
 def test_fewer_than_two_images_cannot_be_split(names: list[str], number: str) -> None:
     with pytest.raises(ValueError, match=rf"^it holds {number}, but a split requires two; add"):
-        SeededSplit(0.5, seed=0)(names, "it")
+        Wanted(8, 0.5, split_seed=0).split(names, "it")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import pytest
 from tfrecord import TFRecordWriter
 
 from nvae_lightning.data.readers import Source, Wanted, open_source
-from nvae_lightning.data.readers.base import SeededSplit
 
 Read = Callable[[Source], list[np.ndarray]]
 
@@ -73,7 +72,7 @@ Layout = Callable[[Path], Path]
 
 
 def wanted_at(size: int) -> Wanted:
-    return Wanted(size, SeededSplit(0.5, seed=0))
+    return Wanted(size, 0.5, split_seed=0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -87,7 +87,7 @@ def test_the_photographs_are_read_channel_last(
     np.testing.assert_array_equal(read(splits.sources["test"]), test.transpose(0, 2, 3, 1))
 
 
-@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-images-idx3-ubyte"])
 @pytest.mark.parametrize(
     "content", [None, b"", b"\0\0\x08\x03", b"\0\0\x08\x01" + b"x" * 50, b"text"]
 )

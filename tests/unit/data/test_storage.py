@@ -104,9 +104,9 @@ def test_an_array_of_another_shape_is_not_opened(folder: Path, other: np.ndarray
         open_images(folder, open_prepared(folder)["test"])
 
 
-def test_a_description_with_other_fields_is_damaged(folder: Path) -> None:
-    change(folder / "test.json", colour="red")
-    with pytest.raises(ValueError, match=r"^dataset\.root: '.*test\.json' is damaged .*colour"):
+def test_a_description_of_another_split_is_damaged(folder: Path) -> None:
+    change(folder / "test.json", split="train")
+    with pytest.raises(ValueError, match=r"^dataset\.root: '.*test\.json' is damaged .*'train'"):
         open_prepared(folder)
 
 

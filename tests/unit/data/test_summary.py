@@ -1,5 +1,6 @@
 """The summary and the report of a source, and the names of its images."""
 
+import csv
 import io
 import os
 import zipfile
@@ -11,9 +12,8 @@ import pytest
 from PIL import Image
 
 from nvae_lightning.data import ImageDataModule
-from nvae_lightning.data.eight_bits import Note
-from nvae_lightning.data.names import escaped, printable, unescaped
-from nvae_lightning.data.summary import Outcome, Summary, from_csv, to_csv
+from nvae_lightning.data.messages import escaped, printable
+from nvae_lightning.data.summary import REPORT, Outcome, Summary, merged, to_csv
 from nvae_lightning.utilities.image import Image as ImageFormat
 
 SETTINGS: dict[str, Any] = {"batch_size": 1, "image": ImageFormat(3, 8, 8)}
@@ -35,30 +35,33 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", [*NAMES, "nul\0.png"])
-def test_a_name_becomes_one_line_and_can_be_read_back(name: str) -> None:
+def test_a_name_becomes_one_line_of_its_own(name: str) -> None:
     line = escaped(name)
     assert line.splitlines() == [line]
-    assert unescaped(line) == name
+    assert len({*map(escaped, NAMES)}) == len(NAMES)
     printable(name).encode()
-    [outcome] = from_csv(to_csv([Outcome("train", name, "converted", "because")]))
-    assert outcome.image == name
-    assert len(to_csv([outcome]).splitlines()) == 2
+    text = to_csv([Outcome("train", name, "converted", "because")])
+    assert [*csv.reader(text.splitlines())][1:] == [["train", line, "converted", "because"]]
 
 
-def test_names_of_prepared_images_can_be_read_back(tmp_path: Path) -> None:
+def test_names_of_prepared_images_are_listed(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / "source" / split).mkdir(parents=True)
         for name in NAMES:
             Image.new("L", (8, 8)).save(tmp_path / "source" / split / name)
     data = ImageDataModule(root=tmp_path / "p", num_workers=0, **SETTINGS)
-    _, outcomes = data.prepare(str(tmp_path / "source"))
-    expected = sorted(f"train/{name}" for name in NAMES)
+    data.prepare(str(tmp_path / "source"))
+    expected = [escaped(name) for name in sorted(f"train/{name}" for name in NAMES)]
     text = (tmp_path / "p" / "train.txt").read_bytes()
     assert len(text.splitlines()) == text.count(b"\n") == len(NAMES)
     lines = text.decode("utf-8", "surrogateescape").split("\n")
-    assert [unescaped(line) for line in lines[:-1]] == expected
-    assert [o.image for o in outcomes if o.split == "train"] == expected
-    assert data.prepare(str(tmp_path / "source"))[1] == outcomes
+    assert lines[:-1] == expected
+    assert [row["image"] for row in report(tmp_path / "p") if row["split"] == "train"] == expected
+
+
+def report(folder: Path) -> list[dict[str, str]]:
+    text = (folder / REPORT).read_bytes().decode("utf-8", "surrogateescape")
+    return [*csv.DictReader(text.splitlines())]
 
 
 @pytest.fixture
@@ -93,7 +96,6 @@ LINES = [
     "6 read: 4 PNG, 1 JPEG, 1 TIFF",
     "4 converted: ",
     "7 ignored: ",
-    "the values of all 16-bit images only reach 200 of 65,535, which is nearly black: if 8 bits",
 ]
 
 
@@ -109,13 +111,17 @@ def test_the_summary_is_the_same_prepared_or_not(
                 archive.write(path, path.relative_to(mixed))
             archive.writestr("train/readme", b"x")
     data = ImageDataModule(root=tmp_path / "p", num_workers=0, **SETTINGS)
-    _, outcomes = data.prepare(str(source))
-    assert {o.image: o.reason for o in outcomes if o.outcome == "ignored"} == IGNORED
-    converted = {o.image: o.reason for o in outcomes if o.outcome == "converted"}
+    data.prepare(str(source))
+    rows = report(tmp_path / "p")
+    assert {row["image"]: row["reason"] for row in rows if row["outcome"] == "ignored"} == IGNORED
+    converted = {row["image"]: row["reason"] for row in rows if row["outcome"] == "converted"}
     assert converted["train/grey.jpg"] == "grey repeated to colour"
     assert converted["train/clear.png"] == "entirely transparent, all white"
-    assert converted["train/pages.tif"] == "first of 2 frames"
-    assert "nearly black, as its 16-bit values only reach 200" in converted["train/deep.png"]
+    assert converted["train/pages.tif"] == "first frame of several: 2 frames"
+    assert (
+        "nearly black, see dataset.source_bits: the values only reach 200"
+        in converted["train/deep.png"]
+    )
     directly = ImageDataModule(root=source, num_workers=0, **SETTINGS)
     directly.setup("fit")
     directly.setup("test")
@@ -185,11 +191,9 @@ def test_a_summary_names_the_commonest_kinds_and_adds_up() -> None:
     summary = Summary()
     for number in range(12):
         summary.count("ignored", f"with suffix .{number}", files=12 - number)
-    summary.note([Note("turned upright"), Note("converted from 16 bits", largest=60_000)])
-    total = Summary()
-    total.add(summary)
-    total.add(Summary.from_dict(summary.to_dict()))
+    summary.count("converted", "turned upright", "first frame of several: 2 frames")
+    total = merged([summary, Summary.model_validate_json(summary.model_dump_json())])
     converted, ignored = total.lines()
-    assert converted == "2 converted: 2 turned upright, 2 converted from 16 bits"
+    assert converted == "2 converted: 2 turned upright, 2 first frame of several"
     assert ignored.startswith("156 ignored: 24 with suffix .0, 22 with suffix .1, ")
     assert ignored.endswith(", and more")

@@ -81,17 +81,6 @@ def test_each_group_has_its_line() -> None:
     assert all(list(np.asarray(line.get_xdata())) == [5, 10] for line in lines)
 
 
-def test_up_to_ten_groups_have_a_legend_and_more_a_colour_bar() -> None:
-    few, many = (figures.lines_per_group([1, 2], [[1.0] * n, [2.0] * n]) for n in (10, 11))
-    (axes,) = few.axes
-    legend = axes.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == [str(n) for n in range(10)]
-    assert len({line.get_color() for line in axes.lines}) == 10
-    assert len(many.axes) == 2  # including the colour bar's
-    assert many.axes[0].get_legend() is None
-
-
 def test_measured_and_published_values_have_separate_panels() -> None:
     both = figures.Comparison("NLL", ["a", "b"], [6.0, 5.0], [0.1, math.nan], [3.3, 3.2])
     alone = figures.Comparison(

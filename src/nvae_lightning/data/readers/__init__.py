@@ -7,8 +7,8 @@ returns a `Splits`, or None if the format is another, and add it to `FORMATS`.
 from collections.abc import Callable
 from pathlib import Path
 
-from nvae_lightning.data.image_formats import suffixes
-from nvae_lightning.data.names import printable
+from nvae_lightning.data.image_formats import is_image, suffixes
+from nvae_lightning.data.messages import printable
 from nvae_lightning.data.readers import (
     celeba,
     image_files,
@@ -17,14 +17,7 @@ from nvae_lightning.data.readers import (
     tfrecord,
     torchvision_files,
 )
-from nvae_lightning.data.readers.base import (
-    SPLITS,
-    ArraySource,
-    SeededSplit,
-    Source,
-    Splits,
-    Wanted,
-)
+from nvae_lightning.data.readers.base import SPLITS, ArraySource, Source, Splits, Wanted
 from nvae_lightning.data.readers.container import Container, open_container
 from nvae_lightning.data.readers.parquet import HUB_PREFIX, from_hub
 
@@ -32,7 +25,6 @@ __all__ = [
     "HUB_PREFIX",
     "SPLITS",
     "ArraySource",
-    "SeededSplit",
     "Source",
     "Splits",
     "Wanted",
@@ -86,8 +78,12 @@ def every_image(source: str | Path) -> Splits:
     Raises:
         ValueError: If there are none.
     """
-    files = image_files.find_all(_existing(source))
-    return files or open_source(source, Wanted(1, SeededSplit(0.5, 0)))
+    container = _existing(source)
+    images = [name for name in container.names if is_image(name)]
+    if not images:
+        return open_source(source, Wanted(1, 0.5, 0))
+    files = image_files.ImageFiles(container, images)
+    return Splits("image files", {"test": files}, container.unread({*images}))
 
 
 def _existing(source: str | Path) -> Container:
@@ -101,6 +97,8 @@ def _existing(source: str | Path) -> Container:
 
 def _not_empty(splits: Splits, where: str) -> Splits:
     for name, source in splits.sources.items():
-        if not isinstance(source, ArraySource) and len(source) == 0:
-            raise ValueError(f"no images in the split '{name}' of '{where}'; fetch it again")
+        if len(source) == 0:
+            raise ValueError(
+                f"no images in the split '{name}' of '{where}'; fetch it again, or add some"
+            )
     return splits

@@ -1,12 +1,13 @@
 """The interface of all sources: splits, each a sequence of named images."""
 
 import hashlib
+import importlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import PurePosixPath
+from types import ModuleType
 from typing import TypeVar
 
 import numpy as np
@@ -48,24 +49,12 @@ class ArraySource(Source):
     """Images of one size in memory.
 
     Args:
-        pixels: All images, or a function that loads them at first use.
+        pixels: All images.
     """
 
-    def __init__(self, pixels: Pixels | Callable[[], Pixels]) -> None:
-        self._pixels = pixels
-
-    @cached_property
-    def pixels(self) -> Pixels:
-        """All images."""
-        pixels = self._pixels() if callable(self._pixels) else self._pixels
-        if len(pixels) == 0:
-            raise ValueError("there are no images in a split; fetch it again")
-        return pixels
-
-    @cached_property
-    def names(self) -> Sequence[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Numbers of the images."""
-        return [f"{index:08d}" for index in range(len(self.pixels))]
+    def __init__(self, pixels: Pixels) -> None:
+        super().__init__([f"{index:08d}" for index in range(len(pixels))])
+        self.pixels = pixels
 
     def image(self, index: int) -> Image.Image:
         """Return an image."""
@@ -88,23 +77,22 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class SeededSplit:
-    """Random choice of test images, for sources without splits.
-
-    The images with the smallest SHA-256 of ``seed/name`` are held out, so that the choice is the
-    same on every machine and one more image moves at most one. The name is without folders and
-    suffix if it is then unique, otherwise it is the whole path.
+class Wanted:
+    """Settings that select the images of a source.
 
     Args:
-        test_fraction: Part of the images that is held out, of at least one but not of all.
-        seed: Seed of the draw.
+        image_size: Side of the model's images.
+        test_fraction: Part of the images that is held out if the source has no splits, of at
+            least one but not of all.
+        split_seed: Seed of the choice of test images.
 
     Raises:
         ValueError: If the fraction is not between 0 and 1.
     """
 
+    image_size: int
     test_fraction: float
-    seed: int
+    split_seed: int
 
     def __post_init__(self) -> None:
         if not 0 < self.test_fraction < 1:
@@ -114,11 +102,15 @@ class SeededSplit:
             )
 
     def settings(self) -> dict[str, float | int]:
-        """Return the settings by name."""
-        return {"test_fraction": self.test_fraction, "split_seed": self.seed}
+        """Return the settings that the splits depend on."""
+        return {"test_fraction": self.test_fraction, "split_seed": self.split_seed}
 
-    def __call__(self, names: Sequence[str], where: str) -> dict[str, list[int]]:
-        """Return the sorted indices of both splits.
+    def split(self, names: Sequence[str], where: str) -> dict[str, list[int]]:
+        """Return the sorted indices of a random training and test split.
+
+        The images with the smallest SHA-256 of ``seed/name`` are held out, so that the choice is
+        the same on every machine and one more image moves at most one. The name is without folders
+        and suffix if it is then unique, otherwise it is the whole path.
 
         Args:
             names: Name of each image.
@@ -134,26 +126,13 @@ class SeededSplit:
         stems = [path.name for path in paths]
         keys = stems if len(set(stems)) == len(stems) else [path.as_posix() for path in paths]
         drawn = [
-            hashlib.sha256(f"{self.seed}/{key}".encode(errors="surrogateescape")).digest()
+            hashlib.sha256(f"{self.split_seed}/{key}".encode(errors="surrogateescape")).digest()
             for key in keys
         ]
         # Two paths that differ in their suffix have the same hash; the suffix breaks the tie.
         order = sorted(range(len(names)), key=lambda index: (drawn[index], names[index]))
         num_test = min(max(1, round(self.test_fraction * len(names))), len(names) - 1)
         return {"train": sorted(order[num_test:]), "test": sorted(order[:num_test])}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Settings that select the images of a source.
-
-    Args:
-        image_size: Side of the model's images.
-        split: Choice of test images.
-    """
-
-    image_size: int
-    split: SeededSplit
 
 
 def split_name(name: str) -> str | None:
@@ -212,3 +191,18 @@ def check_splits(splits: Mapping[str, Item], where: str, alternative: str = "") 
 def from_pixels(pixels: UInt8[np.ndarray, "height width channel"]) -> Image.Image:
     """Return an array as an image, grey if it has one channel."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def require(package: str, extra: str) -> ModuleType:
+    """Import a package that only some sources need.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ValueError(
+            f"reading this requires the package {package} ({error}); install it: "
+            f"pip install 'nvae_lightning[{extra}]'"
+        ) from error

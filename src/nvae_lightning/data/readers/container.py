@@ -11,13 +11,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from nvae_lightning.data.files import check_bytes, open_regular, read_bounded
+from nvae_lightning.data.files import open_regular, read_bounded
 from nvae_lightning.data.summary import Outcome
-
-Archive = TypeVar("Archive", zipfile.ZipFile, tarfile.TarFile)
-Member = TypeVar("Member", zipfile.ZipInfo, tarfile.TarInfo)
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
@@ -50,13 +47,9 @@ class Container(ABC):
         self.path = path
 
     @cached_property
+    @abstractmethod
     def listing(self) -> Listing:
         """Contents, listed once."""
-        return self._list()
-
-    @abstractmethod
-    def _list(self) -> Listing:
-        """List the contents."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -81,17 +74,12 @@ class Container(ABC):
     def open(self, name: str) -> BufferedIOBase:
         """Open a file for reading."""
 
-    @abstractmethod
-    def size(self, name: str) -> int:
-        """Return the declared size of a file in bytes."""
-
     def read(self, name: str) -> bytes:
         """Return the contents of a file.
 
         Raises:
             ValueError: If it is larger than an image may be.
         """
-        check_bytes(self.size(name))  # the declared size; the actual size is checked below
         with self.open(name) as file:
             return read_bounded(file)
 
@@ -99,16 +87,14 @@ class Container(ABC):
 class File(Container):
     """A file that is not an archive."""
 
-    def _list(self) -> Listing:
+    @cached_property
+    def listing(self) -> Listing:
+        """The file itself."""
         return Listing([self.path.name], [])
 
     def open(self, name: str) -> BufferedIOBase:
         """Open the file for reading."""
         return open_regular(self.path)
-
-    def size(self, name: str) -> int:
-        """Return the size of the file."""
-        return self.path.stat().st_size
 
 
 class Folder(Container):
@@ -117,7 +103,9 @@ class Folder(Container):
     Links to places below the folder are followed, but not from one linked folder to another.
     """
 
-    def _list(self) -> Listing:
+    @cached_property
+    def listing(self) -> Listing:
+        """All files, without what is hidden, special or linked from outside."""
         names: list[str] = []
         left_out: list[Outcome] = []
         root = os.path.realpath(self.path)
@@ -143,10 +131,6 @@ class Folder(Container):
         """Open a file for reading."""
         return open_regular(self.path / name)
 
-    def size(self, name: str) -> int:
-        """Return the size of a file."""
-        return (self.path / name).stat().st_size
-
 
 def _refused(link: str, root: str, is_linked: bool) -> str:
     """Return the reason not to follow a link, or an empty string."""
@@ -161,24 +145,24 @@ def _refused(link: str, root: str, is_linked: bool) -> str:
     return ""
 
 
-class _Archive(Container, Generic[Archive, Member]):
+class _Archive(Container):
     """An archive, opened once per process, because processes share a file handle's position."""
 
-    _opened: tuple[int, Archive, dict[str, Member], Listing] | None = None
+    _opened: tuple[int, Any, dict[str, Any], Listing] | None = None
 
     @abstractmethod
-    def _open_archive(self) -> Archive:
+    def _open_archive(self) -> Any:  # noqa: ANN401
         """Open the archive."""
 
     @abstractmethod
-    def _members(self, archive: Archive) -> Iterator[tuple[str, Member, str]]:
+    def _members(self, archive: Any) -> Iterator[tuple[str, Any, str]]:  # noqa: ANN401
         """Yield name and member of all entries but folders, and why not to read it, if so."""
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path}
 
     @property
-    def archive(self) -> tuple[Archive, dict[str, Member], Listing]:
+    def archive(self) -> tuple[Any, dict[str, Any], Listing]:
         """The open archive, its files by name, and its contents.
 
         Raises:
@@ -197,11 +181,13 @@ class _Archive(Container, Generic[Archive, Member]):
             self._opened = os.getpid(), archive, members, Listing(list(members), left_out)
         return self._opened[1:]
 
-    def _list(self) -> Listing:
+    @cached_property
+    def listing(self) -> Listing:
+        """All regular files."""
         return self.archive[2]
 
 
-class Zip(_Archive[zipfile.ZipFile, zipfile.ZipInfo]):
+class Zip(_Archive):
     """A zip archive."""
 
     def _open_archive(self) -> zipfile.ZipFile:
@@ -227,16 +213,10 @@ class Zip(_Archive[zipfile.ZipFile, zipfile.ZipInfo]):
                 f"it is compressed by method {method}, which cannot be read in chunks; zip "
                 "it again with the usual method, deflate"
             )
-        file = archive.open(members[name])
-        assert isinstance(file, BufferedIOBase)  # a ZipExtFile, which the type does not say
-        return file
-
-    def size(self, name: str) -> int:
-        """Return the declared size of a file."""
-        return self.archive[1][name].file_size
+        return archive.open(members[name])
 
 
-class Tar(_Archive[tarfile.TarFile, tarfile.TarInfo]):
+class Tar(_Archive):
     """An uncompressed tar archive, which allows random access."""
 
     def _open_archive(self) -> tarfile.TarFile:
@@ -250,10 +230,10 @@ class Tar(_Archive[tarfile.TarFile, tarfile.TarInfo]):
             if archive.offset <= position:  # a negative size would loop forever
                 raise tarfile.ReadError(f"damaged at byte {position}")
             position = archive.offset
-            if info.isfile() or info.islnk():
+            if info.isfile():
                 files[posixpath.normpath(info.name)] = info
                 yield info.name, info, ""
-            elif info.issym():
+            elif info.islnk() or info.issym():
                 links.append(info)
             elif not info.isdir():
                 yield info.name, info, _SPECIAL
@@ -262,29 +242,16 @@ class Tar(_Archive[tarfile.TarFile, tarfile.TarInfo]):
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"damaged at byte {archive.offset}")
         for info in links:  # links to files in the archive are read
-            target = posixpath.join(posixpath.dirname(info.name), info.linkname)
-            target = posixpath.normpath(target)
+            folder = posixpath.dirname(info.name) if info.issym() else ""
+            target = posixpath.normpath(posixpath.join(folder, info.linkname))
             outward = target.startswith(("..", "/"))
             reason = _OUTWARD if outward else "link to nothing in the archive"
             yield info.name, files.get(target, info), "" if target in files else reason
 
     def open(self, name: str) -> BufferedIOBase:
-        """Open a file for reading.
-
-        Raises:
-            ValueError: If it is a link to a missing file.
-        """
+        """Open a file for reading."""
         archive, members, _ = self.archive
-        try:
-            file = archive.extractfile(members[name])
-        except KeyError as error:
-            raise ValueError("it is a link to a file that the archive does not contain") from error
-        assert isinstance(file, BufferedIOBase)  # None only for folders
-        return file
-
-    def size(self, name: str) -> int:
-        """Return the declared size of a file."""
-        return self.archive[1][name].size
+        return archive.extractfile(members[name])
 
 
 def open_container(path: Path) -> Container:
@@ -308,11 +275,9 @@ def _suffix(name: str) -> str:
     return f"with suffix {suffix}" if suffix else "without a suffix"
 
 
-def _sorted_out(
-    members: Iterable[tuple[str, Member, str]],
-) -> tuple[dict[str, Member], list[Outcome]]:
+def _sorted_out(members: Iterable[tuple[str, Any, str]]) -> tuple[dict[str, Any], list[Outcome]]:
     """Return the members to read, sorted by name, and the entries that are left out."""
-    files: dict[str, Member] = {}
+    files: dict[str, Any] = {}
     left_out = []
     for raw, member, reason in members:
         name = posixpath.normpath(raw).lstrip("/")

@@ -1,7 +1,6 @@
 """Files of images in a folder, a zip or a tar, or in one archive per split."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import PurePosixPath
 
 from PIL import Image
@@ -44,7 +43,7 @@ def find(container: Container, wanted: Wanted) -> Splits | None:
     or else archives of these names. Otherwise a seeded part of all images is the test split.
 
     Raises:
-        ValueError: If a split is missing, empty or duplicate.
+        ValueError: If a split is missing or duplicate.
     """
     path, where = container.path, f"'{container.path}'"
     images = [name for name in container.names if is_image(name)]
@@ -53,15 +52,16 @@ def find(container: Container, wanted: Wanted) -> Splits | None:
         alternative = ", or rename the folder for a random split"
         for name, folder in check_splits(folders, where, alternative).items():
             chosen[name] = [image for image in images if image.startswith(f"{folder}/")]
-            if not chosen[name]:
-                raise ValueError(f"no images in '{path / folder}'; add some")
     elif archives := _split_archives(container):
         opened = {name: open_container(path / archive) for name, archive in archives.items()}
-        sources = {name: _all_of(archive) for name, archive in opened.items()}
+        sources = {
+            name: ImageFiles(archive, [file for file in archive.names if is_image(file)])
+            for name, archive in opened.items()
+        }
         left_out = _unread(container, archives.values())
         for name, archive in opened.items():
             left_out += [
-                replace(file, image=f"{archives[name]}/{file.image}")
+                file._replace(image=f"{archives[name]}/{file.image}")
                 for file in _unread(archive, sources[name].names)
             ]
         return Splits("archives of images", check_splits(sources, where), left_out)
@@ -72,16 +72,6 @@ def find(container: Container, wanted: Wanted) -> Splits | None:
     sources = {name: ImageFiles(container, files) for name, files in chosen.items()}
     read = {name for files in chosen.values() for name in files}
     return Splits("image files", sources, _unread(container, read))
-
-
-def find_all(container: Container) -> Splits | None:
-    """Find all image files of a container as a test split; None if there are none."""
-    images = [name for name in container.names if is_image(name)]
-    if not images:
-        return None
-    return Splits(
-        "image files", {"test": ImageFiles(container, images)}, container.unread(set(images))
-    )
 
 
 def _unread(container: Container, read: Collection[str]) -> list[Outcome]:
@@ -115,10 +105,3 @@ def _split_folders(container: Container, images: Sequence[str]) -> dict[str, str
         if found or not only_one:
             return found
         place = place / below.pop()
-
-
-def _all_of(archive: Container) -> ImageFiles:
-    images = [name for name in archive.names if is_image(name)]
-    if not images:
-        raise ValueError(f"no images in '{archive.path}'; add some")
-    return ImageFiles(archive, images)

@@ -23,9 +23,9 @@ from nvae_lightning.data.readers.base import (
     by_split,
     check_splits,
     from_pixels,
+    require,
 )
 from nvae_lightning.data.readers.container import Container, Folder
-from nvae_lightning.data.readers.optional import require
 
 _FILE = "data.mdb"
 _HEADER = struct.Struct("=IIQQI")  # after a page's 16 bytes: magic, version, address, map, page
@@ -41,7 +41,7 @@ class Database(Source):
         path: Folder of the database.
 
     Raises:
-        ValueError: If it is empty or cannot be read.
+        ValueError: If it is unreadable.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,12 +49,11 @@ class Database(Source):
         with _reading(path) as transaction:
             # Keys that are not text survive a round trip through surrogates.
             keys = [os.fsdecode(bytes(key)) for key in transaction.cursor().iternext(values=False)]
-            if not keys:
-                raise ValueError(f"no images in '{path}'; fetch it again")
             if all(key.isdecimal() for key in keys):
                 keys.sort(key=int)
             super().__init__(keys)
-            self.shape = _pixel_shape([_value(transaction, key) for key in keys[:16]])
+            values = [_value(transaction, key) for key in keys[:16]]
+            self.shape = _pixel_shape(values) if values else None
 
     def image(self, index: int) -> Image.Image:
         """Return an image."""
@@ -96,7 +95,14 @@ def _reading(path: Path) -> Iterator[Any]:
     """Open a database for one read, because it must not be open twice or across a fork."""
     lmdb = require("lmdb", "lmdb")
     try:
-        _check_header(path / _FILE, lmdb.CorruptedError)
+        # LMDB trusts the page size and the map size, and may crash on them.
+        with open_regular(path / _FILE) as file:
+            header = file.read(_HEADER.size + 16)[16:]
+        if len(header) < _HEADER.size:
+            raise lmdb.CorruptedError("it has no header")
+        magic, _, _, map_size, page_size = _HEADER.unpack(header)
+        if magic != _MAGIC or page_size not in _PAGE_SIZES or map_size > _MAX_MAP:
+            raise lmdb.CorruptedError("its header is not that of a database")
         with lmdb.open(str(path), readonly=True, lock=False, readahead=False) as environment:
             # LMDB maps the file into memory; a read beyond its end kills the process.
             size = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
@@ -108,19 +114,6 @@ def _reading(path: Path) -> Iterator[Any]:
         raise ValueError(
             f"'{path}' is a damaged LMDB database ({error}); fetch it again"
         ) from error
-
-
-def _check_header(path: Path, error: type[Exception]) -> None:
-    """Check the page size and the map size, which LMDB trusts and may crash on."""
-    with open_regular(path) as file:
-        header = file.read(_HEADER.size + 16)[16:]
-    if len(header) < _HEADER.size:
-        raise error("it has no header")
-    magic, _, _, map_size, page_size = _HEADER.unpack(header)
-    if magic != _MAGIC:
-        raise error("it does not start like one")
-    if page_size not in _PAGE_SIZES or map_size > _MAX_MAP:
-        raise error(f"it claims pages of {page_size:,} bytes and a map of {map_size:,} bytes")
 
 
 def _value(transaction: Any, key: str) -> bytes:  # noqa: ANN401

@@ -16,21 +16,20 @@ from nvae_lightning.data.files import (
     read_regular,
 )
 from nvae_lightning.data.image_formats import open_image
-from nvae_lightning.data.names import one_line
+from nvae_lightning.data.messages import one_line
 from nvae_lightning.data.readers.base import (
     Source,
     Splits,
     Wanted,
     check_splits,
+    require,
     split_name,
 )
 from nvae_lightning.data.readers.container import Container, File, Folder
-from nvae_lightning.data.readers.optional import require
 from nvae_lightning.data.summary import Outcome
 
 HUB_PREFIX = "hf://"
 
-_BATCH_SIZE = 100  # rows that are decompressed together
 _MAX_RATIO = 16  # of a row group's size to its compressed size; encoded images have 1
 
 
@@ -95,7 +94,7 @@ def find(container: Container, wanted: Wanted) -> Splits | None:
         file = shard.name.partition("-")[0].partition(".")[0]
         name = split_name(file) or split_name(shard.parent.name) or "train"
         by_split.setdefault(name, []).append(glob.escape(str(shard)))
-    options = {"data_files": by_split, "batch_size": _BATCH_SIZE}
+    options = {"data_files": by_split, "batch_size": 100}  # rows that are decompressed together
     return _load(str(path), wanted, [folder], container.unread(names), "parquet", **options)
 
 
@@ -108,8 +107,6 @@ def from_hub(name: str, wanted: Wanted) -> Splits:
     datasets = require("datasets", "parquet")
     hub = require("huggingface_hub.constants", "parquet")
     folders = [Path(datasets.config.HF_DATASETS_CACHE), Path(hub.HF_HUB_CACHE)]
-    if hasattr(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE"):  # before version 4
-        datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
     found = name.removeprefix(HUB_PREFIX).removeprefix("datasets/")
     return _load(name, wanted, folders, [], found)
 
@@ -187,15 +184,16 @@ def _load(
         raise ValueError(f"'{where}' has no split 'train', but {', '.join(tables)}; name another")
     others = [key for key in tables if not split_name(key)]
     left_out = [*left_out, *(Outcome("", key, "ignored", "unused split") for key in others)]
-    if set(by_split) == {"train"}:  # nothing is held out
-        table, column = _with_images(by_split["train"], where)
+    parts = {name: _with_images(table, where) for name, table in by_split.items()}
+    if set(parts) == {"train"}:  # nothing is held out
+        table, column = parts["train"]
         rows = wanted.split([f"{row:08d}" for row in range(len(table))], f"'{where}'")
         sources = {name: Table(table, column, chosen, folders) for name, chosen in rows.items()}
-        return Splits("parquet", sources, left_out)
-    sources = {}
-    for name, part in check_splits(by_split, f"'{where}'").items():
-        table, column = _with_images(part, where)
-        sources[name] = Table(table, column, range(len(table)), folders)
+    else:
+        sources = {
+            name: Table(table, column, range(len(table)), folders)
+            for name, (table, column) in check_splits(parts, f"'{where}'").items()
+        }
     return Splits("parquet", sources, left_out)
 
 

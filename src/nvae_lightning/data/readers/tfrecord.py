@@ -20,10 +20,10 @@ from nvae_lightning.data.readers.base import (
     Wanted,
     check_splits,
     from_pixels,
+    require,
     split_name,
 )
 from nvae_lightning.data.readers.container import Container
-from nvae_lightning.data.readers.optional import require
 
 _SHARD = re.compile(r"\.tfrecords?$", re.IGNORECASE)
 _RESOLUTION = re.compile(r"-r(\d\d)-")

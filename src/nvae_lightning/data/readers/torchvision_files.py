@@ -1,25 +1,18 @@
 """MNIST and CIFAR-10 in torchvision's layout."""
 
-import math
 import os
-import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 from torchvision import datasets
 
-from nvae_lightning.data.files import leads_out, open_regular, read_regular
-from nvae_lightning.data.names import one_line
+from nvae_lightning.data.files import check_bytes, leads_out
+from nvae_lightning.data.messages import one_line
 from nvae_lightning.data.readers.base import ArraySource, Pixels, Splits, Wanted
 from nvae_lightning.data.readers.container import Container, Folder
 
 CIFAR10 = "cifar-10-batches-py"
 MNIST = "MNIST/raw"
-_IDX_OF_BYTES = 0x00000800  # plus the number of dimensions
-_MOST_HEADER = 16
+DIGITS = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 
 
 def find(container: Container, wanted: Wanted) -> Splits | None:
@@ -28,61 +21,56 @@ def find(container: Container, wanted: Wanted) -> Splits | None:
     Raises:
         ValueError: If its files are damaged.
     """
-    path = container.path
-    root = mnist_root(path)
-    check_files(root, MNIST)
-    photographs = path.parent if path.name == CIFAR10 else path
-    check_files(photographs, CIFAR10)
-    if (root / MNIST).is_dir():
-        with _whole(path):
-            check_digits(root)
-            train = read_digits(root, "train")
-        return _splits("MNIST", root, MNIST, train, partial(read_digits, root, "t10k"))
-    if (photographs / CIFAR10).is_dir():
-        with _whole(path):  # torchvision compares the checksums of all its files
-            train = datasets.CIFAR10(photographs, train=True).data
-        test = partial(_test_photographs, photographs)
-        return _splits("CIFAR-10", photographs, CIFAR10, train, test)
+    for name, place, read in (("MNIST", MNIST, _digits), ("CIFAR-10", CIFAR10, _photographs)):
+        root = torchvision_root(container.path, place)
+        check_files(root, place)
+        if not (root / place).is_dir():
+            continue
+        try:
+            sources = {split: ArraySource(read(root, split)) for split in DIGITS}
+        except Exception as error:  # torchvision asserts and unpickles
+            raise ValueError(
+                f"'{container.path}' is damaged ({one_line(error)}); fetch it again"
+            ) from error
+        files = Folder(root)
+        return Splits(name, sources, files.unread({f for f in files.names if f.startswith(place)}))
     return None
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # torchvision asserts and unpickles
-        raise ValueError(f"'{path}' is damaged ({one_line(error)}); fetch it again") from error
+def _digits(root: Path, split: str) -> Pixels:
+    path = root / MNIST / DIGITS[split]
+    return datasets.mnist.read_image_file(str(path)).unsqueeze(-1).numpy()
 
 
-def _test_photographs(root: Path) -> Pixels:
-    with _whole(root):
-        return datasets.CIFAR10(root, train=False).data
+def _photographs(root: Path, split: str) -> Pixels:
+    # Before it unpickles a file, torchvision compares all with their checksums.
+    return datasets.CIFAR10(root, train=split == "train").data
 
 
-def has_digits(root: Path) -> bool:
-    """Whether all four files of MNIST are there."""
-    kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
-    files = (f"{part}-{kind}" for part in ("train", "t10k") for kind in kinds)
-    return all((root / MNIST / file).is_file() for file in files)
+def torchvision_root(path: Path, place: str) -> Path:
+    """Return torchvision's root, also for the folders that lead to the files in it.
+
+    Args:
+        path: Root, or a folder below it.
+        place: Folder of the files, relative to the root.
+    """
+    for root in path.parents:
+        files = root / place
+        if files == path or (files.is_relative_to(path) and files.is_dir()):
+            return root
+    return path
 
 
-def mnist_root(path: Path) -> Path:
-    """Return torchvision's root, also for the folders in it."""
-    if path.parts[-2:] == ("MNIST", "raw"):
-        return path.parents[1]
-    return path.parent if path.name == "MNIST" and (path / "raw").is_dir() else path
-
-
-def check_files(root: Path, folder: str) -> None:
-    """Check that torchvision opens only regular files below a root.
+def check_files(root: Path, place: str) -> None:
+    """Check that torchvision opens only regular files of a bounded size below a root.
 
     Raises:
-        ValueError: If one is a link to outside, a pipe, a device or a socket.
+        ValueError: If one is a link to outside, a pipe, a device, a socket or too large.
     """
-    place = root / folder
-    if not os.path.lexists(place):
+    folder = root / place
+    if not os.path.lexists(folder):
         return
-    for path in (place, *(place.iterdir() if place.is_dir() else ())):
+    for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
         if leads_out(path, root):
             raise ValueError(
                 f"'{path}' is a link to a file outside '{root}'; put the files themselves there, "
@@ -90,57 +78,5 @@ def check_files(root: Path, folder: str) -> None:
             )
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ValueError(f"'{path}' is not a regular file; remove it")
-
-
-def check_digits(root: Path) -> None:
-    """Compare the sizes of MNIST's four files with their headers, without reading the images.
-
-    Raises:
-        ValueError: If one is damaged.
-        OSError: If one is missing.
-    """
-    for part in ("train", "t10k"):
-        counts = []
-        for name, num_dims in (("images-idx3", 3), ("labels-idx1", 1)):
-            path = root / MNIST / f"{part}-{name}-ubyte"
-            with open_regular(path) as file:
-                shape = _idx_shape(file.read(_MOST_HEADER), path, num_dims)
-                if os.fstat(file.fileno()).st_size != 4 * (1 + num_dims) + math.prod(shape):
-                    raise ValueError(f"'{path.name}' does not hold what its header claims")
-            counts.append(shape[0])
-        if counts[0] != counts[1]:
-            raise ValueError(
-                f"there are {counts[0]:,} images of '{part}' and {counts[1]:,} labels"
-            )
-
-
-def read_digits(root: Path, part: str) -> Pixels:
-    """Return the images of MNIST's ``train`` or ``t10k``, after `check_digits`.
-
-    Raises:
-        OSError: If they cannot be read.
-    """
-    path = root / MNIST / f"{part}-images-idx3-ubyte"
-    content = read_regular(path)
-    shape = _idx_shape(content, path, 3)
-    return np.frombuffer(content, np.uint8, offset=16).reshape(*shape, 1)
-
-
-def _idx_shape(content: bytes, path: Path, num_dims: int) -> list[int]:
-    """Return the shape in the header of one of MNIST's files."""
-    header = struct.Struct(f">{1 + num_dims}I")
-    if len(content) < header.size:
-        raise ValueError(f"'{path.name}' ends in its header")
-    kind, *shape = header.unpack_from(content)
-    if kind != _IDX_OF_BYTES + num_dims:
-        raise ValueError(f"'{path.name}' does not hold what its header claims")
-    return shape
-
-
-def _splits(
-    name: str, root: Path, folder: str, train: Pixels, test: Callable[[], Pixels]
-) -> Splits:
-    container = Folder(root)
-    read = {file for file in container.names if file.startswith(f"{folder}/")}
-    sources = {"train": ArraySource(train), "test": ArraySource(test)}
-    return Splits(name, sources, container.unread(read))
+        if path.is_file():
+            check_bytes(path.stat().st_size)
