@@ -29,5 +29,5 @@ class CIFAR10(DownloadedDataModule):
     )
 
     def fetch(self, root: Path) -> None:
-        """Download what is missing, and compare all checksums."""
+        """Download missing files, and compare all checksums."""
         datasets.CIFAR10(root, download=True)

@@ -24,7 +24,7 @@ class DownloadedDataModule(ImageDataModule):
         """Download what is missing to torchvision's root."""
 
     def prepare_data(self) -> None:
-        """Download the files if `root` is empty, or holds some of them.
+        """Download the files if `root` is empty or contains some of them.
 
         Raises:
             ValueError: If that fails, for example without a network.

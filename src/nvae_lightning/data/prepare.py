@@ -1,4 +1,4 @@
-"""Preparation of a source, on all cores, in steps that survive an interruption.
+"""Preparation of a source on all cores, resumable after an interruption.
 
 One process writes, in order, to ``.partial/`` in the target, and notes its position in a journal
 after every chunk of images. The next call truncates what follows the last note and resumes there.
@@ -61,7 +61,7 @@ def prepare(
         decoder: Conversion of each image.
         folder: Target folder, created if it does not exist.
         source: Name of the source, for the record.
-        settings: Settings that the images depend on, for the record.
+        settings: Settings that determine the images, for the record.
         skip_errors: Whether to leave out unreadable images, instead of stopping at the first.
         overwrite: Whether to replace the files of another preparation.
         num_workers: Number of processes that decode; 0 stands for this one, None for one per core.
@@ -104,7 +104,7 @@ class _Preparation:
 
     @property
     def plan(self) -> str:
-        """A hash of everything that the result depends on."""
+        """Hash of all settings and inputs that determine the result."""
         everything = (self.source, self.splits.format, self.decoder, sorted(self.settings.items()))
         digest = hashlib.sha256(repr((*everything, chunks.CHUNK_BYTES)).encode())
         for name, images in self.splits.sources.items():
@@ -221,7 +221,7 @@ def _write_split(
         Number of images, outcomes for the report, and summary.
 
     Raises:
-        ValueError: If an image is unreadable and is not to be skipped, or all are.
+        ValueError: If an image is unreadable and must not be skipped, or all are unreadable.
         OSError: If the disk is full or not writable.
     """
     path = partial / f"{split}.npy"

@@ -40,7 +40,7 @@ class Prepared(BaseModel, frozen=True, strict=True):
         sha256: Checksum of the ``.npy``.
         source: Name of the source.
         format: Name of the source's format.
-        settings: Settings that the images depend on.
+        settings: Settings that determine the images.
         num_skipped: Number of unreadable images; ``report.csv`` names them.
         summary: Summary of the split; that of the first split includes the files in none.
     """
@@ -66,7 +66,7 @@ def damaged(path: Path, reason: str) -> ValueError:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder holds prepared images, complete or not."""
+    """Whether a folder contains prepared images, complete or not."""
     return any(is_ours(path) for path in folder.glob("*.json"))
 
 

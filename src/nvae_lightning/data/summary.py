@@ -18,7 +18,7 @@ REPORT = "report.csv"
 
 OUTCOMES = ("read", "converted", "skipped", "ignored")
 
-_ALL = "all"  # counts each file once; a file may be of several kinds, or none
+_ALL = "all"  # counts each file once; a file may have several kinds or none
 _MOST_KINDS = 8  # per line
 
 
@@ -42,7 +42,7 @@ class Summary(BaseModel):
     """Number of files by outcome and kind.
 
     Args:
-        counts: Number of files of each outcome, in all and of each kind.
+        counts: Number of files of each outcome, in total and by kind.
     """
 
     counts: dict[str, Counter[str]] = {}
