@@ -12,8 +12,7 @@ from nvae_lightning.cli.building import build_inference_trainer
 from nvae_lightning.cli.command import command, run
 from nvae_lightning.cli.setting_types import check_type, plain
 from nvae_lightning.cli.trained import images_for, trained_model, training_data
-from nvae_lightning.inference.anomaly import AnomalyScores
-from nvae_lightning.inference.scoring import compare, draw_extremes, score
+from nvae_lightning.inference.anomaly import AnomalyScores, compare, draw_extremes, score
 
 
 @command("score")

@@ -19,10 +19,10 @@ from nvae_lightning.cli.resume import check_resume, run_id
 from nvae_lightning.cli.setting_types import build_datamodule
 from nvae_lightning.cli.training_checks import check_data, check_loaders, check_training
 from nvae_lightning.training.callbacks import start_wandb
+from nvae_lightning.training.callbacks.preemption import requeued_at_sigusr1
 from nvae_lightning.training.checkpoints import checkpoint_to_resume
 from nvae_lightning.training.csv_logger import set_aside
 from nvae_lightning.training.module import NVAEModule
-from nvae_lightning.training.slurm import requeued_at_sigusr1
 from nvae_lightning.utilities.environment import device_name, version
 from nvae_lightning.utilities.files import check_not_deleted
 from nvae_lightning.utilities.signals import Interrupted, if_ended

@@ -177,7 +177,7 @@ def test_kills_at_random_times_do_not_change_the_result(
             ended = attempt.process.ends_within(generator.uniform(0.1, 1.0))
         else:
             due = min(max(due, before + 1), NUM_STEPS)
-            pattern = ".step*.partial" if kind == "writing" else "step*.ckpt"
+            pattern = ".step*.partial.ckpt" if kind == "writing" else "step*.ckpt"
             while not (ended := attempt.process.ends_within(0.0005)):
                 steps = [
                     int(p.name.strip(".")[4:11]) for p in folder.glob(f"checkpoints/{pattern}")
@@ -312,7 +312,7 @@ def test_kills_around_a_checkpoint_do_not_change_the_result(
         assert status == -signal.SIGKILL, text
         if sabotage is KILL_WITHIN_CHECKPOINT:
             assert newest(folder) == step - 1
-            assert list(folder.glob("checkpoints/.*.partial"))
+            assert list(folder.glob("checkpoints/.*.partial.ckpt"))
         else:
             assert newest(folder) == step
     finish(start(folder.name, *resumption(folder)))

@@ -31,7 +31,7 @@ from nvae_lightning.model import (
 from nvae_lightning.model.layers import DataDependentConv2d
 from nvae_lightning.objective import KL, Penalty, constant, size_factor
 from nvae_lightning.training.callbacks import Checkpoint, Guard
-from nvae_lightning.training.divergence import DivergedError
+from nvae_lightning.training.callbacks.guard import DivergedError
 from nvae_lightning.training.module import NVAEModule
 
 pytestmark = pytest.mark.slow

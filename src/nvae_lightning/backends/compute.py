@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,11 +19,10 @@ from nvae_lightning.backends.compiled import (
 from nvae_lightning.backends.kernels import TorchKernels
 from nvae_lightning.backends.triton_operations import TritonKernels
 from nvae_lightning.backends.units import (
-    CheckpointedCell,
     FoldingSequential,
     FusedBatchNorm,
     FusedUnit,
-    checkpointed,
+    recomputed,
 )
 from nvae_lightning.model.cells import ResidualCell
 from nvae_lightning.model.decoder import LatentGroup
@@ -48,9 +48,10 @@ def _recomputing(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:  # noqa
 class Compute:
     """Settings of speed and memory.
 
-    :meth:`apply` gives the layers of a model subclasses of their classes. Weights, state dict,
-    copies and hooks stay those of the plain layers, and it can be applied again with other
-    settings. Without it, a model runs the plain layers of ``model/``.
+    :meth:`apply` gives the layers of a model subclasses of their classes, and recomputed cells
+    another forward pass. Weights, state dict, copies and hooks stay those of the plain layers, and
+    it can be applied again with other settings. Without it, a model runs the plain layers of
+    ``model/``.
 
     Args:
         compile: Whether to compile the model, piece by piece at first use: latent groups with
@@ -125,12 +126,9 @@ class Compute:
         elif isinstance(module, ResidualCell):
             if type(module.body) is nn.Sequential:
                 _become(module.body, FoldingSequential)
-            plain = module.plain if isinstance(module, CheckpointedCell) else type(module)
-            is_plain = self.checkpoint_min_size is None
-            _become(
-                module, plain if is_plain else checkpointed(plain),
-                min_size=self.checkpoint_min_size,
-            )  # fmt: skip
+            module.__dict__.pop("forward", None)
+            if self.checkpoint_min_size is not None:
+                module.forward = partial(recomputed, module, self.checkpoint_min_size)
         elif kind in (DiscretizedLogisticMixtureLikelihood, CompiledMixtureLikelihood):
             compiled, plain = CompiledMixtureLikelihood, DiscretizedLogisticMixtureLikelihood
             _become(module, compiled if self.compile else plain)

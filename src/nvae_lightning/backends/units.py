@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache, partial
-from typing import Any, TypeGuard
+from functools import partial
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -157,52 +157,34 @@ def _has_hooks(layer: nn.Module) -> bool:
     )
 
 
-class CheckpointedCell(ResidualCell):
-    """Cell that the backward pass recomputes from its input; mixed into each class of cells.
+def recomputed(cell: ResidualCell, min_size: int, x: FeatureMap) -> FeatureMap:
+    """Run the forward pass of a cell, which the backward pass recomputes from its input.
 
-    Attributes:
-        plain: Class of the cell without checkpointing.
+    Args:
+        cell: Cell.
         min_size: Smallest width of the input for which the cell is recomputed.
+        x: Input.
     """
+    if x.shape[-1] < min_size or not torch.is_grad_enabled():
+        return type(cell).forward(cell, x)
+    return checkpoint(
+        type(cell).forward,
+        cell,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=False,  # cells draw no random numbers
+        context_fn=lambda: (nullcontext(), _repeated(cell)),
+    )
 
-    plain: type[ResidualCell]
-    min_size: int
 
-    def forward(self, x: FeatureMap) -> FeatureMap:
-        if x.shape[-1] < self.min_size or not torch.is_grad_enabled():
-            return super().forward(x)
-        return checkpoint(
-            super().forward,
-            x,
-            use_reentrant=False,
-            preserve_rng_state=False,  # cells draw no random numbers
-            context_fn=lambda: (nullcontext(), self._repeated()),
-        )
-
-    @contextmanager
-    def _repeated(self) -> Iterator[None]:
-        """Keep the recomputation from updating running statistics a second time."""
-        norms = [module for module in self.modules() if isinstance(module, BatchNorm)]
+@contextmanager
+def _repeated(cell: ResidualCell) -> Iterator[None]:
+    """Keep the recomputation from updating running statistics a second time."""
+    norms = [module for module in cell.modules() if isinstance(module, BatchNorm)]
+    for norm in norms:
+        norm.is_repeated = True
+    try:
+        yield
+    finally:
         for norm in norms:
-            norm.is_repeated = True
-        try:
-            yield
-        finally:
-            for norm in norms:
-                norm.is_repeated = False
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:  # noqa: ANN401
-        # Pickles name the plain class, because this one is made at run time.
-        return _new, (self.plain,), self.__getstate__()
-
-
-@cache
-def checkpointed(plain: type[ResidualCell]) -> type[CheckpointedCell]:
-    """Return the checkpointed variant of a class of cells."""
-    bases = (CheckpointedCell, plain)
-    return type(f"Checkpointed{plain.__name__}", bases, {"plain": plain})
-
-
-def _new(plain: type[ResidualCell]) -> CheckpointedCell:
-    kind = checkpointed(plain)
-    return kind.__new__(kind)
+            norm.is_repeated = False

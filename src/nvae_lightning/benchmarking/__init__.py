@@ -5,8 +5,15 @@ from nvae_lightning.benchmarking.memory_use import Memory, largest_batch
 from nvae_lightning.benchmarking.profiler import write_trace
 from nvae_lightning.benchmarking.results import Result, compare_speeds, tabulate
 from nvae_lightning.benchmarking.roofline import Cost, Roofline, cost_of, measure_roofline
-from nvae_lightning.benchmarking.rounds import Rounds, alternate
-from nvae_lightning.benchmarking.work import Loading, Repetition, Times, Training, Work
+from nvae_lightning.benchmarking.work import (
+    Loading,
+    Repetition,
+    Rounds,
+    Times,
+    Training,
+    Work,
+    alternate,
+)
 
 __all__ = [
     "Cost",

@@ -14,8 +14,6 @@ from pathlib import Path
 import torch
 from torch.profiler import profile
 
-from nvae_lightning.benchmarking.work import Work
-
 _STATUS = Path("/proc/self/status")
 
 
@@ -91,10 +89,10 @@ def reset_peaks(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peaks(work: Work) -> Memory:
+def peaks(device: torch.device, kept_bytes: int) -> Memory:
     """Return the peaks since their last reset; tensors on a CPU are not counted."""
-    on_gpu = torch.cuda.max_memory_allocated(work.device) if work.device.type == "cuda" else 0
-    return Memory(on_gpu, work.kept_bytes, _resident_bytes())
+    on_gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return Memory(on_gpu, kept_bytes, _resident_bytes())
 
 
 def _resident_bytes() -> int:

@@ -4,61 +4,55 @@ from __future__ import annotations
 
 import re
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.profilers import SimpleProfiler
 from torch.profiler import profile
 
 from nvae_lightning.utilities.files import whole_file, write_text
 
-#: Phases of a training step, by the names of Lightning's actions and of the watched method. Any
-#: other action belongs to the phase around it: hooks before a step to the optimiser.
-_PHASES = {
-    r".*\.train_dataloader_next|\[LightningDataModule\].*|.*\.batch_to_device": "data",
-    r"\[Strategy\].*\.training_step": "forward",
-    r"penalties": "penalties",
-    r"\[Strategy\].*\.backward": "backward",
-    r"\[LightningModule\].*\.optimizer_step": "optimizer",
+#: Lightning's actions, or the watched method, of each phase of a training step.
+_ACTIONS = {
+    "data": r".*\.train_dataloader_next|.*\.batch_to_device",
+    "forward": r"\[Strategy\].*\.training_step",
+    "penalties": r"penalties",
+    "backward": r"\[Strategy\].*\.backward",
+    "optimizer": r"\[LightningModule\].*\.optimizer_step",
 }
-PHASES = (*_PHASES.values(), "other")
+PHASES = (*_ACTIONS, "other")
 
 
-class PhaseProfiler(Profiler):
+class PhaseProfiler(SimpleProfiler):
     """Split the time of a training into phases, without gaps or overlaps.
 
-    A phase inside another, such as the forward pass inside the optimiser's step, counts only as
-    itself. An accelerator computes asynchronously: while `synchronize` is set, each phase waits
-    for its own computations.
+    An accelerator computes asynchronously: while `synchronize` is set, each action waits for its
+    own computations.
 
     Attributes:
-        synchronize: Waits for the accelerator at every phase boundary.
+        synchronize: Waits for the accelerator at the boundaries of every action.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.synchronize: Callable[[], None] | None = None
-        self._phases = ["other"]  # a stack: the phase of each action in progress
-        self._seconds: defaultdict[str, float] = defaultdict(float)
         self._since = time.perf_counter()
 
     def start(self, action_name: str) -> None:
-        """Enter the action's phase, if it has one of its own."""
-        found = (phase for name, phase in _PHASES.items() if re.fullmatch(name, action_name))
-        phase = next(found, self._phases[-1])
-        if phase != self._phases[-1]:
-            self._count()
-        self._phases.append(phase)
+        """Start an action's clock."""
+        self._wait()
+        super().start(action_name)
 
     def stop(self, action_name: str) -> None:
-        """Return to the phase around the action."""
-        if self._phases[-1] != self._phases[-2]:
-            self._count()
-        self._phases.pop()
+        """Stop an action's clock."""
+        self._wait()
+        super().stop(action_name)
+
+    def describe(self) -> None:
+        """Do not print Lightning's report."""
 
     def watch(self, module: object, method: str) -> None:
         """Make a method of an object an action, under the method's own name."""
@@ -73,20 +67,30 @@ class PhaseProfiler(Profiler):
 
     def restart(self) -> None:
         """Reset all times."""
-        self._count()
-        self._seconds.clear()
+        self._wait()
+        self.recorded_durations.clear()
+        self._since = time.perf_counter()
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each phase since the last restart."""
-        self._count()
-        return {phase: self._seconds[phase] for phase in PHASES}
+        self._wait()
+        total = time.perf_counter() - self._since
+        found = {
+            phase: sum(
+                sum(durations)
+                for action, durations in self.recorded_durations.items()
+                if re.fullmatch(actions, action)
+            )
+            for phase, actions in _ACTIONS.items()
+        }
+        # Lightning runs the forward and backward passes within the optimiser's step.
+        found["optimizer"] -= found["forward"] + found["backward"]
+        found["forward"] -= found["penalties"]
+        return {**found, "other": total - sum(found.values())}
 
-    def _count(self) -> None:
+    def _wait(self) -> None:
         if self.synchronize is not None:
             self.synchronize()
-        now = time.perf_counter()
-        self._seconds[self._phases[-1]] += now - self._since
-        self._since = now
 
 
 def write_trace(profiled: profile, device: torch.device, path: Path) -> None:

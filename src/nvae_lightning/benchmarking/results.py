@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Column, Table
 
 from nvae_lightning.benchmarking.roofline import Cost, Roofline
-from nvae_lightning.benchmarking.rounds import Rounds
+from nvae_lightning.benchmarking.work import Rounds
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,6 @@ def build_trainer(config: DictConfig, run_dir: Path) -> Trainer:
     """
     precision = config.trainer.precision
     check_precision("trainer.precision", precision, config.trainer.accelerator)
-    if 0 < config.trainer.max_steps < config.trainer.log_every_n_steps:
-        config.trainer.log_every_n_steps = config.trainer.max_steps
     kinds = {"enable_progress_bar": ProgressBar, "enable_checkpointing": ModelCheckpoint}
     unused = tuple(kind for name, kind in kinds.items() if config.trainer[name] is False)
     callbacks = instantiate(config.callbacks, _convert_="all").values()

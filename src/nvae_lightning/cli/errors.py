@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from nvae_lightning.cli.overrides import how_to_write
-from nvae_lightning.training.divergence import DivergedError
+from nvae_lightning.training.callbacks.guard import DivergedError
 from nvae_lightning.utilities.signals import Interrupted, tell
 
 #: Errors of the system that a command cannot prevent: full disks, permissions and limits.

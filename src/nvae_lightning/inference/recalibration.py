@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -96,6 +96,15 @@ def recalibrate(
         return {name: value.clone() for name, value in _statistics(model).items()}
 
 
+def hash_of(settings: object, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return the SHA-256 of settings, by their ``repr``, and of named tensors."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def cached_recalibration(
     model: NVAE, folder: Path, name: str, temperature: Temperature, *, num_passes: int,
     batch_size: int, seed: int = 0,
@@ -111,11 +120,8 @@ def cached_recalibration(
         precision = f"-{torch.get_autocast_dtype(device.type)}".replace("torch.", "")
     written = "-".join(f"{value:g}" for value in scales)
     file = folder / f"{name}.bn-t{written}{precision}.safetensors"
-    digest = hashlib.sha256(repr((list(scales), num_passes, batch_size, seed, precision)).encode())
-    for key, value in model.state_dict().items():
-        digest.update(key.encode())
-        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    fingerprint = digest.hexdigest()
+    settings = list(scales), num_passes, batch_size, seed, precision
+    fingerprint = hash_of(settings, model.state_dict().items())
     try:
         with safe_open(file, "pt") as stored:
             if (stored.metadata() or {}).get("fingerprint") == fingerprint:

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from nvae_lightning.inference.loading import find_checkpoint
 from nvae_lightning.serialization.checkpoints import BEST, last_checkpoint, read_checkpoint
+from nvae_lightning.utilities.files import whole_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -31,17 +32,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: If the file is not writable.
         """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(Path(path)) as partial:
+            torch.save(checkpoint, partial)
 
     def load_checkpoint(
         self,

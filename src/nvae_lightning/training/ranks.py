@@ -4,49 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 
 from nvae_lightning.training.callbacks import Heartbeat
-
-
-def strategy_of_a_command(strategy: object) -> object:
-    """Return the strategy to use; warn if it differs from the one that is set.
-
-    Forked or spawned ranks would not return the trained weights to the command.
-
-    >>> strategy_of_a_command("ddp_find_unused_parameters_true")
-    'ddp_find_unused_parameters_true'
-    """
-    found = re.fullmatch(
-        r"ddp_(?:forkserver|fork|spawn|notebook)(_find_unused_parameters_(?:true|false))?",
-        str(strategy).lower(),
-    )
-    if found is None:
-        return strategy
-    used = f"ddp{found[1] or ''}"
-    rank_zero_warn(
-        f"trainer.strategy: got {strategy}, but {used} is used instead: the command launches the "
-        "ranks itself"
-    )
-    return used
-
-
-def devices_of_a_command(devices: object, environment: Mapping[str, str] = os.environ) -> object:
-    """Return the devices to use; ``auto`` means one for each process of torchrun.
-
-    >>> devices_of_a_command("auto", {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2"})
-    2
-    """
-    if devices == "auto" and "TORCHELASTIC_RUN_ID" in environment:
-        return int(environment["LOCAL_WORLD_SIZE"])
-    return devices
 
 
 def make_trainer(*, timeout_minutes: int | float, **settings: Any) -> Trainer:
@@ -57,17 +21,25 @@ def make_trainer(*, timeout_minutes: int | float, **settings: Any) -> Trainer:
         settings: Arguments of the trainer.
 
     Raises:
-        ValueError: If the time is not positive, or torchrun has started another number of ranks.
+        ValueError: If the time is not positive, the strategy forks or spawns its ranks, or
+            torchrun has started another number of ranks.
     """
     if isinstance(timeout_minutes, bool | str) or not timeout_minutes > 0:
         raise ValueError(
             f"trainer.timeout_minutes must be a positive number, got {timeout_minutes!r}"
         )
-    settings["strategy"] = strategy_of_a_command(settings.get("strategy", "auto"))
-    settings["devices"] = devices_of_a_command(settings.get("devices", "auto"))
+    strategy = settings.get("strategy")
+    if str(strategy).startswith(("ddp_fork", "ddp_spawn", "ddp_notebook")):
+        raise ValueError(
+            f"trainer.strategy: got {strategy}, whose ranks do not return the trained weights; "
+            "set trainer.strategy=ddp"
+        )
+    is_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if is_torchrun and settings.get("devices", "auto") == "auto":
+        settings["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
     trainer = Trainer(**settings)
     num_ranks = trainer.num_devices * trainer.num_nodes
-    started = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
+    started = os.environ["WORLD_SIZE"] if is_torchrun else None
     if started is not None and int(started) != num_ranks:
         raise ValueError(
             f"trainer.devices: got {trainer.num_devices} on trainer.num_nodes={trainer.num_nodes}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 
 import pytest
 from lightning.pytorch.strategies import DDPStrategy
@@ -11,38 +10,15 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from nvae_lightning.training.callbacks import Heartbeat
 from nvae_lightning.training.callbacks.heartbeat import missing_ranks
-from nvae_lightning.training.ranks import devices_of_a_command, make_trainer, strategy_of_a_command
+from nvae_lightning.training.ranks import make_trainer
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "notebook", "forkserver"])
-@pytest.mark.parametrize(
-    "rest", ["", "_find_unused_parameters_true", "_find_unused_parameters_false"]
-)
-def test_strategies_that_fork_are_replaced_by_ddp_with_a_warning(method: str, rest: str) -> None:
-    given = f"ddp_{method}{rest}"
-    with pytest.warns(UserWarning, match="^trainer.strategy") as caught:
-        assert strategy_of_a_command(given) == f"ddp{rest}"
-    (warning,) = caught
-    assert str(warning.message) == (
-        f"trainer.strategy: got {given}, but ddp{rest} is used instead: the command launches the "
-        "ranks itself"
-    )
-
-
-def test_other_strategies_are_unchanged() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for strategy in ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp", "ddp_forks"):
-            assert strategy_of_a_command(strategy) == strategy
-
-
-def test_torchrun_determines_the_number_of_devices() -> None:
-    torchrun = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}
-    assert devices_of_a_command("auto", torchrun) == 2
-    assert devices_of_a_command(1, torchrun) == 1
-    assert devices_of_a_command("auto", {}) == "auto"
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork_find_unused_parameters_true"])
+def test_strategies_that_fork_are_refused(strategy: str) -> None:
+    with pytest.raises(ValueError, match=rf"trainer.strategy: got {strategy}, .*strategy=ddp"):
+        make_trainer(timeout_minutes=1, strategy=strategy, **QUIET)
 
 
 def test_a_rank_under_torchrun_has_a_device(monkeypatch: pytest.MonkeyPatch) -> None:

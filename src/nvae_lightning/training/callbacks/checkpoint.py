@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from nvae_lightning.serialization.checkpoints import LAST, step_of
-from nvae_lightning.utilities.files import check_not_deleted
+from nvae_lightning.utilities.files import check_not_deleted, whole_file
 from nvae_lightning.utilities.image import require_int
 
 
@@ -54,7 +54,7 @@ class Checkpoint(ModelCheckpoint):
         """Remove the partial files of interrupted writes."""
         super().setup(trainer, pl_module, stage)
         if trainer.is_global_zero:
-            for path in Path(str(self.dirpath)).glob(".*.partial"):
+            for path in Path(str(self.dirpath)).glob(".*.partial.*"):
                 path.unlink()
 
     @rank_zero_only
@@ -136,14 +136,12 @@ class Checkpoint(ModelCheckpoint):
     def _link(self, newest: Path) -> None:
         if newest.name == LAST:
             return
-        link = newest.with_name(LAST)
-        temporary = link.with_name(f".{LAST}.partial")
-        temporary.unlink(missing_ok=True)
-        try:
-            temporary.symlink_to(newest.name)
-        except OSError:  # a file system without links
-            shutil.copyfile(newest, temporary)
-        temporary.replace(link)
+        with whole_file(newest.with_name(LAST)) as link:
+            link.unlink(missing_ok=True)
+            try:
+                link.symlink_to(newest.name)
+            except OSError:  # a file system without links
+                shutil.copyfile(newest, link)
 
 
 def is_last_step(trainer: Trainer) -> bool:

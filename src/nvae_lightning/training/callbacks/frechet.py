@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from jaxtyping import Float, UInt8
@@ -23,6 +20,7 @@ from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.storage import checksum
 from nvae_lightning.inference.batches import fork_torch, seed_torch
 from nvae_lightning.inference.evaluation import EvaluationModule
+from nvae_lightning.inference.recalibration import hash_of
 from nvae_lightning.model.nvae import Temperature
 from nvae_lightning.utilities.files import whole_file
 from nvae_lightning.utilities.image import require_int
@@ -36,7 +34,7 @@ _REMEDY = (
 )
 _REAL = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")
 _NUM_FINGERPRINTED = 256  # images
-_LAYOUT = 1  # of a cached file; a new number invalidates all earlier ones
+_LAYOUT = 2  # of a cached file; a new number invalidates all earlier ones
 
 
 class FrechetDistance(Callback):
@@ -51,8 +49,8 @@ class FrechetDistance(Callback):
 
     Samples are the means of p(x | z), as in pictures and in the published evaluation. They and the
     training images, in the model's bit depth but not flipped, are rounded to 8 bits. The
-    statistics of the training images are cached under a fingerprint of images and network. That of
-    a network other than Inception covers its class, parameters, buffers and ``repr`` only.
+    statistics of the training images are cached under a fingerprint of images and network, which
+    covers the network's parameters, buffers and ``repr`` only.
 
     Source: Heusel et al. 2017, Eq. 6.
 
@@ -92,7 +90,18 @@ class FrechetDistance(Callback):
         # Absolute from the start: a command may change its working directory later.
         self.weights = None if weights is None else Path(weights).expanduser().absolute()
         self.feature_extractor = feature_extractor
-        self._check_network()
+        if (weights is None) == (feature_extractor is None):
+            raise ValueError(
+                f"fid.weights: got {weights} with fid.feature_extractor={feature_extractor}, but "
+                f"the distance requires one of the two; {_REMEDY}"
+            )
+        if self.weights is not None and not self.weights.is_file():
+            raise ValueError(f"fid.weights: '{self.weights}' is not a file; {_REMEDY}")
+        if self.weights is not None and importlib.util.find_spec("torch_fidelity") is None:
+            raise ValueError(
+                f"fid.weights: got '{self.weights}', which requires torch-fidelity; "
+                'pip install "nvae-lightning[fid]", or set fid.feature_extractor'
+            )
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.temperature = temperature
@@ -157,31 +166,6 @@ class FrechetDistance(Callback):
         if self.feature_extractor is not None:
             self.feature_extractor.cpu()
 
-    def _check_network(self) -> None:
-        if self.feature_extractor is not None:
-            if self.weights is not None:
-                raise ValueError(
-                    f"fid.weights: got '{self.weights}', but features come from "
-                    "fid.feature_extractor; set one of the two to null"
-                )
-            if not isinstance(self.feature_extractor, nn.Module):
-                raise ValueError(
-                    f"fid.feature_extractor must be a torch.nn.Module, got "
-                    f"{self.feature_extractor!r}: give its _target_"
-                )
-            return
-        if self.weights is None:
-            raise ValueError(
-                f"fid.weights: got None, but the FID requires an Inception network; {_REMEDY}"
-            )
-        if not self.weights.is_file():
-            raise ValueError(f"fid.weights: '{self.weights}' is not a file; {_REMEDY}")
-        if importlib.util.find_spec("torch_fidelity") is None:
-            raise ValueError(
-                f"fid.weights: got '{self.weights}', which requires torch-fidelity; "
-                'pip install "nvae-lightning[fid]", or set fid.feature_extractor'
-            )
-
     def _build(self, image_size: int, device: torch.device) -> FrechetInceptionDistance:
         if self.feature_extractor is not None:
             network = self.feature_extractor.eval().to(device)
@@ -207,6 +191,12 @@ class FrechetDistance(Callback):
                 f"fid.weights: '{self.weights}' does not hold the weights of torch-fidelity's "
                 f"Inception network ({type(error).__name__}); {_REMEDY}"
             ) from error
+        found = checksum(self.weights, "Verifying the Inception network")
+        if found != _WEIGHTS_SHA256:
+            rank_zero_warn(
+                f"fid.weights: '{self.weights}' is not the published {_WEIGHTS} (its SHA-256 is "
+                f"{found}): test/fid is comparable with published values only if its weights are"
+            )
         return metric.to(device)
 
     def _add_training_images(self, metric: FrechetInceptionDistance, trainer: Trainer) -> None:
@@ -215,7 +205,7 @@ class FrechetDistance(Callback):
         num_images = len(data.train_set)
         path, known = Path(), None
         if trainer.is_global_zero:  # nodes may have different caches
-            path = self.cache / f"{self._fingerprint(data)}.safetensors"
+            path = self.cache / f"{self._fingerprint(data, metric.inception)}.safetensors"
             known = _read(path)
         if trainer.strategy.broadcast(known is not None):
             # On the first rank only: the statistics of all ranks are summed.
@@ -254,7 +244,7 @@ class FrechetDistance(Callback):
                 )
             metric.update(_as_colour(pixels), real=False)
 
-    def _fingerprint(self, data: ImageDataModule) -> str:
+    def _fingerprint(self, data: ImageDataModule, network: nn.Module) -> str:
         """Return a hash of everything that the training images' statistics depend on."""
         num_images = len(data.train_set)
         settings = {
@@ -265,26 +255,13 @@ class FrechetDistance(Callback):
             "bits": data.image.bits,
             "binarize": data.binarize,
             "sha256": data.prepared["train"].sha256 if data.is_prepared else None,
-            "network": self._network_identity(),
+            "network": repr(network),
         }
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        spread = np.linspace(0, num_images - 1, min(num_images, _NUM_FINGERPRINTED)).round()
-        digest.update(data.train_set.__getitems__(spread.astype(int).tolist()).numpy().tobytes())
-        return digest.hexdigest()
-
-    def _network_identity(self) -> list[str]:
-        network = self.feature_extractor
-        if network is not None:
-            kind = f"{type(network).__module__}.{type(network).__qualname__}"
-            return [kind, repr(network), _hash_of_tensors(network)]
-        assert self.weights is not None
-        found = checksum(self.weights, "Verifying the Inception network")
-        if found != _WEIGHTS_SHA256:
-            rank_zero_warn(
-                f"fid.weights: '{self.weights}' is not the published {_WEIGHTS} (its SHA-256 is "
-                f"{found}): test/fid is comparable with published values only if its weights are"
-            )
-        return ["inception-v3-compat", found]
+        spread = torch.linspace(0, num_images - 1, min(num_images, _NUM_FINGERPRINTED)).round()
+        images = data.train_set.__getitems__(spread.int().tolist())
+        # Including the buffers that the state dict leaves out.
+        tensors = (*network.named_parameters(), *network.named_buffers(), ("images", images))
+        return hash_of(settings, tensors)
 
 
 class _Features(nn.Module):
@@ -320,15 +297,6 @@ def _as_colour(
 def _bar_options(trainer: Trainer) -> dict[str, Any]:
     disable = None if trainer.is_global_zero else True  # None: unless on a terminal
     return {"unit": "batch", "leave": False, "disable": disable, "delay": 1.0}
-
-
-def _hash_of_tensors(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    # Including the buffers that the state dict leaves out.
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:

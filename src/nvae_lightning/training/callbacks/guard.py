@@ -10,14 +10,16 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 
 from nvae_lightning.serialization.checkpoints import read_checkpoint, step_of
 from nvae_lightning.training.callbacks.checkpoint import Checkpoint
-from nvae_lightning.training.divergence import DivergedError, describe_nonfinite
 from nvae_lightning.training.module import NVAEModule, is_logging_step
+from nvae_lightning.utilities.image import require_int
 
-_FINE, _TOO_LARGE, _NOT_FINITE = range(3)
+
+class DivergedError(RuntimeError):
+    """Divergence of a training in spite of skipped steps and rollbacks."""
 
 
 class Guard(Callback):
@@ -32,7 +34,6 @@ class Guard(Callback):
 
     Args:
         max_grad_norm: Gradient norm above which steps are skipped, too; None disables the limit.
-            After `patience` of these in a row, the next one is clipped to the limit instead.
         patience: Number of skipped steps in a row before a rollback.
         max_rollbacks: Maximum number of rollbacks.
         penalty_factor: Factor on λ at each rollback.
@@ -50,19 +51,18 @@ class Guard(Callback):
         penalty_factor: int | float = 2.0,
         learning_rate_factor: int | float = 0.5,
     ) -> None:
-        is_norm = max_grad_norm is None or max_grad_norm > 0
-        is_patience = type(patience) is int and patience >= 1
-        is_count = type(max_rollbacks) is int and max_rollbacks >= 0
+        name = "callbacks.guard"
+        require_int(f"{name}.patience", patience, 1)
+        require_int(f"{name}.max_rollbacks", max_rollbacks, 0)
         is_rate = 0 < learning_rate_factor <= 1
-        for name, value, holds, rule in (
-            ("max_grad_norm", max_grad_norm, is_norm, "positive or null"),
-            ("patience", patience, is_patience, "a whole number, at least 1"),
-            ("max_rollbacks", max_rollbacks, is_count, "a whole number, at least 0"),
+        for setting, value, holds, rule in (
+            ("max_grad_norm", max_grad_norm, max_grad_norm is None or max_grad_norm > 0,
+             "positive or null"),
             ("penalty_factor", penalty_factor, penalty_factor >= 1, "at least 1"),
             ("learning_rate_factor", learning_rate_factor, is_rate, "above 0 and at most 1"),
-        ):
+        ):  # fmt: skip
             if not holds:
-                raise ValueError(f"callbacks.guard.{name} must be {rule}, got {value!r}")
+                raise ValueError(f"{name}.{setting} must be {rule}, got {value!r}")
         self.max_grad_norm = max_grad_norm
         self.patience = patience
         self.max_rollbacks = max_rollbacks
@@ -70,7 +70,7 @@ class Guard(Callback):
         self.learning_rate_factor = learning_rate_factor
         self.num_skipped = 0
         self.num_rollbacks = 0
-        self._in_a_row = {_TOO_LARGE: 0, _NOT_FINITE: 0}  # since the last step that was made
+        self._num_in_a_row = 0  # skipped since the last step that was made
         self._seen = ""
         self._statistics: list[Tensor] = []
         self._kept: list[Tensor] = []
@@ -78,21 +78,21 @@ class Guard(Callback):
     @property
     def is_skipping(self) -> bool:
         """Whether the last step was skipped."""
-        return any(self._in_a_row.values())
+        return self._num_in_a_row > 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts."""
         return {
             "num_skipped": self.num_skipped,
             "num_rollbacks": self.num_rollbacks,
-            "in_a_row": self._in_a_row.copy(),
+            "num_in_a_row": self._num_in_a_row,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the counts."""
         self.num_skipped = state_dict["num_skipped"]
         self.num_rollbacks = state_dict["num_rollbacks"]
-        self._in_a_row = state_dict["in_a_row"].copy()
+        self._num_in_a_row = state_dict.get("num_in_a_row", 0)  # missing in early checkpoints
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the running statistics, which a forward pass changes before its loss is known."""
@@ -105,43 +105,35 @@ class Guard(Callback):
     ) -> None:
         """Make or skip this step, on all ranks alike."""
         assert isinstance(pl_module, NVAEModule)
-        parameters = [p for p in pl_module.parameters() if p.grad is not None]
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        verdict = self._verdict(trainer, pl_module, norm)
-        if verdict == _TOO_LARGE and self._in_a_row[_TOO_LARGE] >= self.patience:
-            assert self.max_grad_norm is not None
-            clip_grads_with_norm_(parameters, float(self.max_grad_norm), norm)
-            verdict = _FINE
-        if verdict == _FINE:
-            self._in_a_row = dict.fromkeys(self._in_a_row, 0)
+        norm = get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
+        if self._is_good(trainer, pl_module, norm):
+            self._num_in_a_row = 0
             _copy(self._kept, self._statistics)
         else:
-            self._in_a_row[verdict] += 1
-            self._skip(trainer, pl_module, verdict, norm)
+            self._skip(trainer, pl_module, norm)
         if is_logging_step(trainer, trainer.global_step + 1):
             pl_module.log("train/skipped_steps", float(self.num_skipped))
             pl_module.log("train/rollbacks", float(self.num_rollbacks))
 
-    def _verdict(self, trainer: Trainer, module: NVAEModule, norm: Tensor) -> int:
+    def _is_good(self, trainer: Trainer, module: NVAEModule, norm: Tensor) -> bool:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        finite = module.loss_is_finite
+        is_good = module.loss_is_finite
         if scaler is None or scaler.get_scale() <= 1.0:
-            finite = finite & torch.isfinite(norm)
-        verdict = torch.where(finite, _FINE, _NOT_FINITE)
+            is_good = is_good & torch.isfinite(norm)
         if self.max_grad_norm is not None:
-            too_large = finite & torch.isfinite(norm) & (norm > self.max_grad_norm)
-            verdict = torch.where(too_large, _TOO_LARGE, verdict)
+            is_good = is_good & ~(torch.isfinite(norm) & (norm > self.max_grad_norm))
+        is_good = is_good.int()
         if trainer.world_size > 1:
-            torch.distributed.all_reduce(verdict, torch.distributed.ReduceOp.MAX)
-        return int(verdict)
+            torch.distributed.all_reduce(is_good, torch.distributed.ReduceOp.MIN)
+        return bool(is_good)
 
-    def _skip(self, trainer: Trainer, module: NVAEModule, verdict: int, norm: Tensor) -> None:
+    def _skip(self, trainer: Trainer, module: NVAEModule, norm: Tensor) -> None:
         self.num_skipped += 1
-        if verdict == _NOT_FINITE:
-            seen = describe_nonfinite(module)
-            self._seen = seen or self._seen
-        else:
+        self._num_in_a_row += 1
+        seen = _describe_nonfinite(module)
+        if not seen and self.max_grad_norm is not None and norm > self.max_grad_norm:
             seen = f"gradient norm {float(norm):.3g} above {self.max_grad_norm}"
+        self._seen = seen or self._seen
         rank_zero_warn(f"step {trainer.global_step} skipped: {seen or 'seen on another rank'}")
         _copy(self._statistics, self._kept)
         for parameter in module.parameters():
@@ -157,7 +149,7 @@ class Guard(Callback):
             DivergedError: After too many rollbacks, or without a checkpoint to roll back to.
         """
         assert isinstance(pl_module, NVAEModule)
-        if self._in_a_row[_NOT_FINITE] < self.patience:
+        if self._num_in_a_row < self.patience:
             return
         if self.num_rollbacks >= self.max_rollbacks:
             raise self._diverged(trainer, f"after {self.num_rollbacks} rollbacks")
@@ -176,7 +168,7 @@ class Guard(Callback):
         pl_module.learning_rate_factor *= self.learning_rate_factor
         _copy(self._kept, self._statistics)
         self.num_rollbacks += 1
-        self._in_a_row = dict.fromkeys(self._in_a_row, 0)
+        self._num_in_a_row = 0
         rank_zero_warn(
             f"step {trainer.global_step}: rolled back to '{path}' after {self.patience} skipped "
             f"steps; λ is now {pl_module.penalty_factor:g} times and the learning rate "
@@ -212,8 +204,7 @@ class Guard(Callback):
             except ValueError as error:
                 rank_zero_warn(f"{error}; another one is used")
                 continue
-            guard = checkpoint["callbacks"].get(self.state_key, {})
-            if not any(guard.get("in_a_row", {}).values()):
+            if not checkpoint["callbacks"].get(self.state_key, {}).get("num_in_a_row", 0):
                 return str(path)
         return None
 
@@ -222,3 +213,27 @@ def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
     """Copy many small tensors with one kernel."""
     if targets:
         torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _describe_nonfinite(module: NVAEModule) -> str:
+    """Name the places of NaN or infinite values on this rank, as near the cause as possible."""
+    places = []
+    terms = module.last_terms
+    if terms is not None:
+        groups = (~torch.isfinite(terms.rate).all(1)).nonzero().flatten().tolist()
+        if groups:
+            places.append(f"KL of group{'s' if len(groups) > 1 else ''} {_some(groups)}")
+        if not torch.isfinite(terms.distortion).all():
+            places.append("distortion")
+    if not places:
+        names = [
+            name
+            for name, parameter in module.named_parameters()
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        ]
+        places += [f"gradient of {_some(names)}"] if names else []
+    return ", ".join(places)
+
+
+def _some(items: list[Any]) -> str:
+    return ", ".join(map(str, items[:3])) + (f" and {len(items) - 3} more" if items[3:] else "")

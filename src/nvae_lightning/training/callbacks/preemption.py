@@ -1,11 +1,15 @@
-"""Checkpoint and exit at a signal."""
+"""Checkpoint, exit and requeueing at a signal."""
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -13,10 +17,11 @@ import torch
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_warn
 
 from nvae_lightning.training.callbacks.checkpoint import Checkpoint, is_last_step
 from nvae_lightning.utilities.image import require_int
-from nvae_lightning.utilities.signals import SIGNALS, Interrupted, leave
+from nvae_lightning.utilities.signals import SIGNALS, Interrupted, is_first_rank, leave
 
 _SECONDS_TO_END = 20  # for the other ranks
 
@@ -173,3 +178,34 @@ class Preemption(EndRanks):
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
+
+
+@contextmanager
+def requeued_at_sigusr1() -> Iterator[None]:
+    """Requeue this SLURM job, if it is one, after SIGUSR1 has ended it.
+
+    ``sbatch --signal=USR1@120`` sends the signal before the time limit. Requeueing comes last,
+    because SLURM then kills the job.
+    """
+    try:
+        yield
+    except Interrupted as interrupted:
+        if str(interrupted) == "SIGUSR1" and is_first_rank():
+            _requeue()
+        raise
+
+
+def _requeue() -> None:
+    job = os.environ.get("SLURM_JOB_ID")
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array is not None:
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if job is None or not re.fullmatch(r"[0-9_]+", job):
+        return
+    try:
+        status = subprocess.run(["scontrol", "requeue", job]).returncode
+    except OSError as error:
+        status = str(error)
+    # A negative status is a signal: SLURM has killed scontrol with the job.
+    if isinstance(status, str) or status > 0:
+        rank_zero_warn(f"the job was not requeued ({status}): run scontrol requeue {job}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.evaluation_loop import RestartStage as ValidationStage
 from lightning.pytorch.loops.fit_loop import RestartStage as FitStage
@@ -14,7 +17,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.sampler import ResumableLoader
-from nvae_lightning.training import random_state
 from nvae_lightning.training.csv_logger import ResumableCSVLogger
 from nvae_lightning.training.module import is_logging_step
 
@@ -57,7 +59,7 @@ class Resumption(Callback):
         if (loader := _loader(trainer)) is not None:
             checkpoint[_KEY]["loader"] = loader.state_dict()
         else:
-            checkpoint[_KEY]["random"] = random_state.capture(trainer.strategy.root_device)
+            checkpoint[_KEY]["random"] = _capture(trainer.strategy.root_device)
         _straighten(checkpoint)
 
     def on_load_checkpoint(
@@ -108,7 +110,7 @@ class Resumption(Callback):
             loader.load_state_dict(place.loader)
         if place.random is not None:
             device = trainer.strategy.root_device
-            random_state.restore(place.random, device, trainer.global_rank)
+            _restore(place.random, device, trainer.global_rank)
             assert trainer.fit_loop._data_fetcher is not None
             iter(trainer.fit_loop._data_fetcher)  # redraws the order
         _set_loops(trainer, place)
@@ -197,3 +199,29 @@ def _loader(trainer: Trainer) -> ResumableLoader[Any] | None:
 def _global_batch_size(trainer: Trainer) -> int | None:
     data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
     return data.batch_size * trainer.world_size if isinstance(data, ImageDataModule) else None
+
+
+def _capture(device: torch.device) -> dict[str, Any]:
+    """Return the states of Python's, NumPy's, torch's and the device's generators."""
+    name, keys, position, *gauss = np.random.get_state()
+    states = {
+        "python": random.getstate(),
+        "numpy": (name, torch.tensor(np.asarray(keys).tolist()), position, *gauss),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _restore(states: dict[str, Any], device: torch.device, rank: int) -> None:
+    """Restore the first rank's states from :func:`_capture`; other ranks draw other numbers."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    if rank:
+        torch.manual_seed(torch.initial_seed() + rank)

@@ -42,15 +42,12 @@ class SamplingSpeed(Callback):
         device = pl_module.device
         seconds = []
         # The samples must not shift other random numbers.
-        with (
-            fork_torch(device),
-            trainer.precision_plugin.forward_context(),
-        ):
+        with fork_torch(device), trainer.precision_plugin.forward_context():
             for _ in range(1 + self.num_batches):
-                _wait_for(device)
+                synchronize(device)
                 started = time.perf_counter()
                 pl_module.model.sample(self.batch_size)
-                _wait_for(device)
+                synchronize(device)
                 seconds.append(time.perf_counter() - started)
         median = statistics.median(seconds[1:])
         pl_module.log(
@@ -58,7 +55,7 @@ class SamplingSpeed(Callback):
         )
 
 
-def _wait_for(device: torch.device) -> None:
-    """Wait until a device has finished its work."""
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's pending computations."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -298,8 +298,8 @@ def test_a_folder_deleted_during_the_run_is_not_recreated(tmp_path: Path, delete
 def test_leftovers_of_interrupted_writes_are_removed(train: Any, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    (folder / ".step0000009.ckpt.partial").write_bytes(b"half")
-    (folder / ".last.ckpt.partial").symlink_to("gone")
+    (folder / ".step0000009.partial.ckpt").write_bytes(b"half")
+    (folder / ".last.partial.ckpt").symlink_to("gone")
     train(1)
     assert names(folder) == ["last.ckpt", "step0000001.ckpt"]
 

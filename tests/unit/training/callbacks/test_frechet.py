@@ -300,7 +300,10 @@ def test_random_numbers_and_model_are_unchanged(tmp_path: Path, colour_nvae: NVA
     [
         ({}, r"fid\.weights: got None.*inception-2015-12-05-6726825d.*fid\.feature_extractor"),
         ({"weights": "nowhere.pth"}, r"fid\.weights: '.*nowhere\.pth' is not a file; set fid"),
-        ({"weights": "x.pth", "feature_extractor": nn.Identity()}, r"fid\.weights.*one of the"),
+        (
+            {"weights": "x", "feature_extractor": nn.Identity()},
+            r"fid\.weights: got x.*one of the two",
+        ),
         ({"num_samples": 1}, r"fid\.num_samples must be .* at least 2, got 1"),
         ({"num_samples": True}, r"fid\.num_samples must be an integer.*got True"),
         ({"batch_size": 0}, r"fid\.batch_size must be .* at least 1, got 0"),
