@@ -101,7 +101,6 @@ BAD_SETTINGS = [
     ("callbacks.guard.max_rollbacks=-1", "callbacks.guard.max_rollbacks", "-1"),
     ("callbacks.guard.penalty_factor=0.5", "callbacks.guard.penalty_factor", "0.5"),
     ("callbacks.guard.learning_rate_factor=2", "callbacks.guard.learning_rate_factor", "2"),
-    ("callbacks.preemption.grace_seconds=0", "callbacks.preemption", "0"),
     ("callbacks.preemption.check_every_n_steps=0", "callbacks.preemption", "0"),
     ("callbacks.checkpoint.keep=0", "callbacks.checkpoint.keep", "0"),
     ("callbacks.checkpoint.keep=null", "callbacks.checkpoint.keep", "null"),

@@ -23,7 +23,7 @@ from nvae_lightning.report import load_run
 from .conftest import Compose, build_on_meta
 
 NUM_JOBS = {
-    "figure4": 5, "figure5": 2, "memory": 6, "sampling_speed": 1, "stabilization": 4,
+    "figure4": 5, "figure5": 2, "memory": 6, "stabilization": 4,
     "table1": 12, "table2": 9, "table3": 4, "table4": 2, "table5": 4,
 }  # fmt: skip
 LAYOUTS = sorted(path.stem for path in (Path(reporting.__file__).parent / "tables").glob("*.yaml"))
@@ -41,9 +41,6 @@ SMALLER = {
     "table4": ["model.hierarchy.num_groups=[2]"],
     "table5": ["model.hierarchy.num_groups=[2]"],
     "figure4": ["callbacks.temperatures.num_passes=2", "callbacks.temperatures.num_images=3"],
-    "sampling_speed": [
-        "callbacks.sampling_speed.batch_size=2", "callbacks.sampling_speed.num_batches=2"
-    ],
     "stabilization": ["penalty.weight=0.0,1.0"],
 }  # fmt: skip
 

@@ -214,7 +214,7 @@ def test_panels_show_all_logged_values(at_wandb: dict[str, list[Any]]) -> None:
             assert name in shown or any(re.search(p, name) for p in patterns), name
     assert all(any(re.search(p, name) for name in logged) for p in patterns)
     others = {  # of callbacks outside the defaults, and of W&B itself
-        "test/fid", "test/temperatures", "test/sampling_ms_per_image", "train/peak_memory_gib",
+        "test/fid", "test/temperatures", "train/peak_memory_gib",
         "train/diverged", "system/gpu.0.gpu", "system/gpu.0.memoryAllocated", "",
     }  # fmt: skip
     assert shown - others <= logged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -76,10 +77,11 @@ class PhaseProfiler(SimpleProfiler):
         self._wait()
         total = time.perf_counter() - self._since
         found = {
-            phase: sum(
-                sum(durations)
+            phase: math.fsum(
+                seconds
                 for action, durations in self.recorded_durations.items()
                 if re.fullmatch(actions, action)
+                for seconds in durations
             )
             for phase, actions in _ACTIONS.items()
         }

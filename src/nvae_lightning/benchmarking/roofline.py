@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from nvae_lightning.benchmarking.work import synchronize
 from nvae_lightning.objective import elbo
-from nvae_lightning.training.callbacks.sampling_speed import synchronize
 from nvae_lightning.training.module import NVAEModule
 
 #: Dtypes of the weights and of autocast, by precision.

@@ -24,7 +24,6 @@ from nvae_lightning.benchmarking.memory_use import (
     reset_peaks,
 )
 from nvae_lightning.benchmarking.profiler import PhaseProfiler
-from nvae_lightning.training.callbacks.sampling_speed import synchronize
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,12 @@ class Work(ABC):
         with profile(profile_memory=True, acc_events=True) as profiled:
             self.run(num_warmup_steps=1, num_steps=1)
         return profiled
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's pending computations."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 class Training(Work):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,22 +17,12 @@ from nvae_lightning.objective import bits_per_dim, elbo
 from nvae_lightning.utilities.image import require_int
 
 
-@dataclass
-class _Split:
-    """Sums over the images of one data loader on this rank."""
+class _Batch(NamedTuple):
+    """Sums of a batch's `Statistics` over its images; in a test, also their NLLs."""
 
-    num_images: int = 0
-    sums: list[Tensor] = field(default_factory=list)  # of each of Statistics' fields
-    nlls: list[Tensor] = field(default_factory=list)
-
-    @classmethod
-    def union(cls, splits: list[_Split]) -> _Split:
-        """Combine the images of several data loaders."""
-        return cls(
-            sum(split.num_images for split in splits),
-            [torch.stack(values).sum(0) for values in zip(*(s.sums for s in splits), strict=True)],
-            [nlls for split in splits for nlls in split.nlls],
-        )
+    num_images: int
+    sums: list[Tensor]
+    nlls: Tensor | None = None
 
 
 class EvaluationModule(ImageModule):
@@ -62,17 +52,18 @@ class EvaluationModule(ImageModule):
         require_int("num_importance_samples", num_importance_samples, 1)
         self.num_importance_samples = num_importance_samples
         self.memory_budget = memory_budget
-        self._splits: defaultdict[int, _Split] = defaultdict(_Split)
+        self._batches: defaultdict[int, list[_Batch]] = defaultdict(list)  # by data loader
 
     def on_validation_epoch_start(self) -> None:
         """Reset the sums."""
-        self._splits.clear()
+        self._batches.clear()
 
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure the ELBO of a batch."""
-        self._evaluate(self._input(batch, "val", dataloader_idx), dataloader_idx)
+        x = self._input(batch, "val", dataloader_idx)
+        self._batches[dataloader_idx].append(_Batch(len(x), self._sums(x)))
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of every split."""
@@ -81,8 +72,8 @@ class EvaluationModule(ImageModule):
     def test_step(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure the ELBO and the log-likelihood of a batch."""
         x = self._input(batch, "test", dataloader_idx)
-        self._evaluate(x, dataloader_idx)
-        self._splits[dataloader_idx].nlls.append(-self._log_likelihood(x))
+        sums = self._sums(x)
+        self._batches[dataloader_idx].append(_Batch(len(x), sums, -self._log_likelihood(x)))
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of every split and the step, which loggers would count from 0."""
@@ -106,25 +97,24 @@ class EvaluationModule(ImageModule):
     def _infer(self, x: Images) -> Inference:
         return self.model.infer(x)
 
-    def _evaluate(self, x: Images, dataloader_idx: int) -> None:
+    def _sums(self, x: Images) -> list[Tensor]:
         inference = self._infer(x)
         found = Statistics.of(inference, elbo(inference, x))
-        sums = [_wide(value) * len(x) for value in found]
-        split = self._splits[dataloader_idx]
-        split.sums = [a + b for a, b in zip(split.sums, sums, strict=True)] if split.sums else sums
-        split.num_images += len(x)
+        return [_wide(value) * len(x) for value in found]
 
     def _log_splits(self, stage: str) -> None:
-        splits = {"": _Split.union(list(self._splits.values()))}
-        if len(self._splits) > 1:
-            splits |= {f"/dataloader_idx_{n}": split for n, split in self._splits.items()}
-        for suffix, split in splits.items():
+        splits = {"": [batch for batches in self._batches.values() for batch in batches]}
+        if len(self._batches) > 1:
+            splits |= {f"/dataloader_idx_{n}": batches for n, batches in self._batches.items()}
+        for suffix, batches in splits.items():
+            counts, sums, nlls = zip(*batches, strict=True)
+            totals = [torch.stack(values).sum(0) for values in zip(*sums, strict=True)]
             # Ranks may have different numbers of images.
-            count = mean_over_ranks(split.sums[0].new_tensor(split.num_images))
-            means = Statistics(*(mean_over_ranks(value) / count for value in split.sums))
+            count = mean_over_ranks(totals[0].new_tensor(sum(counts)))
+            means = Statistics(*(mean_over_ranks(value) / count for value in totals))
             found = metrics(means, self.model.image.num_dims)
-            if split.nlls:
-                found |= self._nll(torch.cat(split.nlls))
+            if stage == "test":
+                found |= self._nll(torch.cat(nlls))
             for name, value in found.items():
                 self.log(
                     f"{stage}/{name}{suffix}",

@@ -72,7 +72,7 @@ def describe(path: str, values: list[tuple[object, list[str]]]) -> str:
     )
 
 
-def budget(runs: Sequence[Run], further: Mapping[str, str]) -> Iterator[str]:
+def budget(runs: Sequence[Run]) -> Iterator[str]:
     """Describe the data, model, training and test of runs, line by line."""
 
     def all_of(show: Callable[[Run], object]) -> str:
@@ -110,8 +110,6 @@ def budget(runs: Sequence[Run], further: Mapping[str, str]) -> Iterator[str]:
     yield f"training: {all_of(training)}"
     if finished:
         yield "test: " + " or ".join(dict.fromkeys(map(test, finished)))
-    for name, path in further.items():
-        yield f"{name}: {all_of(lambda run, path=path: shown(run.setting(path)))}"
     yield f"seeds: {listed(sorted({run.setting('seed') for run in runs}))}"
     yield f"device: {all_of(lambda run: run.setting('device') or 'not recorded')}"
     yield f"version: {all_of(lambda run: run.setting('version') or 'not recorded')}"

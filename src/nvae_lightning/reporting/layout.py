@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from nvae_lightning.reporting.run import Quantity, Run, listed, shown
@@ -58,7 +58,6 @@ class Layout:
         compares_cost: Whether the table compares time or memory, which depend on the device.
         scaled: Setting of the columns that smaller runs may scale down, in the same order.
         others: Axis that gets a new entry for each further value of a setting.
-        budget: Further settings to list in the budget.
         notes: Remarks for the reader.
     """
 
@@ -73,7 +72,6 @@ class Layout:
     compares_cost: bool = False
     scaled: str | None = None
     others: Mapping[str, Any] | None = None
-    budget: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
 

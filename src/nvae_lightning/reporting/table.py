@@ -72,7 +72,7 @@ def report(
     lines += [*layout.notes, "", *order_section(layout, cells)]
     lines += ["## Budget", "", f"- The paper's: {layout.paper_budget}."]
     for name, group in groups.items():
-        lines += [f"- Here{name}:", *(f"  - {line}" for line in budget(group, layout.budget))]
+        lines += [f"- Here{name}:", *(f"  - {line}" for line in budget(group))]
     lines += ["", "Absolute values are comparable only under equal budgets.", ""]
     for name, found in different.items():
         lines += [f"## Differences{name}", ""]

@@ -119,7 +119,7 @@ def step_of(path: Path) -> int:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the intact checkpoint with the most steps; warn about later ones that are damaged."""
-    paths = {path.resolve() for path in folder.glob("*.ckpt") if path.exists()}
+    paths = {path.resolve() for path in folder.glob("[!.]*.ckpt") if path.exists()}
     # Of several with the same step, prefer the one named after it.
     order = {path: (step_of(path), _NAME.fullmatch(path.name) is not None) for path in paths}
     for path in sorted(paths, key=order.__getitem__, reverse=True):

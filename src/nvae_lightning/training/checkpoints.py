@@ -33,8 +33,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             OSError: If the file is not writable.
         """
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(Path(path)) as partial:
-            torch.save(checkpoint, partial)
+        with whole_file(Path(path)) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def load_checkpoint(
         self,

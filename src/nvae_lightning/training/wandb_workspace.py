@@ -68,7 +68,6 @@ def build_workspace(entity: str, project: str, name: str) -> ws.Workspace:
         "System and throughput": [
             _lines("images per second", "train/images_per_second"),
             _lines("peak memory (GiB)", "train/peak_memory_gib"),
-            wr.BarPlot(title="sampling (ms per image)", metrics=["test/sampling_ms_per_image"]),
             # Measured by W&B itself, by time instead of steps.
             wr.LinePlot(title="GPU utilisation (%)", x=_TIME, y=["system/gpu.0.gpu"]),
             wr.LinePlot(title="GPU memory (%)", x=_TIME, y=["system/gpu.0.memoryAllocated"]),

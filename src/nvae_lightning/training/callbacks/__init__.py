@@ -10,7 +10,6 @@ from nvae_lightning.training.callbacks.peak_memory import PeakMemory
 from nvae_lightning.training.callbacks.pictures import Pictures
 from nvae_lightning.training.callbacks.preemption import EndRanks, Preemption
 from nvae_lightning.training.callbacks.resumption import Resumption
-from nvae_lightning.training.callbacks.sampling_speed import SamplingSpeed
 from nvae_lightning.training.callbacks.summary import Summary
 from nvae_lightning.training.callbacks.temperatures import Temperatures
 from nvae_lightning.training.callbacks.throughput import Throughput
@@ -29,7 +28,6 @@ __all__ = [
     "Pictures",
     "Preemption",
     "Resumption",
-    "SamplingSpeed",
     "Summary",
     "Temperatures",
     "Throughput",

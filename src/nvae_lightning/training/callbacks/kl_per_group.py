@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image
 
 from nvae_lightning.inference.metrics import groups_of
 from nvae_lightning.training.callbacks.pictures import log_picture
@@ -87,8 +86,7 @@ class KLPerGroup(Callback):
         for name, figure in (("kl_per_group", lines), ("kl_heatmap", heat_maps)):
             path = Path(trainer.default_root_dir) / f"{name}.png"
             figures.write(figure, path)
-            with Image.open(path) as picture:
-                log_picture(trainer, f"train/{name}", picture.convert("RGB"))
+            log_picture(trainer, f"train/{name}", path)
 
     @rank_zero_only
     def _log_table(self, trainer: Trainer, pl_module: LightningModule) -> None:

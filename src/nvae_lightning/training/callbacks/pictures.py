@@ -21,8 +21,10 @@ from nvae_lightning.utilities.image import require_int
 from nvae_lightning.utilities.images import grid
 
 
-def log_picture(trainer: Trainer, name: str, picture: Image.Image) -> None:
+def log_picture(trainer: Trainer, name: str, path: Path) -> None:
     """Pass a picture to the loggers that support pictures."""
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [picture], step=trainer.global_step)
@@ -115,7 +117,7 @@ class Pictures(Callback):
         model.train(was_training)
         pairs = torch.stack([images, reconstructions], 1).flatten(0, 1)
         for name, pictures in (("samples", samples), ("reconstructions", pairs)):
-            picture = to_pil_image(grid(pictures, num_columns=8))
-            with whole_file(Path(trainer.default_root_dir) / f"{name}.png") as partial:
-                picture.save(partial)
-            log_picture(trainer, f"{stage}/{name}", picture)
+            path = Path(trainer.default_root_dir) / f"{name}.png"
+            with whole_file(path) as partial:
+                to_pil_image(grid(pictures, num_columns=8)).save(partial)
+            log_picture(trainer, f"{stage}/{name}", path)

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from nvae_lightning.training.callbacks.checkpoint import Checkpoint, is_last_step
 from nvae_lightning.utilities.image import require_int
-from nvae_lightning.utilities.signals import SIGNALS, Interrupted, is_first_rank, leave
+from nvae_lightning.utilities.signals import SIGNALS, Interrupted, is_first_rank
 
 _SECONDS_TO_END = 20  # for the other ranks
 
@@ -62,27 +62,18 @@ class Preemption(EndRanks):
     """Save a checkpoint and exit at SIGTERM, SIGUSR1 or Ctrl-C, after the current step.
 
     All ranks exit after the same step, whichever received the signal. Under SLURM the job is
-    requeued after SIGUSR1 (``sbatch --signal=USR1@120``). A second Ctrl-C exits immediately, as
-    does a process whose step never ends because another rank has died.
+    requeued after SIGUSR1 (``sbatch --signal=USR1@120``). A second Ctrl-C exits immediately.
 
     Args:
         check_every_n_steps: Steps between two exchanges of received signals among the ranks.
-        grace_seconds: Time limit for the current step.
     """
 
-    def __init__(self, check_every_n_steps: int = 10, grace_seconds: int | float = 30) -> None:
+    def __init__(self, check_every_n_steps: int = 10) -> None:
         require_int("callbacks.preemption.check_every_n_steps", check_every_n_steps, 1)
-        if grace_seconds <= 0:
-            raise ValueError(
-                f"callbacks.preemption.grace_seconds must be positive, got {grace_seconds}"
-            )
         self.check_every_n_steps = check_every_n_steps
-        self.grace_seconds = grace_seconds
         self._received = 0
         self._previous: dict[int, Any] = {}
-        self._watchdog: threading.Timer | None = None
         self._launcher: object = None
-        self._is_validating = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the signal handlers."""
@@ -97,10 +88,6 @@ class Preemption(EndRanks):
         if not self._received and isinstance(self._launcher, _SubprocessScriptLauncher):
             self._launcher.kill(signum)  # the other ranks on this machine
         self._received = self._received or signum
-        if self._watchdog is None and not self._is_validating:
-            self._watchdog = threading.Timer(self.grace_seconds, leave, (signum,))
-            self._watchdog.daemon = True
-            self._watchdog.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object,
@@ -124,15 +111,6 @@ class Preemption(EndRanks):
             if not is_last:
                 self._end(trainer, received)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Suspend the time limit during a validation, after which the run exits."""
-        self._is_validating = True
-        self._stop_watchdog()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the time limit of steps."""
-        self._is_validating = False
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save and exit after the validation, which a resume then need not repeat.
 
@@ -151,7 +129,6 @@ class Preemption(EndRanks):
         return int(number)
 
     def _save(self, trainer: Trainer) -> None:
-        self._stop_watchdog()
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, Checkpoint):
                 callback.save_now(trainer, again=True)
@@ -169,15 +146,9 @@ class Preemption(EndRanks):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the signal handlers."""
-        self._stop_watchdog()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
-
-    def _stop_watchdog(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-            self._watchdog = None
 
 
 @contextmanager

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 
 from nvae_lightning.inference.batches import fork_torch
 from nvae_lightning.inference.recalibration import recalibrate, with_statistics
 from nvae_lightning.inference.sampling import sample_means
+from nvae_lightning.training.callbacks.pictures import log_picture
 from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.utilities import figures
 from nvae_lightning.utilities.image import require_int
@@ -81,6 +81,4 @@ class Temperatures(Callback):
         labels = [f"t = {temperature:g}" for temperature in self.temperatures]
         path = Path(trainer.default_root_dir) / "temperatures.png"
         figures.write(figures.rows_of_images(torch.stack(rows), labels), path)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image("test/temperatures", [str(path)], step=trainer.global_step)
+        log_picture(trainer, "test/temperatures", path)

@@ -1,4 +1,4 @@
-"""Samples at several temperatures, sampling speed, and peak memory."""
+"""Samples at several temperatures, and peak memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.readers import ArraySource, Splits
 from nvae_lightning.model import NVAE
 from nvae_lightning.objective import KL, Penalty, constant
-from nvae_lightning.training.callbacks import PeakMemory, SamplingSpeed, Temperatures
+from nvae_lightning.training.callbacks import PeakMemory, Temperatures
 from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.utilities import figures
 
@@ -107,26 +107,11 @@ def test_a_row_per_temperature_of_the_same_noise(
 
 def test_measurements_do_not_change_random_numbers(measure: Measure) -> None:
     states = []
-    for callbacks in ([], [Temperatures([0.7], num_images=1, num_passes=1), SamplingSpeed(2, 1)]):
+    for callbacks in ([], [Temperatures([0.7], num_images=1, num_passes=1)]):
         torch.manual_seed(0)
         measure(*callbacks)
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
-
-
-def test_sampling_time_is_per_image_without_the_first_batch(
-    module: NVAEModule, measure: Measure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    times = iter([0.0, 9.0, 10.0, 10.4, 20.0, 20.2, 30.0, 30.6])
-    monkeypatch.setattr(
-        "nvae_lightning.training.callbacks.sampling_speed.time.perf_counter", lambda: next(times)
-    )
-    sizes: list[int] = []
-    sample = module.model.sample
-    monkeypatch.setattr(module.model, "sample", lambda count: sizes.append(count) or sample(count))
-    found = measure(SamplingSpeed(batch_size=5, num_batches=3))
-    assert sizes == [5] * 4
-    assert found["test/sampling_ms_per_image"] == pytest.approx(1000 * 0.4 / 5)
 
 
 def test_memory_includes_the_optimizer_state(module: NVAEModule, measure: Measure) -> None:
@@ -172,14 +157,6 @@ def test_counting_memory_ends_with_an_exception(measure: Measure) -> None:
         (
             lambda: Temperatures([0.7], batch_size=0),
             r"temperatures\.batch_size must be an integer of at least",
-        ),
-        (
-            lambda: SamplingSpeed(batch_size=0),
-            r"sampling_speed\.batch_size must be an integer of at least 1",
-        ),
-        (
-            lambda: SamplingSpeed(num_batches=0),
-            r"sampling_speed\.num_batches must be an integer of at least 1",
         ),
     ],
 )
