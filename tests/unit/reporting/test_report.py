@@ -70,14 +70,13 @@ def test_report_states_the_budget(make_run: MakeRun) -> None:
         make_run("0", rows=rows),
         make_run("1", {"model.residual_posterior": False, "seed": 3}, rows=rows),
     ]
-    text = report(_layout(budget={"weight": "penalty.weight"}), runs).markdown
+    text = report(_layout(), runs).markdown
     for line in (
         "The paper's: much.",
         "data: image_folder, 32x32x3, 8-bit",
         "model: tiny, 4 channels, 3 + 5 groups",
         "training: 100 steps of 24 images, 2,400 images seen, 32-true",
         "test: 20 images, 10 importance samples",
-        "weight: 0.01",
         "seeds: 0, 3",
         "device: CPU (one), 1 thread",
         "version: 0.1.0",
