@@ -183,8 +183,8 @@ class Repetition(Work):
         trainer: Trainer with the device and precision to use.
         module: Module of the model.
         phase: Name of the computation.
-        build_step: Builds the computation at the start of each round, after the model has moved
-            to the device; it moves back after the round.
+        build_step: Function that builds the computation at the start of each round, after the
+            model has moved to the device; it moves back after the round.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ _REMEDY = (
 )
 _REAL = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")
 _NUM_FINGERPRINTED = 256  # images
-_LAYOUT = 2  # of a cached file; a new number invalidates all earlier ones
+_LAYOUT = 2  # version of cached files; a new number invalidates earlier ones
 
 
 class FrechetDistance(Callback):
@@ -117,7 +117,7 @@ class FrechetDistance(Callback):
         return f"test/frechet_distance_{type(self.feature_extractor).__name__}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check all settings before a training or a test begins.
+        """Check all settings before a training or test starts.
 
         Raises:
             ValueError: If the data module is not one of images, there are fewer samples than
@@ -139,7 +139,7 @@ class FrechetDistance(Callback):
         device: torch.device = trainer.strategy.root_device
         if device.type == "mps":  # which has no float64
             device = torch.device("cpu")
-        # The network draws weights before it reads those of the file.
+        # The network draws random weights before it loads the file.
         with fork_torch(), torch.no_grad():
             metric = self._build(data.image.size, device)
         if stage == "test":
@@ -200,7 +200,7 @@ class FrechetDistance(Callback):
         return metric.to(device)
 
     def _add_training_images(self, metric: FrechetInceptionDistance, trainer: Trainer) -> None:
-        """Read their statistics from the cache, or compute and cache them."""
+        """Read the training images' statistics from the cache, or compute and cache them."""
         data = _images_of(trainer)
         num_images = len(data.train_set)
         path, known = Path(), None
@@ -245,7 +245,7 @@ class FrechetDistance(Callback):
             metric.update(_as_colour(pixels), real=False)
 
     def _fingerprint(self, data: ImageDataModule, network: nn.Module) -> str:
-        """Return a hash of everything that the training images' statistics depend on."""
+        """Return a hash of all that determines the training images' statistics."""
         num_images = len(data.train_set)
         settings = {
             "layout": _LAYOUT,
@@ -295,7 +295,7 @@ def _as_colour(
 
 
 def _bar_options(trainer: Trainer) -> dict[str, Any]:
-    disable = None if trainer.is_global_zero else True  # None: unless on a terminal
+    disable = None if trainer.is_global_zero else True  # None: only on a terminal
     return {"unit": "batch", "leave": False, "disable": disable, "delay": 1.0}
 
 
@@ -312,7 +312,7 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 
 def _write(path: Path, statistics: dict[str, Tensor]) -> None:
-    """Write the cache; a test of hours must not fail because of it."""
+    """Write the cache; only warn on failure, because a test may have taken hours."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial:

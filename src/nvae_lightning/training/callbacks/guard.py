@@ -1,4 +1,4 @@
-"""Protection of a training against values that are not finite."""
+"""Protection of a training against non-finite values."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class DivergedError(RuntimeError):
 
 
 class Guard(Callback):
-    """Skip steps whose loss or gradient is not finite; roll back after too many in a row.
+    """Skip steps with a non-finite loss or gradient; roll back after too many in a row.
 
-    A skipped step leaves weights, optimiser and running statistics as they were, on all ranks,
+    A skipped step does not change weights, optimiser and running statistics on any rank,
     whichever rank has the value. After `patience` skipped steps in a row, weights and optimiser
     roll back to the last checkpoint before them, with a higher λ and a lower learning rate;
     schedules and data continue. After `max_rollbacks` rollbacks the training ends.
@@ -33,7 +33,7 @@ class Guard(Callback):
     In fp16 the gradient scaler handles gradients that overflow, until its scale is 1.
 
     Args:
-        max_grad_norm: Gradient norm above which steps are skipped, too; None disables the limit.
+        max_grad_norm: Gradient norm above which steps are also skipped; None disables the limit.
         patience: Number of skipped steps in a row before a rollback.
         max_rollbacks: Maximum number of rollbacks.
         penalty_factor: Factor on λ at each rollback.
@@ -103,7 +103,7 @@ class Guard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Make or skip this step, on all ranks alike."""
+        """Take or skip this step, on all ranks alike."""
         assert isinstance(pl_module, NVAEModule)
         norm = get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
         if self._is_good(trainer, pl_module, norm):
@@ -192,7 +192,7 @@ class Guard(Callback):
         )
 
     def _last_good(self, trainer: Trainer) -> str | None:
-        """Return the latest intact checkpoint that was not made while steps were skipped."""
+        """Return the latest intact checkpoint that was not written while steps were skipped."""
         if not trainer.is_global_zero:
             return None
         saving = (one for one in trainer.checkpoint_callbacks if isinstance(one, Checkpoint))

@@ -27,7 +27,7 @@ _SECONDS_TO_END = 20  # for the other ranks
 
 
 class EndRanks(Callback):
-    """Pass a signal that ends this process on to the ranks that it has launched.
+    """Forward a signal that ends this process to the ranks that it launched.
 
     Lightning's own handlers are disabled: at SIGTERM they end an evaluation with status 0, and at
     SIGUSR1 under SLURM they save and requeue within a step.
@@ -112,7 +112,7 @@ class Preemption(EndRanks):
                 self._end(trainer, received)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save and exit after the validation, which a resume then need not repeat.
+        """Save and exit after the validation, so that a resume does not repeat it.
 
         Raises:
             Interrupted: If any rank has received a signal.
