@@ -150,14 +150,14 @@ SPY = """
 import runpy
 from lightning.pytorch import Trainer
 from nvae_lightning.data import ImageDataModule
-images, test = ImageDataModule.images, Trainer.test
+load, test = ImageDataModule.load, Trainer.test
 def read(data, split):
     print("READS", split, flush=True)
-    return images(data, split)
+    return load(data, split)
 def begin(*arguments, **settings):
     print("TESTS", flush=True)
     return test(*arguments, **settings)
-ImageDataModule.images, Trainer.test = read, begin
+ImageDataModule.load, Trainer.test = read, begin
 runpy.run_module("nvae_lightning.train", run_name="__main__", alter_sys=True)
 """
 
