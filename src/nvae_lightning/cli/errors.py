@@ -113,8 +113,9 @@ def describe_system_error(error: BaseException) -> str | None:
 
 
 def _text(error: BaseException) -> str:
-    is_named = isinstance(error, OSError) and error.filename is not None
-    return f"cannot use '{error.filename}' ({error.strerror})" if is_named else str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot use '{error.filename}' ({error.strerror})"
+    return str(error)
 
 
 def _given(key: str, message: str) -> str:

@@ -65,7 +65,7 @@ def _compare(
     Returns:
         Verdict: found, reversed, within noise or unknown; and the comparison in words.
     """
-    names, (first, second) = zip(low, high, strict=True)
+    names, first, second = (low[0], high[0]), low[1], high[1]
     is_equal = first.published == second.published
     difference = second.mean - first.mean
     amount = f"by {abs(difference):.{digits}f}"
