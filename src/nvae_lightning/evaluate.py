@@ -16,6 +16,7 @@ from nvae_lightning.cli.command_line import as_single_run
 from nvae_lightning.cli.setting_types import check_type
 from nvae_lightning.cli.trained import trained_model, training_data
 from nvae_lightning.inference.evaluation import EvaluationModule
+from nvae_lightning.inference.loading import has_average
 from nvae_lightning.inference.measurement import correct_likelihood, measure, write_results
 from nvae_lightning.training.callbacks import EndRanks
 from nvae_lightning.utilities.signals import if_ended
@@ -31,26 +32,29 @@ def main(config: DictConfig) -> float:
     model = trained_model(config)
     Compute(compile=config.compile).apply(model)
     datamodule = training_data(config, model, ours=False)
-    module = EvaluationModule(
-        model,
-        num_importance_samples=config.num_importance_samples,
-        memory_budget=config.memory_budget and int(config.memory_budget),
-    )
+    settings = {
+        "num_importance_samples": config.num_importance_samples,
+        "memory_budget": config.memory_budget and int(config.memory_budget),
+    }
+    module = EvaluationModule(model, **settings)
     fid = [] if config.fid is None else [instantiate(config.fid, _convert_="all")]
     file = run_dir / "evaluation.json"
     if_ended(f"'{file}' is not written; run the same command again")
     trainer = build_inference_trainer(config, run_dir, *fid, EndRanks())
     with as_single_run(run_dir):
         results = {"ckpt_path": ckpt_path, **measure(trainer, module, datamodule)}
-        if config.both_likelihoods and correct_likelihood(model):
-            for callback in fid:  # samples do not depend on it
+        other = None
+        if has_average(config.ckpt_path):
+            other, model = "latest", trained_model(config, averaged=False)
+            Compute(compile=config.compile).apply(model)
+        elif config.both_likelihoods and correct_likelihood(model):
+            other = "corrected"
+        if other is not None:
+            for callback in fid:
                 trainer.callbacks.remove(callback)  # pyright: ignore[reportAttributeAccessIssue]
-            corrected = measure(trainer, module, datamodule)
-            results["corrected"] = {
-                name: value
-                for name, value in corrected.items()
-                if name.startswith(("nll", "elbo"))
-            }
+            module = EvaluationModule(model, **settings)
+            found = measure(trainer, module, datamodule)
+            results[other] = {k: v for k, v in found.items() if k.startswith(("nll", "elbo"))}
     if trainer.is_global_zero:
         write_results(results, model, run_dir)
         print(
@@ -58,6 +62,11 @@ def main(config: DictConfig) -> float:
             f"({results['nll_bpd']:.4f} bits per dim, {config.num_importance_samples} importance "
             f"samples), ELBO {results['elbo_nats']:.2f} nats, {results['num_images']:,} images"
         )
+        if "latest" in results:
+            print(
+                f"These are the averaged weights; with the latest: NLL "
+                f"{results['latest']['nll_nats']:.2f}, ELBO {results['latest']['elbo_nats']:.2f} nats"
+            )
         print(f"written: '{file}' and rate_per_group.png")
     return results["nll_nats"]
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 
-from nvae_lightning.cli.building import build_module, build_trainer, save_config
+from nvae_lightning.cli.building import build_module, build_trainer, initialize, save_config
 from nvae_lightning.cli.command import command, is_search, run
 from nvae_lightning.cli.command_line import as_single_run
 from nvae_lightning.cli.overrides import as_typed
@@ -77,6 +77,8 @@ def main(config: DictConfig) -> float | None:
     config.run_id = run_id(run_dir, resumed=checkpoint is not None)
     config.version = version()
     module = build_module(config)
+    if checkpoint is None:
+        initialize(config, module)
     trainer = build_trainer(config, run_dir)
     check_loaders(config, datamodule, trainer)
     config.device = device_name(trainer.strategy.root_device, trainer.world_size)

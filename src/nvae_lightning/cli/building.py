@@ -9,10 +9,11 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 
 from nvae_lightning.cli.machine import HALF, check_precision
+from nvae_lightning.inference.loading import initialize_from
 from nvae_lightning.training.callbacks import Preemption
 from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.utilities.files import whole_file
@@ -30,6 +31,22 @@ def build_module(config: DictConfig) -> NVAEModule:
     module = instantiate(config.module, _convert_="all")
     instantiate(config.compute, compile=config.compile).apply(module.model)
     return module
+
+
+def initialize(config: DictConfig, module: NVAEModule) -> None:
+    """Start from the trained weights of ``init_from``, if set; list weights that could not.
+
+    Raises:
+        ValueError: If the weights are missing, damaged or of another architecture.
+    """
+    if config.init_from is None:
+        return
+    kept = initialize_from(module.model, config.init_from, strict=config.init_strict)
+    if kept:
+        rank_zero_warn(
+            f"init_from: {len(kept)} weights have other shapes in '{config.init_from}' or are "
+            f"missing there and keep their initial values: {', '.join(kept)}"
+        )
 
 
 def build_trainer(config: DictConfig, run_dir: Path) -> Trainer:

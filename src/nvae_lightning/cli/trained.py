@@ -18,6 +18,7 @@ from nvae_lightning.cli.setting_types import build_datamodule, check_taken, chec
 from nvae_lightning.data import AllImages, ImageDataModule
 from nvae_lightning.inference.loading import find_checkpoint, load_model
 from nvae_lightning.model import NVAE
+from nvae_lightning.serialization.hub import shipped_folder
 from nvae_lightning.utilities.plain_data import shown
 
 #: Datasets that a run's config.yaml may name; names are looked up here and never imported.
@@ -31,7 +32,7 @@ _DATASETS: dict[str, type[ImageDataModule]] = {
 _OURS = ("_target_", "seed", "num_workers")
 
 
-def trained_model(config: Any) -> NVAE:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
+def trained_model(config: Any, *, averaged: bool = True) -> NVAE:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
     """Load the model of ``ckpt_path``, and set ``ckpt_path`` to the checkpoint found there.
 
     Constructors under ``model`` replace those in the checkpoint.
@@ -51,7 +52,8 @@ def trained_model(config: Any) -> NVAE:  # noqa: ANN401 -- beartype warns of Dic
     found = find_checkpoint(config.ckpt_path)
     if found is not None:
         config.ckpt_path = str(found)
-    return load_model(config.ckpt_path, allow_nonfinite=config.allow_nonfinite, **given)
+    nonfinite = config.allow_nonfinite
+    return load_model(config.ckpt_path, averaged=averaged, allow_nonfinite=nonfinite, **given)
 
 
 def training_settings(ckpt_path: str) -> tuple[Path, dict[str, Any]] | None:
@@ -64,7 +66,12 @@ def training_settings(ckpt_path: str) -> tuple[Path, dict[str, Any]] | None:
         ValueError: If it does not contain the settings of a dataset.
     """
     checkpoint = find_checkpoint(ckpt_path)
-    if checkpoint is None or not os.path.lexists(path := checkpoint.parent.parent / "config.yaml"):
+    folder = (
+        (shipped_folder(ckpt_path) or Path(ckpt_path).expanduser())
+        if checkpoint is None
+        else checkpoint.parent.parent
+    )
+    if not os.path.lexists(path := folder / "config.yaml"):
         return None
     try:
         settings = read_yaml(path).get("dataset")

@@ -8,22 +8,27 @@ from typing import Any
 from nvae_lightning.backends import Compute
 from nvae_lightning.model import NVAE
 from nvae_lightning.published import build_checkpoint
-from nvae_lightning.serialization.architecture import ARCHITECTURE
+from nvae_lightning.serialization.architecture import ARCHITECTURE, restore
 from nvae_lightning.serialization.checkpoints import last_checkpoint, read_torch_file
-from nvae_lightning.serialization.hub import CONFIG, is_hub_name
+from nvae_lightning.serialization.hub import CONFIG, is_hub_name, shipped_folder
 from nvae_lightning.serialization.weights import build, weights_of
 
 _PREFIX = "model."
+
+#: Key of the latest weights in a checkpoint whose other weights are averaged.
+LATEST = "current_model_state"
 
 
 def find_checkpoint(source: str | Path) -> Path | None:
     """Return the checkpoint to read: the given file, or the latest intact one of a run's folder.
 
-    None for a folder of :meth:`NVAE.save_pretrained` and for a name on the hub.
+    None for a folder of :meth:`NVAE.save_pretrained`, a name of shipped weights or of the hub.
 
     Raises:
         ValueError: If the source does not exist, or the folder contains no checkpoint.
     """
+    if shipped_folder(source) is not None:
+        return None
     path = Path(source).expanduser().absolute()
     if path.is_file():
         return path
@@ -42,13 +47,16 @@ def find_checkpoint(source: str | Path) -> Path | None:
     return None
 
 
-def load_model(source: str | Path, *, allow_nonfinite: bool = False, **given: Any) -> NVAE:
+def load_model(
+    source: str | Path, *, averaged: bool = True, allow_nonfinite: bool = False, **given: Any
+) -> NVAE:
     """Load a model in evaluation mode.
 
     Args:
-        source: Checkpoint of a training, folder of its run, folder of
-            :meth:`NVAE.save_pretrained`, ``owner/name`` on the Hugging Face hub, or checkpoint
-            of the published code.
+        source: Name of shipped weights (``mnist`` or ``photos``), checkpoint of a training,
+            folder of its run, folder of :meth:`NVAE.save_pretrained`, ``owner/name`` on the
+            Hugging Face hub, or checkpoint of the published code.
+        averaged: Whether to prefer the averaged weights of a checkpoint that also has the latest.
         allow_nonfinite: Whether weights may be NaN or infinite.
         **given: Arguments of :class:`NVAE` that replace the described ones, such as constructors
             from outside this package; not available for checkpoints of the published code.
@@ -56,12 +64,14 @@ def load_model(source: str | Path, *, allow_nonfinite: bool = False, **given: An
     Raises:
         ValueError: If the model is missing, damaged or not an NVAE, or would run code.
     """
-    model = _load(source, given, allow_nonfinite)
+    model = _load(source, given, averaged, allow_nonfinite)
     Compute().apply(model)
     return model
 
 
-def _load(source: str | Path, given: dict[str, Any], allow_nonfinite: bool) -> NVAE:
+def _load(
+    source: str | Path, given: dict[str, Any], averaged: bool, allow_nonfinite: bool
+) -> NVAE:
     path = find_checkpoint(source)
     if path is None:
         return NVAE.from_pretrained(source, allow_nonfinite=allow_nonfinite, **given)
@@ -74,6 +84,8 @@ def _load(source: str | Path, given: dict[str, Any], allow_nonfinite: bool) -> N
             )
         return build_checkpoint(path, content, allow_nonfinite=allow_nonfinite)
     weights = content.get("state_dict")
+    if not averaged:
+        weights = content.get(LATEST, weights)
     if ARCHITECTURE not in content or not isinstance(weights, dict):
         raise ValueError(
             f"'{path}' is a Lightning checkpoint, but not of an NVAE; give one that is"
@@ -83,3 +95,69 @@ def _load(source: str | Path, given: dict[str, Any], allow_nonfinite: bool) -> N
         return build(NVAE, content[ARCHITECTURE], weights, given, allow_nonfinite=allow_nonfinite)
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from error
+
+
+def has_average(source: str | Path) -> bool:
+    """Whether a source is a checkpoint with averaged and latest weights."""
+    path = find_checkpoint(source)
+    content = None if path is None else read_torch_file(path)
+    return isinstance(content, dict) and LATEST in content
+
+
+def initialize_from(model: NVAE, source: str | Path, *, strict: bool = True) -> list[str]:
+    """Copy the weights of a trained model into a new one, by name.
+
+    Where the image formats differ, the few weights whose shapes follow from the image (stem,
+    initial state, output) keep their initial values.
+
+    Args:
+        model: Model to initialise.
+        source: See :func:`load_model`.
+        strict: Whether to refuse other differences.
+
+    Returns:
+        Names of the weights of ``model`` that keep their initial values.
+
+    Raises:
+        ValueError: If the weights cannot be loaded, or belong to another architecture.
+    """
+    trained = load_model(source)
+    weights, own = trained.state_dict(), model.state_dict()
+    fitting = {
+        name: value
+        for name, value in weights.items()
+        if name in own and value.shape == own[name].shape
+    }
+    kept = [name for name in own if name not in fitting]
+    if trained.image == model.image:
+        wrong = sorted({*own, *weights} - fitting.keys())
+    else:
+        wrong = sorted(own.keys() ^ weights.keys())
+    if strict and wrong:
+        raise ValueError(
+            f"init_from: {len(wrong)} weights of the model differ from those of '{source}', for "
+            f"example {wrong[0]}; choose model=pretrained, which has its architecture, or set "
+            "init_strict=false to keep the initial values of these"
+        )
+    if not fitting:
+        raise ValueError(f"init_from: no weight of '{source}' has the name and shape of one here")
+    model.load_state_dict(fitting, strict=False)
+    return kept
+
+
+def pretrained_architecture(source: str | Path | None, **arguments: Any) -> NVAE:
+    """Build an untrained model with the architecture of a trained one.
+
+    Args:
+        source: See :func:`load_model`.
+        **arguments: Arguments of :class:`NVAE` to replace, for example the image format; None
+            keeps the trained model's.
+
+    Raises:
+        ValueError: If there is no source, or the model cannot be built.
+    """
+    if source is None:
+        raise ValueError("model=pretrained takes the architecture of init_from; set init_from")
+    description = load_model(source).architecture
+    given = {name: value for name, value in arguments.items() if value is not None}
+    return NVAE(**restore(description, given))
