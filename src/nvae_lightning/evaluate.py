@@ -63,9 +63,10 @@ def main(config: DictConfig) -> float:
             f"samples), ELBO {results['elbo_nats']:.2f} nats, {results['num_images']:,} images"
         )
         if "latest" in results:
+            latest = results["latest"]
             print(
-                f"These are the averaged weights; with the latest: NLL "
-                f"{results['latest']['nll_nats']:.2f}, ELBO {results['latest']['elbo_nats']:.2f} nats"
+                "these are the averaged weights; the latest: "
+                f"NLL {latest['nll_nats']:.2f} nats, ELBO {latest['elbo_nats']:.2f} nats"
             )
         print(f"written: '{file}' and rate_per_group.png")
     return results["nll_nats"]

@@ -24,7 +24,6 @@ def check_training(config: DictConfig) -> None:
     """
     check_type("ckpt_path", config.ckpt_path, str | None)
     check_type("init_from", config.init_from, str | None)
-    check_type("init_strict", config.init_strict, bool)
     if HydraConfig.get().mode is RunMode.MULTIRUN and "TORCHELASTIC_RUN_ID" in os.environ:
         if int(os.environ["WORLD_SIZE"]) > 1:
             raise ValueError(
