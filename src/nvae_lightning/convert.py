@@ -26,12 +26,8 @@ def kept_numerics(model: NVAE) -> list[str]:
 @command("convert")
 def main(config: DictConfig) -> None:
     """Write one published checkpoint as safetensors and config.json."""
-    model = convert_published(
-        config.checkpoint,
-        config.output,
-        lightning_checkpoint=config.lightning_checkpoint,
-        allow_nonfinite=config.allow_nonfinite,
-    )
+    nonfinite = config.allow_nonfinite
+    model = convert_published(config.checkpoint, config.output, allow_nonfinite=nonfinite)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters in '{config.output}'")
     print("Kept as the weights were trained:", *kept_numerics(model), sep="\n  ")
 

@@ -19,7 +19,7 @@ def _options(group: str) -> list[str]:
 
 
 DATASETS = _options("dataset")
-MODELS = _options("model")
+MODELS = [name for name in _options("model") if name != "pretrained"]  # which needs weights
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_ROOT / "experiments").glob("*.yaml"))
 
 

@@ -477,10 +477,10 @@ def test_averaged_weights_resume_exactly_and_do_not_change_the_training(
     weights = [name for name in saved[0]["state_dict"] if name.endswith(("weight", "bias"))]
     assert weights
     average = {name: saved[0]["current_model_state"][name] for name in weights}
-    for checkpoint in saved[1:]:
-        latest = checkpoint["current_model_state"]
+    for step, checkpoint in enumerate(saved[1:], 1):
+        latest, decay = checkpoint["current_model_state"], min(0.9, (1 + step) / (10 + step))
         for name in weights:
-            average[name] = 0.9 * average[name] + 0.1 * latest[name]
+            average[name] = decay * average[name] + (1 - decay) * latest[name]
             torch.testing.assert_close(checkpoint["state_dict"][name], average[name])
 
     folder = root / "averaged-killed"

@@ -5,13 +5,11 @@ import os
 import pickle
 import re
 from collections import OrderedDict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from same_model import assert_same
 from torch import Tensor, nn
 from warm_python import run_python
@@ -23,7 +21,6 @@ from nvae_lightning.model import (
     NormalLikelihood,
 )
 from nvae_lightning.model.normalization import BatchNorm
-from nvae_lightning.objective import KL, Penalty, constant
 from nvae_lightning.published import (
     build_published,
     convert_published,
@@ -31,7 +28,6 @@ from nvae_lightning.published import (
     published_duplicates,
     published_names,
 )
-from nvae_lightning.training.module import NVAEModule
 
 SETTINGS: dict[str, Any] = {
     "dataset": "toy_16",
@@ -595,38 +591,10 @@ def test_a_failed_conversion_leaves_no_files(
     def full(*args: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(NVAE, "save_pretrained", full)
     with pytest.raises(OSError, match="no space"):
-        convert_published(file, tmp_path / "output", lightning_checkpoint=True)
+        convert_published(file, tmp_path / "output")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
-
-
-def test_training_resumes_from_the_lightning_checkpoint(file: Path, tmp_path: Path) -> None:
-    convert_published(file, tmp_path / "output", lightning_checkpoint=True)
-    weights = NVAE.from_pretrained(tmp_path / "output").state_dict()
-    module = NVAEModule(
-        build_published(SETTINGS),
-        kl=KL(beta=constant),
-        penalty=Penalty(weight=0.01),
-        optimizer=partial(torch.optim.SGD, lr=1e-30),  # too small to change the weights
-        final_learning_rate=0.0,
-        warmup_epochs=0,
-    )
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=2,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
-    images = torch.utils.data.DataLoader(torch.rand(4, 3, 16, 16).round(), batch_size=2)  # pyright: ignore[reportArgumentType]
-    trainer.fit(module, images, images, ckpt_path=tmp_path / "output" / "last.ckpt")
-    assert trainer.global_step == 2
-    for name, parameter in module.model.named_parameters():
-        assert torch.equal(parameter, weights[name])
 
 
 @pytest.mark.parametrize("damage", ["config", "weights", "version", "shape", "none_there"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.training.callbacks import EMA
 
-DECAY = 0.5
+DECAY = 0.2  # reached in the third step
 
 
 def _weights(module: LightningModule) -> Tensor:
@@ -37,8 +37,9 @@ class Spy(Callback):
         batch_idx: int,
     ) -> None:
         self.latest = _weights(pl_module)
-        is_first = trainer.global_step == 1
-        self.average = self.latest if is_first else self.average.lerp(self.latest, 1 - DECAY)
+        t = trainer.global_step - 1
+        decay = min(DECAY, (1 + t) / (10 + t)) if t > 0 else 0.0
+        self.average = self.average.lerp(self.latest, 1 - decay) if t > 0 else self.latest
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seen["validation"] = _weights(pl_module), self.average
