@@ -10,6 +10,7 @@ import torch
 import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
@@ -66,6 +67,18 @@ class ExperimentsSearchPath(SearchPathPlugin):
 
 Plugins.instance().register(ExperimentsSource)
 Plugins.instance().register(ExperimentsSearchPath)
+
+
+def _continue_searches() -> None:
+    """Make Optuna's searches, if the plugin is installed, continue after failed trials."""
+    store = ConfigStore.instance()
+    if "optuna.yaml" in store.list("hydra/sweeper"):
+        node = store.load("hydra/sweeper/optuna.yaml").node
+        node.max_failure_rate = 1.0
+        store.store(name="optuna", node=node, group="hydra/sweeper", provider="nvae_lightning")
+
+
+_continue_searches()
 
 
 def _auto_precision() -> str:

@@ -72,7 +72,6 @@ def test_a_search_continues_after_failed_and_non_finite_trials(
     overrides = ["table=choice(1,2,3)", "runs=x", f"hydra.sweep.dir={tmp_path}"]
     sampler = ["hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0"]
     search = ["-m", "hydra/sweeper=optuna", *sampler, "hydra.sweeper.n_trials=10"]
-    search.append("hydra.sweeper.max_failure_rate=1.0")
     monkeypatch.setattr(sys, "argv", ["report", *search, *overrides])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")
     run(command("report")(trial))
