@@ -58,7 +58,7 @@ class one_line_errors(ContextDecorator):
             MisconfigurationException,
             OmegaConfBaseException,
         )
-        if error is None or _SHOW_TRACEBACKS:
+        if not isinstance(error, Exception) or _SHOW_TRACEBACKS:
             return
         if getattr(error, "is_printed", False):
             sys.exit(1)

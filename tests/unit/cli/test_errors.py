@@ -34,10 +34,10 @@ def _wrapped(error: Exception) -> Exception:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
 def test_a_system_error_is_one_line_with_path_reason_and_remedy(code: int) -> None:
-    with pytest.raises(SystemExit) as ended, one_line_errors():
+    with pytest.raises(SystemExit) as ended, one_line_errors(), one_line_errors():
         raise _error(code, "/somewhere/file")
     line = str(ended.value)
-    assert line.startswith("error: ")
+    assert line.count("error: ") == 1
     assert "'/somewhere/file'" in line
     assert os.strerror(code) in line
     assert "; " in line
@@ -112,6 +112,7 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
 
 def test_a_command_ignores_the_backend_of_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     for arguments, original, backend in (
         (["script.py"], ["python", "script.py"], "module://matplotlib_inline.backend_inline"),
         (["-m"], ["python", "-m", "mine"], "module://matplotlib_inline.backend_inline"),
@@ -121,3 +122,21 @@ def test_a_command_ignores_the_backend_of_a_notebook(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(sys, "orig_argv", original)
         begin_command()
         assert os.environ["MPLBACKEND"] == backend
+
+
+def test_a_cache_that_torch_cannot_create_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "nvae_lightning.preview"])
+    begin_command()
+    sys.excepthook(FileNotFoundError, _error(errno.ENOENT, "/somewhere/cache"), None)
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "'/somewhere/cache'" in line
+    assert "TORCHINDUCTOR_CACHE_DIR" in line
+    sys.excepthook(OSError, OSError("libx.so: cannot open shared object file"), None)
+    assert "OSError: libx.so" in capsys.readouterr().err
