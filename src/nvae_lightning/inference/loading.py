@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nvae_lightning.backends import Compute
-from nvae_lightning.model import NVAE
+from nvae_lightning.model import NVAE, Image
+from nvae_lightning.model.likelihood import Likelihood
 from nvae_lightning.published import build_checkpoint
 from nvae_lightning.serialization.architecture import ARCHITECTURE, restore
 from nvae_lightning.serialization.checkpoints import last_checkpoint, read_torch_file
@@ -145,19 +147,24 @@ def initialize_from(model: NVAE, source: str | Path, *, strict: bool = True) -> 
     return kept
 
 
-def pretrained_architecture(source: str | Path | None, **arguments: Any) -> NVAE:
+def pretrained_architecture(
+    source: str | Path | None, *, image: Image, likelihood: Callable[[Image], Likelihood]
+) -> NVAE:
     """Build an untrained model with the architecture of a trained one.
 
     Args:
         source: See :func:`load_model`.
-        **arguments: Arguments of :class:`NVAE` to replace, for example the image format; None
-            keeps the trained model's.
+        image: Image format.
+        likelihood: Constructor of p(x | z) for images with another number of channels or bits;
+            else the trained model's is kept.
 
     Raises:
         ValueError: If there is no source, or the model cannot be built.
     """
     if source is None:
         raise ValueError("model=pretrained takes the architecture of init_from; set init_from")
-    description = load_model(source).architecture
-    given = {name: value for name, value in arguments.items() if value is not None}
-    return NVAE(**restore(description, given))
+    trained = load_model(source)
+    given: dict[str, Any] = {"image": image}
+    if (image.channels, image.bits) != (trained.image.channels, trained.image.bits):
+        given["likelihood"] = likelihood
+    return NVAE(**restore(trained.architecture, given))

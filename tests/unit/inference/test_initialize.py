@@ -2,13 +2,19 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from nvae_lightning.inference.loading import initialize_from, pretrained_architecture
-from nvae_lightning.model import NVAE, Image
+from nvae_lightning.model import (
+    NVAE,
+    BernoulliLikelihood,
+    DiscretizedLogisticMixtureLikelihood,
+    Image,
+)
 
 BuildNVAE = Callable[..., NVAE]
 
@@ -30,7 +36,12 @@ def test_all_weights_of_the_same_architecture_are_copied(
 
 
 def test_only_weights_that_depend_on_the_image_keep_their_initial_values(folder: Path) -> None:
-    model = pretrained_architecture(folder, image=Image(channels=1, size=16, bits=8))
+    image = Image(channels=1, size=16, bits=8)
+    model = pretrained_architecture(
+        folder,
+        image=image,
+        likelihood=partial(DiscretizedLogisticMixtureLikelihood, num_mixtures=2),
+    )
     initial = {name: value.clone() for name, value in model.state_dict().items()}
     kept = initialize_from(model, folder)
     assert set(kept) == {
@@ -61,6 +72,14 @@ def test_another_architecture_for_other_images_is_refused_too(
         initialize_from(model, folder)
 
 
+def test_the_likelihood_is_kept_for_images_with_the_same_levels(folder: Path) -> None:
+    for bits, kind in ((8, DiscretizedLogisticMixtureLikelihood), (1, BernoulliLikelihood)):
+        image = Image(channels=3, size=16, bits=bits)
+        model = pretrained_architecture(folder, image=image, likelihood=BernoulliLikelihood)
+        assert type(model.likelihood) is kind
+
+
 def test_the_architecture_of_no_weights_is_refused() -> None:
+    image = Image(channels=1, size=16, bits=1)
     with pytest.raises(ValueError, match="set init_from"):
-        pretrained_architecture(None)
+        pretrained_architecture(None, image=image, likelihood=BernoulliLikelihood)
