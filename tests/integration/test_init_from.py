@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from warm_python import run_python
 
+pytestmark = pytest.mark.slow
+
 QUICK = (
     "trainer=cpu", "logger=csv", "dataset.batch_size=8", "num_importance_samples=1",
     "trainer.limit_test_batches=1", "trainer.limit_val_batches=0",
