@@ -61,7 +61,7 @@ def _resume() -> str:
 
 
 @command("train", resumes=True)
-@requeued_at_sigusr1()
+@requeued_at_sigusr1
 def main(config: DictConfig) -> float | None:
     """Run one training as configured; return its `optimized_metric` for sweeps, if measured."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)

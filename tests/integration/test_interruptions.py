@@ -147,7 +147,7 @@ def assert_same_training(whole: Path, other: Path) -> None:
 
 
 def resumption(folder: Path) -> list[str]:
-    return ["ckpt_path=last"] if list(folder.glob("checkpoints/*.ckpt")) else []
+    return ["ckpt_path=last"] if list(folder.glob("checkpoints/[!.]*.ckpt")) else []
 
 
 def newest(folder: Path) -> int:

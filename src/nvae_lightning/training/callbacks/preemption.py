@@ -8,10 +8,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import wraps
 from types import FrameType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed
@@ -22,6 +22,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from nvae_lightning.training.callbacks.checkpoint import Checkpoint, is_last_step
 from nvae_lightning.utilities.image import require_int
 from nvae_lightning.utilities.signals import SIGNALS, Interrupted, is_first_rank
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _SECONDS_TO_END = 20  # for the other ranks
 
@@ -151,19 +154,23 @@ class Preemption(EndRanks):
         self._previous = {}
 
 
-@contextmanager
-def requeued_at_sigusr1() -> Iterator[None]:
-    """Requeue this SLURM job, if it is one, after SIGUSR1 has ended it.
+def requeued_at_sigusr1(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function so that this SLURM job, if it is one, is requeued after SIGUSR1.
 
     ``sbatch --signal=USR1@120`` sends the signal before the time limit. Requeueing comes last,
     because SLURM then kills the job.
     """
-    try:
-        yield
-    except Interrupted as interrupted:
-        if str(interrupted) == "SIGUSR1" and is_first_rank():
-            _requeue()
-        raise
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except Interrupted as interrupted:
+            if str(interrupted) == "SIGUSR1" and is_first_rank():
+                _requeue()
+            raise
+
+    return run
 
 
 def _requeue() -> None:
