@@ -65,7 +65,13 @@ def _jobs(name: str) -> list[list[str]]:
     return [[f"experiment={name}", *job] for job in jobs]
 
 
-@pytest.mark.parametrize("name", NUM_JOBS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "table4" else pytest.param(name, marks=pytest.mark.slow)
+        for name in NUM_JOBS
+    ],
+)
 def test_every_job_composes_and_builds(compose_config: Compose, name: str) -> None:
     jobs = [compose_config(*job) for job in _jobs(name)]
     assert len(jobs) == NUM_JOBS[name]

