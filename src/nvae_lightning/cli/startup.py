@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
+from nvae_lightning.utilities.files import unusable
 from nvae_lightning.utilities.signals import take_over
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -38,8 +39,7 @@ def _show_error(
 ) -> None:
     """Print an unusable file as one line, because importing torch creates its compiler's cache."""
     if isinstance(error, OSError) and error.filename is not None:
-        reason = f"cannot use '{error.filename}' ({error.strerror})"
         hint = "TORCHINDUCTOR_CACHE_DIR sets the folder of torch's compiler"
-        print(f"error: {reason}; {hint}", file=sys.stderr)
+        print(f"error: {unusable(error)}; {hint}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)

@@ -7,6 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def unusable(error: OSError) -> str:
+    """Describe a system's error about a file in one line."""
+    return f"cannot use '{error.filename}' ({error.strerror})"
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; the file then replaces `path`.
