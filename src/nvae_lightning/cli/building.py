@@ -34,7 +34,7 @@ def build_module(config: DictConfig) -> NVAEModule:
 
 
 def initialize(config: DictConfig, module: NVAEModule) -> None:
-    """Start from the trained weights of ``init_from``, if set; list weights that could not.
+    """Start from the trained weights of ``init_from``, if set; list the weights that do not fit.
 
     Raises:
         ValueError: If the weights are missing, damaged or of another architecture.

@@ -18,7 +18,6 @@ from nvae_lightning.cli.setting_types import build_datamodule, check_taken, chec
 from nvae_lightning.data import AllImages, ImageDataModule
 from nvae_lightning.inference.loading import find_checkpoint, load_model
 from nvae_lightning.model import NVAE
-from nvae_lightning.serialization.hub import shipped_folder
 from nvae_lightning.utilities.plain_data import shown
 
 #: Datasets that a run's config.yaml may name; names are looked up here and never imported.
@@ -66,12 +65,7 @@ def training_settings(ckpt_path: str) -> tuple[Path, dict[str, Any]] | None:
         ValueError: If it does not contain the settings of a dataset.
     """
     checkpoint = find_checkpoint(ckpt_path)
-    folder = (
-        (shipped_folder(ckpt_path) or Path(ckpt_path).expanduser())
-        if checkpoint is None
-        else checkpoint.parent.parent
-    )
-    if not os.path.lexists(path := folder / "config.yaml"):
+    if checkpoint is None or not os.path.lexists(path := checkpoint.parent.parent / "config.yaml"):
         return None
     try:
         settings = read_yaml(path).get("dataset")

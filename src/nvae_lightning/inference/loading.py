@@ -11,26 +11,25 @@ from nvae_lightning.model import NVAE, Image
 from nvae_lightning.model.likelihood import Likelihood
 from nvae_lightning.published import build_checkpoint
 from nvae_lightning.serialization.architecture import ARCHITECTURE, restore
-from nvae_lightning.serialization.checkpoints import last_checkpoint, read_torch_file
-from nvae_lightning.serialization.hub import CONFIG, is_hub_name, shipped_folder
+from nvae_lightning.serialization.checkpoints import (
+    LATEST_WEIGHTS,
+    last_checkpoint,
+    read_torch_file,
+)
+from nvae_lightning.serialization.hub import CONFIG, is_hub_name
 from nvae_lightning.serialization.weights import build, weights_of
 
 _PREFIX = "model."
-
-#: Key of the latest weights in a checkpoint whose other weights are averaged.
-LATEST = "current_model_state"
 
 
 def find_checkpoint(source: str | Path) -> Path | None:
     """Return the checkpoint to read: the given file, or the latest intact one of a run's folder.
 
-    None for a folder of :meth:`NVAE.save_pretrained`, a name of shipped weights or of the hub.
+    None for a folder of :meth:`NVAE.save_pretrained` and for a name on the hub.
 
     Raises:
         ValueError: If the source does not exist, or the folder contains no checkpoint.
     """
-    if shipped_folder(source) is not None:
-        return None
     path = Path(source).expanduser().absolute()
     if path.is_file():
         return path
@@ -55,9 +54,9 @@ def load_model(
     """Load a model in evaluation mode.
 
     Args:
-        source: Name of shipped weights (``mnist`` or ``photos``), checkpoint of a training,
-            folder of its run, folder of :meth:`NVAE.save_pretrained`, ``owner/name`` on the
-            Hugging Face hub, or checkpoint of the published code.
+        source: Checkpoint of a training, folder of its run, folder of
+            :meth:`NVAE.save_pretrained`, ``owner/name`` on the Hugging Face hub, or checkpoint
+            of the published code.
         averaged: Whether to prefer the averaged weights of a checkpoint that also has the latest.
         allow_nonfinite: Whether weights may be NaN or infinite.
         **given: Arguments of :class:`NVAE` that replace the described ones, such as constructors
@@ -87,7 +86,7 @@ def _load(
         return build_checkpoint(path, content, allow_nonfinite=allow_nonfinite)
     weights = content.get("state_dict")
     if not averaged:
-        weights = content.get(LATEST, weights)
+        weights = content.get(LATEST_WEIGHTS, weights)
     if ARCHITECTURE not in content or not isinstance(weights, dict):
         raise ValueError(
             f"'{path}' is a Lightning checkpoint, but not of an NVAE; give one that is"
@@ -103,7 +102,7 @@ def has_average(source: str | Path) -> bool:
     """Whether a source is a checkpoint with averaged and latest weights."""
     path = find_checkpoint(source)
     content = None if path is None else read_torch_file(path)
-    return isinstance(content, dict) and LATEST in content
+    return isinstance(content, dict) and LATEST_WEIGHTS in content
 
 
 def initialize_from(model: NVAE, source: str | Path, *, strict: bool = True) -> list[str]:

@@ -17,6 +17,8 @@ from nvae_lightning.utilities.signals import is_first_rank
 
 #: Name of the link to the latest checkpoint, and of the checkpoint with the best validation.
 LAST, BEST = "last.ckpt", "best.ckpt"
+#: Key of the latest weights in a checkpoint whose other weights are averaged, by Lightning.
+LATEST_WEIGHTS = "current_model_state"
 _NAME = re.compile(r"step(\d+)\.ckpt")
 
 

@@ -22,9 +22,6 @@ Model = TypeVar("Model", bound=NVAE)
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
-#: Folder of the weights in this package, one folder per model.
-SHIPPED = Path(__file__).parents[1] / "weights"
-
 _FORMAT, _VERSION = "nvae-lightning", 1
 _DOWNLOAD_OPTIONS = ("force_download", "token", "cache_dir", "local_files_only", "revision")
 
@@ -91,12 +88,6 @@ def push_to_hub(
         )
 
 
-def shipped_folder(name: str | Path) -> Path | None:
-    """Return the folder of the weights that this package ships under a name; None if none."""
-    folder = SHIPPED / name
-    return folder if folder.parent == SHIPPED and (folder / CONFIG).is_file() else None
-
-
 def from_pretrained(
     kind: type[Model], source: str | Path, *, allow_nonfinite: bool = False, **kwargs: Any
 ) -> Model:
@@ -104,7 +95,7 @@ def from_pretrained(
 
     Args:
         kind: Class of the model.
-        source: Name of shipped weights, folder, or ``owner/name`` on the Hugging Face hub.
+        source: Folder, or ``owner/name`` on the Hugging Face hub.
         allow_nonfinite: Whether weights may be NaN or infinite.
         **kwargs: Download options of the hub (``force_download``, ``token``, ``cache_dir``,
             ``local_files_only``, ``revision``), and constructor arguments that replace those in
@@ -118,7 +109,7 @@ def from_pretrained(
 
     options = {name: kwargs.pop(name) for name in _DOWNLOAD_OPTIONS if name in kwargs}
     name = str(source)
-    folder = shipped_folder(name) or Path(name).expanduser()
+    folder = Path(name).expanduser()
     if folder.is_dir():
         config_file, weights_file = (str(folder / file) for file in (CONFIG, WEIGHTS))
     else:

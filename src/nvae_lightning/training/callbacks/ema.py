@@ -9,6 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
+from nvae_lightning.serialization.checkpoints import LATEST_WEIGHTS
+
 
 class EMA(WeightAveraging):
     r"""Exponential moving average of the weights; buffers are the latest.
@@ -64,6 +66,6 @@ class EMA(WeightAveraging):
     ) -> None:
         """Add the average, with the extra state of the latest model."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        latest = checkpoint.get("current_model_state", {})
+        latest = checkpoint.get(LATEST_WEIGHTS, {})
         extra = {name: value for name, value in latest.items() if name.endswith("_extra_state")}
         checkpoint["state_dict"].update(extra)

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from nvae_lightning.serialization.checkpoints import read_checkpoint, step_of
+from nvae_lightning.serialization.checkpoints import LATEST_WEIGHTS, read_checkpoint, step_of
 from nvae_lightning.training.callbacks.checkpoint import Checkpoint
 from nvae_lightning.training.module import NVAEModule, is_logging_step
 from nvae_lightning.utilities.image import require_int
@@ -157,7 +157,7 @@ class Guard(Callback):
         if path is None:
             raise self._diverged(trainer, "before the first checkpoint")
         checkpoint = read_checkpoint(Path(path))
-        pl_module.load_state_dict(checkpoint.get("current_model_state", checkpoint["state_dict"]))
+        pl_module.load_state_dict(checkpoint.get(LATEST_WEIGHTS, checkpoint["state_dict"]))
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         rates = [group["lr"] * self.learning_rate_factor for group in groups]
         trainer.strategy.load_optimizer_state_dict(checkpoint)
