@@ -14,9 +14,8 @@ from nvae_lightning.cli.building import build_inference_trainer
 from nvae_lightning.cli.command import command, run
 from nvae_lightning.cli.command_line import as_single_run
 from nvae_lightning.cli.setting_types import check_type
-from nvae_lightning.cli.trained import trained_model, training_data
+from nvae_lightning.cli.trained import trained_models, training_data
 from nvae_lightning.inference.evaluation import EvaluationModule
-from nvae_lightning.inference.loading import has_average
 from nvae_lightning.inference.measurement import correct_likelihood, measure, write_results
 from nvae_lightning.training.callbacks import EndRanks
 from nvae_lightning.utilities.signals import if_ended
@@ -29,7 +28,8 @@ def main(config: DictConfig) -> float:
     check_type("memory_budget", config.memory_budget, int | float | None)
     seed_everything(config.seed, workers=True, verbose=False)
     ckpt_path = config.ckpt_path
-    model = trained_model(config)
+    models = trained_models(config)
+    model = next(models)
     Compute(compile=config.compile).apply(model)
     datamodule = training_data(config, model, ours=False)
     settings = {
@@ -44,8 +44,8 @@ def main(config: DictConfig) -> float:
     with as_single_run(run_dir):
         results = {"ckpt_path": ckpt_path, **measure(trainer, module, datamodule)}
         other = None
-        if has_average(config.ckpt_path):
-            other, model = "latest", trained_model(config, averaged=False)
+        if (latest := next(models, None)) is not None:
+            other, model = "latest", latest
             Compute(compile=config.compile).apply(model)
         elif config.both_likelihoods and correct_likelihood(model):
             other = "corrected"

@@ -43,9 +43,10 @@ def initialize(config: DictConfig, module: NVAEModule) -> None:
         return
     kept = initialize_from(module.model, config.init_from, strict=config.init_strict)
     if kept:
+        rest = f" and {len(kept) - 10:,} more" if len(kept) > 10 else ""
         rank_zero_warn(
-            f"init_from: {len(kept)} weights have other shapes in '{config.init_from}' or are "
-            f"missing there and keep their initial values: {', '.join(kept)}"
+            f"init_from: {len(kept):,} weights have other shapes in '{config.init_from}' or are "
+            f"missing there and keep their initial values: {', '.join(kept[:10])}{rest}"
         )
 
 

@@ -99,7 +99,9 @@ def _describe(error: BaseException) -> str:
         return place + str(describe_system_error(error))
     message, _, _ = str(error).partition("Config search path:")
     message = " ".join(message.split())
-    return place + message + _given(place.partition(":")[0], message)
+    key = place.removesuffix(": ")
+    is_named = message.startswith((place, f"{key}."))
+    return ("" if is_named else place) + message + _given(key, message)
 
 
 def describe_system_error(error: BaseException) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from nvae_lightning import data
 from nvae_lightning.cli.plain_yaml import read_yaml
 from nvae_lightning.cli.setting_types import build_datamodule, check_taken, check_type
 from nvae_lightning.data import AllImages, ImageDataModule
-from nvae_lightning.inference.loading import find_checkpoint, load_model
+from nvae_lightning.inference.loading import find_checkpoint, load_models
 from nvae_lightning.model import NVAE
 from nvae_lightning.utilities.plain_data import shown
 
@@ -31,13 +32,18 @@ _DATASETS: dict[str, type[ImageDataModule]] = {
 _OURS = ("_target_", "seed", "num_workers")
 
 
-def trained_model(config: Any, *, averaged: bool = True) -> NVAE:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
-    """Load the model of ``ckpt_path``, and set ``ckpt_path`` to the checkpoint found there.
+def trained_model(config: Any) -> NVAE:  # noqa: ANN401 -- beartype warns of DictConfig's own bases
+    """Load the model of ``ckpt_path``, as :func:`trained_models`."""
+    return next(trained_models(config))
+
+
+def trained_models(config: Any) -> Iterator[NVAE]:  # noqa: ANN401
+    """Load the models of ``ckpt_path``, and set ``ckpt_path`` to the checkpoint found there.
 
     Constructors under ``model`` replace those in the checkpoint.
 
     Raises:
-        ValueError: As :func:`load_model`.
+        ValueError: As :func:`load_models`.
     """
     given = {}
     for name, settings in config.model.items():
@@ -52,7 +58,7 @@ def trained_model(config: Any, *, averaged: bool = True) -> NVAE:  # noqa: ANN40
     if found is not None:
         config.ckpt_path = str(found)
     nonfinite = config.allow_nonfinite
-    return load_model(config.ckpt_path, averaged=averaged, allow_nonfinite=nonfinite, **given)
+    return load_models(config.ckpt_path, allow_nonfinite=nonfinite, **given)
 
 
 def training_settings(ckpt_path: str) -> tuple[Path, dict[str, Any]] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +65,28 @@ def load_model(
     Raises:
         ValueError: If the model is missing, damaged or not an NVAE, or would run code.
     """
-    model = _load(source, given, averaged, allow_nonfinite)
-    Compute().apply(model)
-    return model
+    models = load_models(source, allow_nonfinite=allow_nonfinite, **given)
+    preferred = next(models)
+    return preferred if averaged else next(models, preferred)
 
 
-def _load(
-    source: str | Path, given: dict[str, Any], averaged: bool, allow_nonfinite: bool
-) -> NVAE:
+def load_models(
+    source: str | Path, *, allow_nonfinite: bool = False, **given: Any
+) -> Iterator[NVAE]:
+    """Yield the model of :func:`load_model`, then its latest weights if those are averages.
+
+    The source is read once.
+    """
+    for model in _load(source, given, allow_nonfinite):
+        Compute().apply(model)
+        yield model
+
+
+def _load(source: str | Path, given: dict[str, Any], allow_nonfinite: bool) -> Iterator[NVAE]:
     path = find_checkpoint(source)
     if path is None:
-        return NVAE.from_pretrained(source, allow_nonfinite=allow_nonfinite, **given)
+        yield NVAE.from_pretrained(source, allow_nonfinite=allow_nonfinite, **given)
+        return
     content = read_torch_file(path)
     if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
         if given:
@@ -83,26 +94,20 @@ def _load(
                 f"'{path}' is a checkpoint of the published code, which accepts no "
                 f"{', '.join(given)}; leave them out"
             )
-        return build_checkpoint(path, content, allow_nonfinite=allow_nonfinite)
-    weights = content.get("state_dict")
-    if not averaged:
-        weights = content.get(LATEST_WEIGHTS, weights)
-    if ARCHITECTURE not in content or not isinstance(weights, dict):
+        yield build_checkpoint(path, content, allow_nonfinite=allow_nonfinite)
+        return
+    if ARCHITECTURE not in content or not isinstance(content.get("state_dict"), dict):
         raise ValueError(
             f"'{path}' is a Lightning checkpoint, but not of an NVAE; give one that is"
         )
-    weights = weights_of(_PREFIX, weights)
-    try:
-        return build(NVAE, content[ARCHITECTURE], weights, given, allow_nonfinite=allow_nonfinite)
-    except ValueError as error:
-        raise ValueError(f"'{path}': {error}") from error
-
-
-def has_average(source: str | Path) -> bool:
-    """Whether a source is a checkpoint with averaged and latest weights."""
-    path = find_checkpoint(source)
-    content = None if path is None else read_torch_file(path)
-    return isinstance(content, dict) and LATEST_WEIGHTS in content
+    architecture = content[ARCHITECTURE]
+    for key in ("state_dict", LATEST_WEIGHTS):
+        if key in content:
+            weights = weights_of(_PREFIX, content[key])
+            try:
+                yield build(NVAE, architecture, weights, given, allow_nonfinite=allow_nonfinite)
+            except ValueError as error:
+                raise ValueError(f"'{path}': {error}") from error
 
 
 def initialize_from(model: NVAE, source: str | Path, *, strict: bool = True) -> list[str]:

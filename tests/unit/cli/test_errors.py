@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import InstantiationException
 
 from nvae_lightning.cli.errors import describe_system_error, one_line_errors
 from nvae_lightning.cli.startup import begin_command
@@ -71,6 +72,20 @@ def test_errors_of_the_program_keep_their_traceback(error: Exception) -> None:
     assert describe_system_error(error) is None
     with pytest.raises(type(error)), one_line_errors():
         raise error
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("trainer.strategy: got ddp_fork", "error: trainer.strategy: got ddp_fork"),
+        ("trainer: got nothing", "error: trainer: got nothing"),
+        ("got ddp_fork", "error: trainer: got ddp_fork"),
+    ],
+)
+def test_an_error_of_a_class_names_its_setting_once(message: str, line: str) -> None:
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        raise InstantiationException("Error in call\nfull_key: trainer") from ValueError(message)
+    assert str(ended.value) == line
 
 
 def test_a_log_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from same_model import assert_same
 from torch import Tensor
 
-from nvae_lightning.inference.loading import find_checkpoint, has_average, load_model
+from nvae_lightning.inference.loading import find_checkpoint, load_model, load_models
 from nvae_lightning.model import NVAE, DepthwiseCell, RegularCell
 from nvae_lightning.objective import KL, Penalty, constant
 from nvae_lightning.published import build_published, convert_published, published_names
@@ -278,7 +278,9 @@ def test_averaged_weights_are_loaded(train: Train, tmp_path: Path) -> None:
     content = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     latest = content["current_model_state"]
     assert all(torch.equal(latest[f"model.{name}"], tensor) for name, tensor in last.items())
-    assert has_average(tmp_path / "run")
+    averaged, unaveraged = load_models(tmp_path / "run")
+    assert_weights(averaged, loaded.state_dict())
+    assert_weights(unaveraged, last)
     assert_weights(load_model(tmp_path / "run", averaged=False), last)
 
 
