@@ -149,6 +149,21 @@ def test_inference_on_a_cpu_folds_every_normalisation_beside_a_convolution(
     assert len(normalized) == left
 
 
+@torch.no_grad()
+def test_inference_on_a_cpu_upsamples_right_before_the_depthwise_convolution(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = []
+    silu = torch.nn.functional.silu
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "silu",
+        lambda x, **options: sizes.append(x.shape[-1]) or silu(x, **options),
+    )
+    _applied(DepthwiseCell(4, 2, Resampling.UP)).eval()(torch.randn(2, 4, 8, 8))
+    assert sizes == [8, 16]
+
+
 def test_statistics_are_also_measured_without_gradients() -> None:
     cell = _applied(_with_statistics(DepthwiseCell(4, 4))).double().eval()
     for norm in cell.modules():
