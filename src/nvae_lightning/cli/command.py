@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from omegaconf import read_write
 
 from nvae_lightning.cli import run_folder
 from nvae_lightning.cli.command_line import complete_overrides
@@ -25,7 +26,7 @@ from nvae_lightning.cli.errors import one_line_errors
 from nvae_lightning.cli.known_settings import check_known, refusal
 from nvae_lightning.cli.machine import prepare_process
 from nvae_lightning.cli.setting_types import check_types
-from nvae_lightning.utilities.signals import raised
+from nvae_lightning.utilities.signals import is_first_rank, raised
 
 _CONF = CONFIG_ROOT / "conf"
 
@@ -83,6 +84,10 @@ class Checks(Callback):
         with one_line_errors():
             check_known(config, config.hydra.job.config_name)
             run_folder.hold(Path(config.hydra.run.dir))
+        if not is_first_rank():  # one rank writes to the folder, which all machines may share
+            with read_write(config.hydra):
+                config.hydra.output_subdir = None
+                config.hydra.job_logging = {"root": None}
 
 
 def run(command: Callable[[], Any]) -> None:

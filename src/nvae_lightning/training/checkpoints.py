@@ -56,7 +56,7 @@ def checkpoint_to_resume(path: str | None, folder: Path) -> Path | None:
     """Return the intact checkpoint to resume from; None for a new training.
 
     Args:
-        path: The setting `ckpt_path`.
+        path: The setting `ckpt_path`; under torchrun, ``last`` also starts a run.
         folder: Folder of this run's own checkpoints.
 
     Raises:
@@ -64,7 +64,9 @@ def checkpoint_to_resume(path: str | None, folder: Path) -> Path | None:
     """
     requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
     found = last_checkpoint(folder) if path == "last" or requeued else None
-    if found is not None or path is None:
+    # torchrun repeats its command line when it restarts the ranks.
+    is_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if found is not None or path is None or (path == "last" and is_torchrun):
         return found
     source = folder / BEST if path == "best" else Path(path).expanduser().absolute()
     if path == "last" or (path == "best" and not source.exists()):

@@ -45,6 +45,12 @@ class EMA(WeightAveraging):
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(averages, latest, 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copy the weights in the trainer's precision, which Lightning converts them to later."""
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            trainer.precision_plugin.convert_module(self._average_model)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do nothing: see :meth:`on_validation_start`."""
 

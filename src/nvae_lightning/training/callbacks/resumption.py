@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loops.evaluation_loop import RestartStage as ValidationStage
 from lightning.pytorch.loops.fit_loop import RestartStage as FitStage
 from lightning.pytorch.loops.training_epoch_loop import RestartStage as EpochStage
@@ -17,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.sampler import ResumableLoader
+from nvae_lightning.serialization.checkpoints import LATEST_WEIGHTS
 from nvae_lightning.training.csv_logger import ResumableCSVLogger
 from nvae_lightning.training.module import is_logging_step
 
@@ -66,8 +68,12 @@ class Resumption(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Read the checkpoint's place, and continue metrics.csv from there."""
+        if trainer.state.fn != "fit":
+            return
+        if LATEST_WEIGHTS in checkpoint and not _averages(trainer):
+            pl_module.load_state_dict(checkpoint[LATEST_WEIGHTS])  # Lightning loads the averages
         state = checkpoint.get(_KEY)
-        if state is None or trainer.state.fn != "fit":
+        if state is None:
             return
         before, now = state["global_batch_size"], _global_batch_size(trainer)
         progress = checkpoint["loops"]["fit_loop"]
@@ -194,6 +200,11 @@ def _straighten(checkpoint: dict[str, Any]) -> None:
 def _loader(trainer: Trainer) -> ResumableLoader[Any] | None:
     loader = trainer.train_dataloader
     return loader if isinstance(loader, ResumableLoader) else None
+
+
+def _averages(trainer: Trainer) -> bool:
+    callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return any(isinstance(callback, WeightAveraging) for callback in callbacks)
 
 
 def _global_batch_size(trainer: Trainer) -> int | None:

@@ -60,6 +60,7 @@ def test_validation_and_test_use_the_average_and_training_the_latest(tmp_path: P
         callbacks=[spy, EMA(decay=DECAY)], enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_train_batches=4, limit_val_batches=1,
         limit_test_batches=1, num_sanity_val_steps=0,
+        precision="64-true",  # to which Lightning converts the module after the callback's setup
     )  # fmt: skip
     module = instantiate(config.module, _convert_="all")
     datamodule = instantiate(config.dataset)
