@@ -228,6 +228,22 @@ def test_two_ranks_with_unequal_batches_equal_one(
             torch.testing.assert_close(rank[name], value, **close)
 
 
+@FUSED
+@SWISH
+def test_nodes_that_share_no_statistics_are_independent(
+    written_by_this_file: Path, swish: bool, fused: bool
+) -> None:
+    for rank in range(2):
+        found = torch.load(written_by_this_file / f"{rank}-{swish}-{fused}-node.pt")
+        torch.manual_seed(1)
+        module = build(swish, fused)[1].double()
+        x, upstream = (batch(sum(SIZES), torch.float64).split(SIZES)[rank] for _ in range(2))
+        output, grad_x, *_ = output_and_gradients(module, x, upstream)
+        close: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
+        torch.testing.assert_close(found["output"], output, **close)
+        torch.testing.assert_close(found["grad_x"], grad_x, **close)
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     second = os.fork()
@@ -237,6 +253,9 @@ if __name__ == "__main__":
     )
     for swish, fused in product((False, True), repeat=2):
         torch.save(synchronised(number, swish, fused), place / f"{number}-{swish}-{fused}.pt")
+    BatchNorm.group, _ = torch.distributed.new_subgroups(1)  # two nodes of one rank each
+    for swish, fused in product((False, True), repeat=2):
+        torch.save(synchronised(number, swish, fused), place / f"{number}-{swish}-{fused}-node.pt")
     torch.distributed.destroy_process_group()
     if second:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(second, 0)[1]))

@@ -29,7 +29,7 @@ from nvae_lightning.backends.convolution import Convolution, Depthwise, Geometry
 from nvae_lightning.model.normalization import BatchNorm, num_ranks
 from nvae_lightning.model.shapes import FeatureMap, PerChannel
 
-#: Turns sums (2, channel) over this rank's batch into means over the batches of all ranks.
+#: Turns sums (2, channel) over this rank's batch into means over those of `BatchNorm.group`.
 Share = Callable[[Float[Tensor, "2 channel"]], Float[Tensor, "2 channel"]]
 
 _EPS = 1e-5  # in torch's statistics, which it returns as inverse standard deviations
@@ -86,7 +86,7 @@ def normalize(
 
 
 class _NormalizeAndConvolve(torch.autograd.Function):
-    """Normalise with the statistics of all ranks' batches, then apply swish and convolution."""
+    """Normalise with the statistics of `BatchNorm.group`, then apply swish and convolution."""
 
     @staticmethod
     def forward(
@@ -105,7 +105,7 @@ class _NormalizeAndConvolve(torch.autograd.Function):
         momentum, eps, swish = settings
         mean, var = kernels.statistics(x)
         num_values: int | Tensor = x.numel() // x.shape[1]  # per channel
-        if num_ranks() > 1:
+        if num_ranks(BatchNorm.group) > 1:
             mean, var, num_values = _over_ranks(mean, var, num_values)
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         unbiased = var * (num_values / (num_values - 1))
@@ -129,9 +129,9 @@ class _NormalizeAndConvolve(torch.autograd.Function):
         normalization = Normalization(mean, inverse_std, weight, bias, ctx.swish)
 
         def share(sums: Tensor) -> Tensor:
-            if num_ranks() > 1:
+            if num_ranks(BatchNorm.group) > 1:
                 sums = sums.clone()
-                torch.distributed.all_reduce(sums)
+                torch.distributed.all_reduce(sums, group=BatchNorm.group)
             return sums / ctx.num_values
 
         if kernel is None:
@@ -145,8 +145,8 @@ class _NormalizeAndConvolve(torch.autograd.Function):
 def _over_ranks(mean: Tensor, var: Tensor, num_values: int) -> tuple[Tensor, Tensor, Tensor]:
     """Merge mean, variance and count per channel of ranks with batches of different sizes."""
     own = torch.cat([mean.new_full((1,), num_values), mean, var])
-    gathered = [torch.empty_like(own) for _ in range(num_ranks())]
-    torch.distributed.all_gather(gathered, own)
+    gathered = [torch.empty_like(own) for _ in range(num_ranks(BatchNorm.group))]
+    torch.distributed.all_gather(gathered, own, group=BatchNorm.group)
     every = torch.stack(gathered)
     counts, means, variances = every.split([1, len(mean), len(mean)], 1)
     share = counts / counts.sum()

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _NormBase
 
 from nvae_lightning.model.shapes import FeatureMap, PerChannel
 
 
-def num_ranks() -> int:
-    """Return the number of ranks, 1 outside distributed training."""
+def num_ranks(group: ProcessGroup | None = None) -> int:
+    """Return the number of ranks of a group (None: all), 1 outside distributed training."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
+        return torch.distributed.get_world_size(group)
     return 1
 
 
@@ -31,12 +32,12 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Sum over all ranks, with gradients summed over all ranks."""
+    """Sum over the ranks that share statistics, with gradients summed over the same ranks."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:  # noqa: ANN401
         value = value.clone()
-        torch.distributed.all_reduce(value)
+        torch.distributed.all_reduce(value, group=BatchNorm.group)
         return value
 
     @staticmethod
@@ -47,8 +48,8 @@ class _SumOverRanks(torch.autograd.Function):
 class BatchNorm(_NormBase):
     r"""Batch normalisation :math:`\gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta`.
 
-    In training, mean and variance are over the batches of all ranks, with any backend, and the
-    running statistics move by 5 % per step.
+    In training, mean and variance are over the batches of all ranks of `group`, with any backend,
+    and the running statistics move by 5 % per step.
 
     It is not an ``nn.BatchNorm2d``, which ``trainer.sync_batchnorm`` would replace, but has the
     same state dict. ``torch.optim.swa_utils.update_bn`` does not recognise it;
@@ -60,12 +61,15 @@ class BatchNorm(_NormBase):
         channels: Number of channels of the feature map.
 
     Attributes:
+        group: Ranks that share statistics, the same for all layers; None for all ranks.
         is_repeated: Whether the pass recomputes an earlier one, which has already updated the
             running statistics.
 
     Raises:
         ValueError: If a training batch has only one value per channel.
     """
+
+    group: ClassVar[ProcessGroup | None] = None
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-5, momentum=0.05)
@@ -77,7 +81,7 @@ class BatchNorm(_NormBase):
             return F.batch_norm(input, mean, var, self.weight, self.bias, eps=self.eps)
         running_mean, running_var = self.count_batch(input)
         assert self.momentum is not None
-        if num_ranks() == 1:
+        if num_ranks(self.group) == 1:
             return F.batch_norm(
                 input, running_mean, running_var, self.weight, self.bias, True, self.momentum,
                 self.eps,
@@ -101,7 +105,7 @@ class BatchNorm(_NormBase):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        if num_ranks() == 1 and input.numel() == input.shape[1]:
+        if num_ranks(self.group) == 1 and input.numel() == input.shape[1]:
             raise ValueError(
                 "dataset.batch_size: got 1, but a single pixel has no variance for batch "
                 "normalisation; set dataset.batch_size=2 or more"

@@ -28,6 +28,7 @@ BAD = [
     ("trainer.devices=null", "trainer.devices", "null"),
     ("trainer.num_nodes=x", "trainer.num_nodes", "'x'"),
     ("trainer.timeout_minutes=x", "trainer.timeout_minutes", "'x'"),
+    ("trainer.sync_batchnorm_scope=rack", "trainer.sync_batchnorm_scope", "rack"),
     ("trainer.precision=17", "trainer.precision", "17"),
     ("trainer.precision=half", "trainer.precision", "'half'"),
     ("trainer.accelerator=3", "trainer.accelerator", "3"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Literal
 
 import pytest
 from lightning.pytorch.strategies import DDPStrategy
@@ -83,3 +84,16 @@ def test_silence_counts_until_a_rank_answers_or_is_done(monkeypatch: pytest.Monk
     heartbeat._watch(ended)
     assert left == [[2]]
     assert heartbeat._silent[:2] == [0, 0]
+
+
+@pytest.mark.parametrize("scope", ["all", "node"])
+def test_nodes_share_no_batch_statistics_on_request(
+    scope: Literal["all", "node"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)  # the trainer changes it
+    trainer = make_trainer(
+        timeout_minutes=1, sync_batchnorm_scope=scope, accelerator="cpu", devices=2, num_nodes=2,
+        **QUIET,
+    )  # fmt: skip
+    names = [type(callback).__name__ for callback in trainer.callbacks]  # pyright: ignore[reportAttributeAccessIssue]
+    assert ("_StatisticsPerNode" in names) == (scope == "node")
