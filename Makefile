@@ -13,7 +13,7 @@ PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install lint types test test-slow test-lowest train check clean
+.PHONY: help install lint types test test-slow test-cluster test-lowest train check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,15 +28,18 @@ types: $(VENV)/.dev ## Check types (pyright)
 	$(BIN)/pyright --project pyproject.toml
 
 test: $(VENV)/.dev ## Run the quick tests; ARGS="-k kl" goes to pytest, WORKERS=4 sets processes
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow and not cluster" $(ARGS)
 
 test-slow: $(VENV)/.dev ## Run the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m slow $(ARGS)
 
+test-cluster: $(VENV)/.dev ## Train under SLURM and on two hosts, on this machine (Linux, root)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m cluster tests/cluster $(ARGS)
+
 # Old versions call APIs that newer versions of their dependencies deprecate; torch 2.9 also warns
 # about an API that was never replaced.
 test-lowest: $(LOWEST)/.dev ## Run the quick tests with the oldest versions that pyproject.toml allows
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow" \
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(PYTEST) -m "not slow and not cluster" \
 		-W ignore::DeprecationWarning -W ignore::FutureWarning \
 		-W "ignore:Please use the new API settings:UserWarning" $(ARGS)
 
