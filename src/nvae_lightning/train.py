@@ -24,7 +24,6 @@ from nvae_lightning.training.checkpoints import checkpoint_to_resume
 from nvae_lightning.training.csv_logger import set_aside
 from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.utilities.environment import device_name, version
-from nvae_lightning.utilities.files import check_not_deleted
 from nvae_lightning.utilities.signals import Interrupted, if_ended
 
 
@@ -102,8 +101,6 @@ def main(config: DictConfig) -> float | None:
         else:
             name = type(datamodule).__name__
             rank_zero_warn(f"{name} has no test_dataloader: the model is not tested")
-    if trainer.is_global_zero:
-        check_not_deleted(run_dir)
     if result is None and is_search():
         raise ValueError(
             f"optimized_metric: got {config.optimized_metric}, which was not measured; validation "

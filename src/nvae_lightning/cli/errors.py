@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from nvae_lightning.cli.overrides import how_to_write
 from nvae_lightning.training.callbacks.guard import DivergedError
-from nvae_lightning.utilities.files import unusable
 from nvae_lightning.utilities.signals import Interrupted, tell
 
 #: Errors of the system that a command cannot prevent: full disks, permissions and limits.
@@ -117,7 +116,7 @@ def describe_system_error(error: BaseException) -> str | None:
 
 def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
-        return unusable(error)
+        return f"cannot use '{error.filename}' ({error.strerror})"
     return str(error)
 
 

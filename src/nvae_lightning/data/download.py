@@ -34,13 +34,9 @@ class DownloadedDataModule(ImageDataModule):
             folder = root / self.place
             if folder.is_dir() or not root.exists() or (root.is_dir() and not any(root.iterdir())):
                 check_files(root, self.place)
-                missing = [path for path in (folder, *folder.parents) if not path.exists()]
                 try:
                     self.fetch(root)
                 except Exception as error:  # torchvision asserts and unpickles
-                    for path in missing:
-                        if path.is_dir() and not any(path.iterdir()):
-                            path.rmdir()
                     raise ValueError(
                         f"no readable {self.title} in '{folder}' and no download "
                         f"({one_line(error)}); put {self.files} there"

@@ -168,12 +168,6 @@ class _Preparation:
 
     def write(self, skip_errors: bool, num_workers: int | None) -> None:
         """Write all files of all splits to the partial folder."""
-        num_images = sum(len(images) for images in self.splits.sources.values())
-        needed = num_images * self.decoder.size**2 * self.decoder.channels
-        needed -= sum(path.stat().st_size for path in self.partial.glob("*.npy"))
-        free = shutil.disk_usage(self.partial).free
-        if needed > free:
-            raise OSError(f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
         report: list[Outcome] = []
         beside = left_out(self.splits.left_out)  # counted once, with the first split
         for name, images in self.splits.sources.items():

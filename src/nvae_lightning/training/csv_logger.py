@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-from nvae_lightning.utilities.files import check_not_deleted, whole_file
+from nvae_lightning.utilities.files import whole_file
 
 
 class ResumableCSVLogger(CSVLogger):
@@ -68,24 +68,9 @@ class ResumableCSVLogger(CSVLogger):
             self._experiment = _Writer(self.log_dir)
         return self._experiment  # pyright: ignore[reportReturnType] -- of fabric's class there
 
-    def finalize(self, status: str) -> None:
-        """Save the remaining rows, unless the training failed because its folder was deleted."""
-        if status != "failed" or Path(self.log_dir).is_dir():
-            super().finalize(status)
-
 
 class _Writer(ExperimentWriter):
     """Writer that rewrites the file atomically when a new column appears."""
-
-    def save(self) -> None:
-        """Append the rows that are not in the file yet.
-
-        Raises:
-            ValueError: If the folder has been deleted.
-        """
-        if self.metrics:
-            check_not_deleted(Path(self.log_dir))
-        super().save()
 
     def _check_log_dir_exists(self) -> None:
         """Do nothing: the folder belongs to the run, whose files must not be deleted."""

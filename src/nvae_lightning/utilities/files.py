@@ -7,11 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def unusable(error: OSError) -> str:
-    """Describe a system's error about a file in one line."""
-    return f"cannot use '{error.filename}' ({error.strerror})"
-
-
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; the file then replaces `path`.
@@ -31,22 +26,6 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
-
-
-def check_not_deleted(folder: Path) -> None:
-    """Check that the folder of a run still exists, so that it is not created again.
-
-    Raises:
-        ValueError: If it was deleted.
-    """
-    if folder.is_dir():
-        return
-    while not folder.parent.is_dir():
-        folder = folder.parent
-    raise ValueError(
-        f"hydra.run.dir: '{folder}' was deleted while the run was writing to it; start the run "
-        "again"
-    )
 
 
 def write_text(path: Path, text: str) -> None:

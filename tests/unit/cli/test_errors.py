@@ -137,21 +137,3 @@ def test_a_command_ignores_the_backend_of_a_notebook(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(sys, "orig_argv", original)
         begin_command()
         assert os.environ["MPLBACKEND"] == backend
-
-
-def test_a_cache_that_torch_cannot_create_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(sys, "argv", ["-m"])
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "nvae_lightning.preview"])
-    begin_command()
-    sys.excepthook(FileNotFoundError, _error(errno.ENOENT, "/somewhere/cache"), None)
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert "'/somewhere/cache'" in line
-    assert "TORCHINDUCTOR_CACHE_DIR" in line
-    sys.excepthook(OSError, OSError("libx.so: cannot open shared object file"), None)
-    assert "OSError: libx.so" in capsys.readouterr().err

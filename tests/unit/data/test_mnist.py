@@ -133,15 +133,6 @@ def test_a_failed_download_says_where_to_put_which_files(no_network: None, tmp_p
     assert "\n" not in message
 
 
-def test_a_failed_download_leaves_the_folder_unchanged(no_network: None, tmp_path: Path) -> None:
-    given = tmp_path / "given"
-    given.mkdir()
-    for root in (given, tmp_path / "new" / "mnist"):
-        with pytest.raises(ValueError, match="no readable MNIST"):
-            MNIST(root=root, **SETTINGS).prepare_data()
-    assert list(tmp_path.rglob("*")) == [given]
-
-
 @pytest.mark.parametrize("size", [0, 100, 1000])
 def test_a_damaged_file_is_reported(
     images: dict[str, torch.Tensor], tmp_path: Path, size: int

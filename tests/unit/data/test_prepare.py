@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -554,19 +553,6 @@ def test_damage_is_found_and_repaired_by_overwriting(
 
 
 # Disks that are full or not writable.
-
-
-def test_too_little_space_is_reported_before_decoding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    needed = (NUM_TRAIN + NUM_TEST) * 4 * 4 * 3
-    usage = SimpleNamespace(free=needed - 1)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    message = r"^dataset\.root: cannot write to '.*' \(0\.00 GB are needed, .* free\); make room"
-    with pytest.raises(ValueError, match=message):
-        made(tmp_path / "a" / "b", pictures(interrupt_at=0))
-    usage.free = needed
-    made(tmp_path / "a" / "b", pictures())
 
 
 class FullDisk(Crash):

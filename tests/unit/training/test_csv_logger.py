@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import shutil
 from pathlib import Path
-
-import pytest
 
 from nvae_lightning.training.csv_logger import ResumableCSVLogger
 
@@ -93,14 +90,3 @@ def test_new_columns_are_added(tmp_path: Path) -> None:
     logger.finalize("success")
     assert losses(tmp_path) == {"0": 0.0, "1": 1 / 3, "2": 2 / 3}
     assert rows(tmp_path)[-1] == {"step": "2", "train/loss": str(2 / 3), "train/new": "7.0"}
-
-
-def test_a_deleted_folder_is_not_recreated(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    logger = ResumableCSVLogger(str(folder))
-    logger.log_metrics({"train/loss": 1.0}, 0)
-    shutil.rmtree(folder)
-    with pytest.raises(ValueError, match=f"^hydra.run.dir: '{folder}' was deleted while"):
-        logger.log_metrics({"train/loss": 1.0}, 1)
-    logger.finalize("failed")  # as Lightning does after an error
-    assert not folder.exists()

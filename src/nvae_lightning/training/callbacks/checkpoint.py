@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from nvae_lightning.serialization.checkpoints import LAST, step_of
-from nvae_lightning.utilities.files import check_not_deleted, whole_file
+from nvae_lightning.utilities.files import whole_file
 from nvae_lightning.utilities.image import require_int
 
 
@@ -117,8 +117,6 @@ class Checkpoint(ModelCheckpoint):
             self._save_checkpoint(trainer, name)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        if trainer.is_global_zero:
-            check_not_deleted(Path(filepath).parent)
         # A checkpoint's metrics must be on disk, in case the process is killed.
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):

@@ -276,25 +276,6 @@ def test_a_missing_link_is_restored_by_a_resume(train: Any) -> None:
     assert os.readlink(folder / "last.ckpt") == "step0000002.ckpt"
 
 
-@pytest.mark.parametrize("deleted", ["run", "run/checkpoints"])
-def test_a_folder_deleted_during_the_run_is_not_recreated(tmp_path: Path, deleted: str) -> None:
-    folder, gone = tmp_path / "run" / "checkpoints", tmp_path / deleted
-
-    class Deleting(Line):
-        def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
-            if batch_idx == 2:
-                shutil.rmtree(gone)
-
-    trainer = Trainer(
-        accelerator="cpu", max_steps=4, logger=False, plugins=[AtomicCheckpointIO()],
-        callbacks=[Checkpoint(str(folder), every_n_train_steps=1)], enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match=f"^hydra.run.dir: '{gone}' was deleted while the run"):
-        trainer.fit(Deleting(), DataLoader(torch.ones(4, 1)))  # pyright: ignore[reportArgumentType]
-    assert not gone.exists()
-
-
 def test_leftovers_of_interrupted_writes_are_removed(train: Any, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
