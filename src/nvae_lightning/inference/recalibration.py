@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from nvae_lightning.inference.batches import fork_torch
+from nvae_lightning.inference.tensor_cache import TensorCache, hash_of
 from nvae_lightning.model import NVAE
 from nvae_lightning.model.normalization import BatchNorm
 from nvae_lightning.model.nvae import Temperature
-from nvae_lightning.utilities.files import whole_file
 from nvae_lightning.utilities.image import require_int
 
 
@@ -96,15 +93,6 @@ def recalibrate(
         return {name: value.clone() for name, value in _statistics(model).items()}
 
 
-def hash_of(settings: object, tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Return the SHA-256 of settings, by their ``repr``, and of named tensors."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for name, tensor in tensors:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def cached_recalibration(
     model: NVAE, folder: Path, name: str, temperature: Temperature, *, num_passes: int,
     batch_size: int, seed: int = 0,
@@ -119,22 +107,15 @@ def cached_recalibration(
     if torch.is_autocast_enabled(device.type):
         precision = f"-{torch.get_autocast_dtype(device.type)}".replace("torch.", "")
     written = "-".join(f"{value:g}" for value in scales)
-    file = folder / f"{name}.bn-t{written}{precision}.safetensors"
     settings = list(scales), num_passes, batch_size, seed, precision
-    fingerprint = hash_of(settings, model.state_dict().items())
-    try:
-        with safe_open(file, "pt") as stored:
-            if (stored.metadata() or {}).get("fingerprint") == fingerprint:
-                return {key: stored.get_tensor(key).to(device) for key in stored.keys()}
-    except (OSError, SafetensorError):
-        pass  # missing or damaged
+    cache = TensorCache(
+        folder / f"{name}.bn-t{written}{precision}.safetensors",
+        hash_of(settings, model.state_dict().items()),
+    )
+    if (known := cache.read()) is not None:
+        return {key: value.to(device) for key, value in known.items()}
     statistics = recalibrate(
         model, temperature, num_passes=num_passes, batch_size=batch_size, seed=seed
     )
-    tensors = {key: value.cpu() for key, value in statistics.items()}
-    try:
-        with whole_file(file) as partial:
-            save_file(tensors, partial, metadata={"fingerprint": fingerprint})
-    except OSError as error:
-        print(f"the statistics are not cached: {error}")
+    cache.write({key: value.cpu() for key, value in statistics.items()})
     return statistics

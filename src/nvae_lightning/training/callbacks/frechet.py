@@ -6,12 +6,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm import tqdm
@@ -20,9 +18,8 @@ from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.storage import checksum
 from nvae_lightning.inference.batches import fork_torch, seed_torch
 from nvae_lightning.inference.evaluation import EvaluationModule
-from nvae_lightning.inference.recalibration import hash_of
+from nvae_lightning.inference.tensor_cache import TensorCache, hash_of
 from nvae_lightning.model.nvae import Temperature
-from nvae_lightning.utilities.files import whole_file
 from nvae_lightning.utilities.image import require_int
 from nvae_lightning.utilities.images import as_bytes
 
@@ -203,10 +200,11 @@ class FrechetDistance(Callback):
         """Read the training images' statistics from the cache, or compute and cache them."""
         data = _images_of(trainer)
         num_images = len(data.train_set)
-        path, known = Path(), None
+        cache, known = None, None
         if trainer.is_global_zero:  # nodes may have different caches
-            path = self.cache / f"{self._fingerprint(data, metric.inception)}.safetensors"
-            known = _read(path)
+            fingerprint = self._fingerprint(data, metric.inception)
+            cache = TensorCache(self.cache / f"{fingerprint}.safetensors", fingerprint)
+            known = cache.read()
         if trainer.strategy.broadcast(known is not None):
             # On the first rank only: the statistics of all ranks are summed.
             for name, value in (known or {}).items():
@@ -222,8 +220,8 @@ class FrechetDistance(Callback):
             metric.update(_as_colour(data.to_input(batch, train=False)), real=True)
         with metric.sync_context():
             totals = {name: getattr(metric, name).cpu() for name in _REAL}
-        if trainer.is_global_zero:
-            _write(path, totals)
+        if cache is not None:
+            cache.write(totals)
 
     def _add_samples(
         self, metric: FrechetInceptionDistance, trainer: Trainer, pl_module: LightningModule
@@ -297,28 +295,3 @@ def _as_colour(
 def _bar_options(trainer: Trainer) -> dict[str, Any]:
     disable = None if trainer.is_global_zero else True  # None: only on a terminal
     return {"unit": "batch", "leave": False, "disable": disable, "delay": 1.0}
-
-
-def _read(path: Path) -> dict[str, Tensor] | None:
-    """Return the cached statistics of the training images, if they exist and are intact."""
-    try:
-        known = safetensors.torch.load(path.read_bytes())
-        return {name: known[name] for name in _REAL}
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, SafetensorError, KeyError) as error:
-        rank_zero_warn(f"fid.cache: '{path}' is not usable ({error}) and is computed again")
-        return None
-
-
-def _write(path: Path, statistics: dict[str, Tensor]) -> None:
-    """Write the cache; only warn on failure, because a test may have taken hours."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial:
-            partial.write_bytes(safetensors.torch.save(statistics))
-    except OSError as error:
-        rank_zero_warn(
-            f"fid.cache: '{path.parent}' is not writable ({error}): the next test will process "
-            "all training images again; set fid.cache to a writable folder"
-        )
