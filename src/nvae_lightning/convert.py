@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from nvae_lightning.cli.command import command, run
 from nvae_lightning.model import NVAE, DiscretizedLogisticMixtureLikelihood
-from nvae_lightning.published import convert_published
+from nvae_lightning.published import load_published
 
 
 def kept_numerics(model: NVAE) -> list[str]:
@@ -26,8 +28,11 @@ def kept_numerics(model: NVAE) -> list[str]:
 @command("convert")
 def main(config: DictConfig) -> None:
     """Write one published checkpoint as safetensors and config.json."""
-    nonfinite = config.allow_nonfinite
-    model = convert_published(config.checkpoint, config.output, allow_nonfinite=nonfinite)
+    output = Path(config.output)
+    if output.is_dir() and any(output.iterdir()):
+        raise ValueError(f"output: '{output}' is not empty; name another folder")
+    model = load_published(config.checkpoint, allow_nonfinite=config.allow_nonfinite)
+    model.save_pretrained(output)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters in '{config.output}'")
     print("Kept as the weights were trained:", *kept_numerics(model), sep="\n  ")
 

@@ -16,15 +16,12 @@ results computed. Each of these that is not correct has an option, which is off 
 """
 
 from nvae_lightning.published.checkpoint import build_checkpoint, load_published
-from nvae_lightning.published.conversion import convert_published
 from nvae_lightning.published.names import published_duplicates, published_names
-from nvae_lightning.published.settings import PublishedSettings, build_published
+from nvae_lightning.published.settings import PublishedSettings
 
 __all__ = [
     "PublishedSettings",
     "build_checkpoint",
-    "build_published",
-    "convert_published",
     "load_published",
     "published_duplicates",
     "published_names",

@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError
 from torch import nn
 
 from nvae_lightning.model import (
-    NVAE,
     BernoulliLikelihood,
     DepthwiseCell,
     DiscretizedLogisticMixtureLikelihood,
@@ -209,16 +208,3 @@ class PublishedSettings(BaseModel, frozen=True, strict=True):
             residual_posterior=self.res_dist,
             first_prior_std=_FIRST_PRIOR_STD,
         )
-
-
-def build_published(settings: Mapping[str, object] | Namespace) -> NVAE:
-    """Build the model that published settings describe, with the published numerics.
-
-    Args:
-        settings: Values by their published names; settings that do not affect the model are
-            ignored.
-
-    Raises:
-        ValueError: If a setting is missing, unknown or out of range.
-    """
-    return NVAE(**PublishedSettings.of(settings).arguments)

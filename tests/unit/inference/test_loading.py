@@ -24,7 +24,7 @@ from torch import Tensor
 from nvae_lightning.inference.loading import find_checkpoint, load_model, load_models
 from nvae_lightning.model import NVAE, DepthwiseCell, RegularCell
 from nvae_lightning.objective import KL, Penalty, constant
-from nvae_lightning.published import build_published, convert_published, published_names
+from nvae_lightning.published import PublishedSettings, load_published, published_names
 from nvae_lightning.serialization.checkpoints import read_checkpoint
 from nvae_lightning.training.callbacks import EMA, Checkpoint
 from nvae_lightning.training.checkpoints import AtomicCheckpointIO
@@ -115,7 +115,7 @@ def checkpoint(run_folder: Path) -> Path:
 @pytest.fixture
 def published(tmp_path: Path) -> tuple[Path, NVAE]:
     """A checkpoint in the format of the published code, and its model."""
-    model = build_published(PUBLISHED).eval()
+    model = NVAE(**PublishedSettings.of(PUBLISHED).arguments).eval()
     names = published_names(model)
     weights = {names[name]: tensor for name, tensor in model.state_dict().items()}
     content = {"state_dict": weights, "args": argparse.Namespace(**PUBLISHED), "epoch": 3}
@@ -217,7 +217,7 @@ def test_a_published_checkpoint_is_loaded(is_zip: bool, published: tuple[Path, N
 
 def test_a_converted_checkpoint_is_loaded(published: tuple[Path, NVAE], tmp_path: Path) -> None:
     path, model = published
-    convert_published(path, tmp_path / "converted")
+    load_published(path).save_pretrained(tmp_path / "converted")
     assert_same(load_model(tmp_path / "converted"), model)
 
 

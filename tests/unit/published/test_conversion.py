@@ -22,8 +22,7 @@ from nvae_lightning.model import (
 )
 from nvae_lightning.model.normalization import BatchNorm
 from nvae_lightning.published import (
-    build_published,
-    convert_published,
+    PublishedSettings,
     load_published,
     published_duplicates,
     published_names,
@@ -88,6 +87,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "five_bits": {"num_x_bits": 5},
     "omniglot": {"dataset": "omniglot"},
 }
+
+
+def build_published(settings: dict[str, Any]) -> NVAE:
+    return NVAE(**PublishedSettings.of(settings).arguments)
 
 
 def _in_use(model: NVAE) -> NVAE:
@@ -563,11 +566,13 @@ def test_the_command_lists_the_published_numerics(file: Path, tmp_path: Path) ->
         assert option in run.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "converted"]
     assert_same(load_published(file), NVAE.from_pretrained(tmp_path / "converted"))
+    run = run_python("-m", "nvae_lightning.convert", *arguments, cwd=tmp_path)
+    assert run.stderr == "error: output: 'converted' is not empty; name another folder\n"
 
 
 def test_converted_model_equals_the_published_one(file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "converted"
-    convert_published(file, folder)
+    load_published(file).save_pretrained(folder)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["converted"]
     files = ["README.md", "config.json", "model.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == files
@@ -577,30 +582,10 @@ def test_converted_model_equals_the_published_one(file: Path, tmp_path: Path) ->
     assert_same(load_published(file), NVAE.from_pretrained(folder))
 
 
-def test_folder_that_is_not_empty_is_refused(file: Path, tmp_path: Path) -> None:
-    (tmp_path / "output").mkdir()
-    (tmp_path / "output" / "mine.txt").touch()
-    with pytest.raises(ValueError, match="not empty"):
-        convert_published(file, tmp_path / "output")
-    assert [path.name for path in (tmp_path / "output").iterdir()] == ["mine.txt"]
-
-
-def test_a_failed_conversion_leaves_no_files(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*args: Any) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(NVAE, "save_pretrained", full)
-    with pytest.raises(OSError, match="no space"):
-        convert_published(file, tmp_path / "output")
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
-
-
 @pytest.mark.parametrize("damage", ["config", "weights", "version", "shape", "none_there"])
 def test_damaged_converted_folder_is_refused(damage: str, file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "output"
-    convert_published(file, folder)
+    load_published(file).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     match damage:
         case "config":
