@@ -209,9 +209,3 @@ def test_bn_scale_penalty_counts_synchronised_layers() -> None:
     synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
     assert isinstance(synchronised.get_submodule("0"), nn.SyncBatchNorm)
     assert bn_scale_penalty(model).item() == bn_scale_penalty(synchronised).item() == 3.0
-
-
-@pytest.mark.parametrize("iterations", [{"first_iterations": 0}, {"iterations": 0}])
-def test_fewer_than_one_iteration_is_refused(iterations: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="must be at least 1"):
-        SpectralPenalty(nn.Conv2d(1, 2, 1), **iterations)

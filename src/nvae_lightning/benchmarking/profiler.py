@@ -24,7 +24,6 @@ _ACTIONS = {
     "backward": r"\[Strategy\].*\.backward",
     "optimizer": r"\[LightningModule\].*\.optimizer_step",
 }
-PHASES = (*_ACTIONS, "other")
 
 
 class PhaseProfiler(SimpleProfiler):

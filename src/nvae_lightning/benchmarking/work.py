@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from torch import Tensor
 from torch.profiler import profile
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -24,6 +22,7 @@ from nvae_lightning.benchmarking.memory_use import (
     reset_peaks,
 )
 from nvae_lightning.benchmarking.profiler import PhaseProfiler
+from nvae_lightning.utilities.live_bytes import kept_bytes
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Training(Work):
         self.module = module
         self.datamodule = datamodule
         self.device = trainer.strategy.root_device
-        self.weight_bytes = self.kept_bytes = _kept_bytes(module, [])
+        self.weight_bytes = self.kept_bytes = kept_bytes(module)
         self._stopwatch = _Stopwatch()
         trainer.callbacks.append(self._stopwatch)  # pyright: ignore[reportAttributeAccessIssue]
         trainer.profiler = self._stopwatch.profiler  # pyright: ignore[reportAttributeAccessIssue]
@@ -149,7 +148,8 @@ class _Stopwatch(Callback):
         if done == self._last:
             self._phases = self.profiler.seconds()
             self.profiler.synchronize = None
-            self.kept_bytes = _kept_bytes(pl_module, trainer.optimizers)
+            gradients = [p.grad.nbytes for p in pl_module.parameters() if p.grad is not None]
+            self.kept_bytes = kept_bytes(pl_module, trainer.optimizers) + sum(gradients)
         elif done == self._last - self._num_steps:
             if self._last > self._end:  # a second pass, for the phases only
                 self.profiler.synchronize = lambda: synchronize(pl_module.device)
@@ -166,14 +166,6 @@ class _Stopwatch(Callback):
             (self._at[self._end] - self._at[self._begin]) / self._num_steps,
             {phase: seconds / self._num_steps for phase, seconds in self._phases.items()},
         )
-
-
-def _kept_bytes(module: LightningModule, optimizers: list[torch.optim.Optimizer]) -> int:
-    parameters = list(module.parameters())
-    gradients = [parameter.grad for parameter in parameters]
-    states = tree_leaves([dict(optimizer.state) for optimizer in optimizers])
-    kept = chain(parameters, gradients, module.buffers(), states)
-    return sum(value.nbytes for value in kept if isinstance(value, Tensor))
 
 
 class Repetition(Work):
@@ -197,7 +189,7 @@ class Repetition(Work):
         self.trainer = trainer
         self.module = trainer.precision_plugin.convert_module(module)
         self.device = trainer.strategy.root_device
-        self.weight_bytes = self.kept_bytes = _kept_bytes(module, [])
+        self.weight_bytes = self.kept_bytes = kept_bytes(module)
         self._phase = phase
         self._build_step = build_step
 
@@ -221,18 +213,13 @@ class Loading(Work):
     def __init__(self, loader: DataLoader) -> None:
         self.device = torch.device("cpu")
         self.weight_bytes = self.kept_bytes = 0
-        self._batches = _endless(loader)
+        self._batches = chain.from_iterable(repeat(loader))
 
     def run(self, *, num_warmup_steps: int, num_steps: int) -> Times:
         """Run one round: see `Work`."""
         return _repeat(
             lambda: next(self._batches), "data", self.device, num_warmup_steps, num_steps
         )
-
-
-def _endless(loader: DataLoader) -> Iterator[Tensor]:
-    while True:
-        yield from loader
 
 
 def _repeat(

@@ -76,10 +76,6 @@ class Settings:
         require_int("num_samples", self.num_samples, 1)
         require_int("batch_size", self.batch_size, 1)
 
-    def sizes(self, count: int) -> list[int]:
-        """Split a number of images into batches."""
-        return batch_sizes(count, self.batch_size)
-
     def sample(self, *, cuda_graphs: bool = False) -> Images:
         """Draw images from the prior: means of p(x | z).
 
@@ -89,7 +85,7 @@ class Settings:
         Raises:
             ValueError: If CUDA graphs are requested without a CUDA device.
         """
-        sizes = self.sizes(self.num_samples)
+        sizes = batch_sizes(self.num_samples, self.batch_size)
         draws = {size: self._draw_of(size, cuda_graphs) for size in sizes}
         other = None if self.statistics is None else self.statistics()
         with nullcontext() if other is None else with_statistics(self.model, other):
@@ -121,7 +117,7 @@ def reconstruct(settings: Settings, *, num_pairs_per_row: int = 4) -> Drawing:
     """
     require_int("mode.num_pairs_per_row", num_pairs_per_row, 1)
     x = settings.load(settings.num_samples)
-    batches = x.split(settings.sizes(len(x)))
+    batches = x.split(batch_sizes(len(x), settings.batch_size))
     bar = _PROGRESS(batches, "Drawing")
     reconstructions = torch.cat([settings.model(batch).likelihood.mean for batch in bar])
     pairs = torch.stack([x, reconstructions], 1).flatten(0, 1)
@@ -160,7 +156,7 @@ def interpolate(settings: Settings, *, num_steps: int = 8) -> Drawing:
         path = [_slerp(group[0], group[1], weights) for group in noise]
         between = [
             model.sample(size, noise=[group.split(settings.batch_size)[index] for group in path])
-            for index, size in enumerate(settings.sizes(num_steps))
+            for index, size in enumerate(batch_sizes(num_steps, settings.batch_size))
         ]
         rows += [first[None], *(likelihood.mean for likelihood in between), second[None]]
     return Drawing(torch.cat(rows), num_steps + 2)
@@ -209,7 +205,7 @@ def resample(settings: Settings, *, keep: Sequence[int] | None = None) -> Drawin
         if count == 0:
             rows.append(settings.sample())
             continue
-        for size in settings.sizes(settings.num_samples):
+        for size in batch_sizes(settings.num_samples, settings.batch_size):
             given = [z.expand(size, -1, -1, -1) for z in latents[:count]]
             rows.append(model.decode(given, settings.temperature).mean)
     return Drawing(torch.cat(rows), settings.num_samples + 1)

@@ -106,11 +106,6 @@ class Hierarchy:
         """
         require_int("channels", channels, 1)
         require_int("downsample", downsample, 1)
-        if not isinstance(num_groups, Sequence) or isinstance(num_groups, str):
-            raise ValueError(
-                f"num_groups must be a list with one number per scale, got {num_groups!r}; "
-                f"write [{num_groups}] for one scale"
-            )
         for name, value in (("channels", channels), ("decoder_channels", decoder_channels)):
             if value is not None and (value * width < 1 or value * width % 1):
                 raise ValueError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -56,3 +58,10 @@ def peak_bytes(function: Callable[[], object]) -> int:
     with LiveBytes() as mode:
         function()
     return mode.peak
+
+
+def kept_bytes(module: nn.Module, optimizers: Iterable[torch.optim.Optimizer] = ()) -> int:
+    """Return the bytes of the parameters, the buffers and the optimisers' states."""
+    states = tree_leaves([dict(optimizer.state) for optimizer in optimizers])
+    kept = chain(module.parameters(), module.buffers(), states)
+    return sum(value.nbytes for value in kept if isinstance(value, Tensor))

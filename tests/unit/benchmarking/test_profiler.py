@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from nvae_lightning.benchmarking import profiler
-from nvae_lightning.benchmarking.profiler import PHASES, PhaseProfiler
+from nvae_lightning.benchmarking.profiler import PhaseProfiler
 
 
 class Clock:
@@ -73,7 +73,7 @@ def test_each_second_belongs_to_one_phase(clock: Clock) -> None:
             "optimizer": count * (8 + 128 + 1024),
             "other": count * (1 + 2048),
         }
-        assert tuple(seconds) == PHASES
+        assert list(seconds)[-2:] == ["optimizer", "other"]
         assert sum(seconds.values()) == count * 4095
     profiled.restart()
     assert set(profiled.seconds().values()) == {0.0}

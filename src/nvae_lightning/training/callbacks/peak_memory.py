@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import chain
-
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from nvae_lightning.training.module import is_logging_step
-from nvae_lightning.utilities.live_bytes import LiveBytes
+from nvae_lightning.utilities.live_bytes import LiveBytes, kept_bytes
 
 _COUNTED_STEP = 2  # the first step creates the optimiser's state
 
@@ -48,7 +44,7 @@ class PeakMemory(Callback):
     ) -> None:  # fmt: skip
         """Log at logging steps."""
         if self._counter is not None:
-            self._peak_bytes = _kept_bytes(trainer, pl_module) + self._counter.peak
+            self._peak_bytes = kept_bytes(pl_module, trainer.optimizers) + self._counter.peak
             self._stop()
         if pl_module.device.type == "cuda":
             self._peak_bytes = torch.cuda.max_memory_allocated(pl_module.device)
@@ -65,10 +61,3 @@ class PeakMemory(Callback):
         if self._counter is not None:
             self._counter.__exit__(None, None, None)
             self._counter = None
-
-
-def _kept_bytes(trainer: Trainer, module: LightningModule) -> int:
-    """Return the bytes of the parameters, the buffers and the optimiser's state."""
-    states = [optimizer.state_dict()["state"] for optimizer in trainer.optimizers]
-    kept = chain(module.parameters(), module.buffers(), tree_leaves(states))
-    return sum(value.nbytes for value in kept if isinstance(value, Tensor))
