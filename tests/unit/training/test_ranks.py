@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from lightning.pytorch.strategies import DDPStrategy
@@ -13,7 +13,11 @@ from nvae_lightning.training.callbacks import Heartbeat
 from nvae_lightning.training.callbacks.heartbeat import missing_ranks
 from nvae_lightning.training.ranks import make_trainer
 
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+}
 
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork_find_unused_parameters_true"])
