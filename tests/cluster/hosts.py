@@ -16,11 +16,12 @@ import pytest
 NAMES = ("host-a", "host-b")
 ADDRESSES = ("192.0.2.1", "192.0.2.2")  # reserved for documentation
 
-#: Name the host, replace its list of hosts, and mount a folder read-only, if there is one.
+#: Name the host, let it know only the other one, and mount a folder read-only, if there is one.
 SETUP = """
 set -e
 hostname "$1"
-mount --bind "$2" /etc/hosts
+mount --bind "$2/hosts" /etc/hosts
+mount --bind "$2/nsswitch.conf" /etc/nsswitch.conf
 [ -z "$3" ] || { mount --bind "$3" "$3"; mount -o remount,bind,ro "$3"; }
 shift 3
 exec "$@"
@@ -33,12 +34,12 @@ class Host(NamedTuple):
     Args:
         name: Name of the host.
         space: Name of the network namespace.
-        table: File with the names and addresses of both hosts.
+        settings: Folder of its `hosts` and `nsswitch.conf`.
     """
 
     name: str
     space: str
-    table: Path
+    settings: Path
 
     @contextmanager
     def started(
@@ -58,7 +59,7 @@ class Host(NamedTuple):
                 [
                     "ip", "netns", "exec", self.space,
                     "unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
-                    "sh", "-c", SETUP, "sh", self.name, str(self.table), read_only, *command,
+                    "sh", "-c", SETUP, "sh", self.name, str(self.settings), read_only, *command,
                 ],
                 cwd=cwd, env=env, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
             )  # fmt: skip
@@ -78,13 +79,13 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
     """Create the hosts, and delete them afterwards.
 
     Args:
-        folder: Folder of their list of hosts.
+        folder: Folder of their settings.
     """
     if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("requires root on Linux and iproute2")
-    table = folder / "hosts"
     lines = [f"{a} {n}\n" for a, n in zip(ADDRESSES, NAMES, strict=True)]
-    table.write_text("127.0.0.1 localhost\n" + "".join(lines))
+    (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(lines))
+    (folder / "nsswitch.conf").write_text("hosts: files\n")  # without waiting for name servers
     spaces = [f"nvae-{os.getpid()}-{name}" for name in NAMES]
     with ExitStack() as stack:
         for space in spaces:
@@ -99,7 +100,7 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
             _ip("-n", space, "address", "add", f"{address}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 _ip("-n", space, "link", "set", device, "up")
-        a, b = (Host(*pair, table) for pair in zip(NAMES, spaces, strict=True))
+        a, b = (Host(*pair, folder) for pair in zip(NAMES, spaces, strict=True))
         yield a, b
 
 

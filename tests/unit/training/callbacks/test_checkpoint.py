@@ -133,6 +133,14 @@ def test_last_without_an_intact_checkpoint_names_the_folder(tmp_path: Path) -> N
     assert checkpoint_to_resume(None, tmp_path) is None
 
 
+def test_restarts_by_torchrun_need_no_other_command(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert checkpoint_to_resume("last", tmp_path / "new") is None
+    assert checkpoint_to_resume("last", folder) == folder / "step0000008.ckpt"
+
+
 def test_a_requeued_job_resumes_from_its_own_checkpoint(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

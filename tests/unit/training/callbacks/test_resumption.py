@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,8 @@ from nvae_lightning.data import ImageDataModule
 from nvae_lightning.data.readers.base import Splits
 from nvae_lightning.data.readers.torchvision_files import ArraySource
 from nvae_lightning.inference.batches import SeededModule
-from nvae_lightning.serialization.checkpoints import last_checkpoint
-from nvae_lightning.training.callbacks import Checkpoint, Preemption, Resumption, Throughput
+from nvae_lightning.serialization.checkpoints import LATEST_WEIGHTS, last_checkpoint
+from nvae_lightning.training.callbacks import EMA, Checkpoint, Preemption, Resumption, Throughput
 from nvae_lightning.training.checkpoints import AtomicCheckpointIO
 from nvae_lightning.training.csv_logger import ResumableCSVLogger
 from nvae_lightning.utilities.signals import Interrupted
@@ -330,3 +331,16 @@ def test_a_run_resumed_within_an_epoch_measures_its_own_time(tmp_path: Path) -> 
         experiment.run(callbacks=[Watched()])
     assert len(elapsed) == 5
     assert max(elapsed) < 60
+
+
+@pytest.mark.parametrize("is_averaging", [True, False])
+def test_a_resume_without_averaging_continues_with_the_latest_weights(is_averaging: bool) -> None:
+    layer = torch.nn.Linear(1, 1)
+    trainer: Any = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"), callbacks=[EMA()] if is_averaging else []
+    )
+    latest = {name: value + 1 for name, value in layer.state_dict().items()}
+    expected = layer.state_dict() if is_averaging else latest
+    expected = {name: value.clone() for name, value in expected.items()}
+    Resumption().on_load_checkpoint(trainer, layer, {LATEST_WEIGHTS: latest})  # pyright: ignore
+    torch.testing.assert_close(dict(layer.state_dict()), expected)
