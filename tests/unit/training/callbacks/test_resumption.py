@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -335,12 +335,14 @@ def test_a_run_resumed_within_an_epoch_measures_its_own_time(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("is_averaging", [True, False])
 def test_a_resume_without_averaging_continues_with_the_latest_weights(is_averaging: bool) -> None:
-    layer = torch.nn.Linear(1, 1)
-    trainer: Any = SimpleNamespace(
-        state=SimpleNamespace(fn="fit"), callbacks=[EMA()] if is_averaging else []
-    )
-    latest = {name: value + 1 for name, value in layer.state_dict().items()}
-    expected = layer.state_dict() if is_averaging else latest
-    expected = {name: value.clone() for name, value in expected.items()}
-    Resumption().on_load_checkpoint(trainer, layer, {LATEST_WEIGHTS: latest})  # pyright: ignore
-    torch.testing.assert_close(dict(layer.state_dict()), expected)
+    module = Line()
+    trainer = Trainer(
+        accelerator="cpu", callbacks=[EMA()] if is_averaging else [], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False,
+    )  # fmt: skip
+    trainer.state.fn = TrainerFn.FITTING
+    latest = {name: value + 1 for name, value in module.state_dict().items()}
+    loaded = module.state_dict() if is_averaging else latest
+    expected = {name: value.clone() for name, value in loaded.items()}
+    Resumption().on_load_checkpoint(trainer, module, {LATEST_WEIGHTS: latest})
+    torch.testing.assert_close(dict(module.state_dict()), expected)
