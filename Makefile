@@ -11,6 +11,9 @@ LOWEST := .venv-lowest
 # worker, because more threads compete and change the order of sums.
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+# The commands that tests start would compile every import.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help install lint types test test-slow test-cluster test-lowest train check clean

@@ -24,6 +24,7 @@ from nvae_lightning.inference.loading import find_checkpoint
 from nvae_lightning.inference.recalibration import cached_recalibration
 from nvae_lightning.inference.sampling import Settings
 from nvae_lightning.model import NVAE
+from nvae_lightning.serialization.hub import shipped_models
 from nvae_lightning.utilities.files import whole_file
 from nvae_lightning.utilities.images import as_bytes, grid
 
@@ -56,11 +57,13 @@ def load_images(config: DictConfig, model: NVAE, count: int) -> Tensor:
 def statistics(
     config: DictConfig, model: NVAE, temperature: float | list[float], folder: Path
 ) -> Mapping[str, Tensor]:
-    """Measure batch normalisation statistics of samples, cached beside the checkpoint if local."""
+    """Measure batch normalisation statistics of samples, cached beside the user's own models."""
     source = find_checkpoint(config.ckpt_path)
     local = Path(config.ckpt_path).expanduser()
-    if source is not None or local.is_dir():
-        folder = local if source is None else source.parent
+    if source is not None:
+        folder = source.parent
+    elif local.is_dir() and config.ckpt_path not in shipped_models():
+        folder = local
     name = "model" if source is None else source.stem
     counts = plain(config.recalibration)
     return cached_recalibration(model, folder, name, temperature, seed=config.seed, **counts)

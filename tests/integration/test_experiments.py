@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from warm_python import run_python
 
-from nvae_lightning import reporting
+from nvae_lightning import load_model, reporting
 from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.report import load_run
+from nvae_lightning.serialization.hub import shipped_models
 
 from .conftest import Compose, build_on_meta
 
@@ -82,6 +83,14 @@ def test_every_job_composes_and_builds(compose_config: Compose, name: str) -> No
         settings = [OmegaConf.to_yaml(config[group], resolve=True) for group in groups]
         different.add((*settings, config.trainer.precision))
     assert len(different) == len(jobs)
+
+
+def test_the_weights_in_the_package_have_the_architecture_of_their_experiment(
+    compose_config: Compose,
+) -> None:
+    for name in shipped_models():
+        model = build_on_meta(compose_config(f"experiment=weights_{name}").model)
+        assert model.architecture == load_model(name).architecture
 
 
 def _cells(report: Path) -> dict[str, list[str]]:

@@ -19,6 +19,7 @@ from nvae_lightning.cli.setting_types import build_datamodule, check_taken, chec
 from nvae_lightning.data import AllImages, ImageDataModule
 from nvae_lightning.inference.loading import find_checkpoint, load_models
 from nvae_lightning.model import NVAE
+from nvae_lightning.serialization.hub import local_path
 from nvae_lightning.utilities.plain_data import shown
 
 #: Datasets that a run's config.yaml may name; names are looked up here and never imported.
@@ -62,16 +63,17 @@ def trained_models(config: Any) -> Iterator[NVAE]:  # noqa: ANN401
 
 
 def training_settings(ckpt_path: str) -> tuple[Path, dict[str, Any]] | None:
-    """Return the config.yaml of a checkpoint's training and the settings of its dataset.
+    """Return the config.yaml of a model's training and the settings of its dataset.
 
-    Return None if the checkpoint has none. Nothing in it is resolved or executed, because the file
+    Return None if the model has none. Nothing in it is resolved or executed, because the file
     may come from a stranger.
 
     Raises:
         ValueError: If it does not contain the settings of a dataset.
     """
     checkpoint = find_checkpoint(ckpt_path)
-    if checkpoint is None or not os.path.lexists(path := checkpoint.parent.parent / "config.yaml"):
+    folder = local_path(ckpt_path) if checkpoint is None else checkpoint.parent.parent
+    if not os.path.lexists(path := folder / "config.yaml"):
         return None
     try:
         settings = read_yaml(path).get("dataset")

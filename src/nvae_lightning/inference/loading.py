@@ -16,7 +16,7 @@ from nvae_lightning.serialization.checkpoints import (
     last_checkpoint,
     read_torch_file,
 )
-from nvae_lightning.serialization.hub import CONFIG, is_hub_name
+from nvae_lightning.serialization.hub import CONFIG, is_hub_name, local_path, shipped_models
 from nvae_lightning.serialization.weights import build, weights_of
 
 _PREFIX = "model."
@@ -25,12 +25,12 @@ _PREFIX = "model."
 def find_checkpoint(source: str | Path) -> Path | None:
     """Return the checkpoint to read: the given file, or the latest intact one of a run's folder.
 
-    None for a folder of :meth:`NVAE.save_pretrained` and for a name on the hub.
+    None for a folder of :meth:`NVAE.save_pretrained`, a model in this package or on the hub.
 
     Raises:
         ValueError: If the source does not exist, or the folder contains no checkpoint.
     """
-    path = Path(source).expanduser().absolute()
+    path = local_path(source).absolute()
     if path.is_file():
         return path
     if path.is_dir():
@@ -44,7 +44,10 @@ def find_checkpoint(source: str | Path) -> Path | None:
             )
         return found
     if not is_hub_name(str(source)):
-        raise ValueError(f"'{source}' does not exist; give a checkpoint, or the folder of a run")
+        raise ValueError(
+            f"'{source}' does not exist; give a checkpoint, the folder of a run, or one of "
+            f"{', '.join(shipped_models())}"
+        )
     return None
 
 
@@ -54,9 +57,9 @@ def load_model(
     """Load a model in evaluation mode.
 
     Args:
-        source: Checkpoint of a training, folder of its run, folder of
-            :meth:`NVAE.save_pretrained`, ``owner/name`` on the Hugging Face hub, or checkpoint
-            of the published code.
+        source: Name of a model in this package (``mnist``), checkpoint of a training, folder of
+            its run, folder of :meth:`NVAE.save_pretrained`, ``owner/name`` on the Hugging Face
+            hub, or checkpoint of the published code.
         averaged: Whether to prefer the averaged weights of a checkpoint that also has the latest.
         allow_nonfinite: Whether weights may be NaN or infinite.
         **given: Arguments of :class:`NVAE` that replace the described ones, such as constructors

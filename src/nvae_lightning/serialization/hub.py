@@ -23,6 +23,7 @@ Model = TypeVar("Model", bound=NVAE)
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 _FORMAT, _VERSION = "nvae-lightning", 1
+_SHIPPED = Path(__file__).parents[1] / "weights"
 _DOWNLOAD_OPTIONS = ("force_download", "token", "cache_dir", "local_files_only", "revision")
 
 
@@ -95,7 +96,7 @@ def from_pretrained(
 
     Args:
         kind: Class of the model.
-        source: Folder, or ``owner/name`` on the Hugging Face hub.
+        source: Folder, name of a model in this package, or ``owner/name`` on the Hugging Face hub.
         allow_nonfinite: Whether weights may be NaN or infinite.
         **kwargs: Download options of the hub (``force_download``, ``token``, ``cache_dir``,
             ``local_files_only``, ``revision``), and constructor arguments that replace those in
@@ -109,7 +110,7 @@ def from_pretrained(
 
     options = {name: kwargs.pop(name) for name in _DOWNLOAD_OPTIONS if name in kwargs}
     name = str(source)
-    folder = Path(name).expanduser()
+    folder = local_path(source)
     if folder.is_dir():
         config_file, weights_file = (str(folder / file) for file in (CONFIG, WEIGHTS))
     else:
@@ -132,6 +133,21 @@ def from_pretrained(
         return build(kind, config.get("model"), weights, kwargs, allow_nonfinite=allow_nonfinite)
     except ValueError as error:
         raise ValueError(f"'{name}': {error}") from error
+
+
+def local_path(source: str | Path) -> Path:
+    """Return the path of a source; the names of :func:`shipped_models` stand for their folders."""
+    if source in shipped_models():
+        return _SHIPPED / source
+    return Path(source).expanduser()
+
+
+def shipped_models() -> list[str]:
+    """Return the names of the trained models in this package.
+
+    A folder of the same name is reached as ``./name``.
+    """
+    return sorted(path.parent.name for path in _SHIPPED.glob(f"*/{CONFIG}"))
 
 
 def _download(name: str, options: Mapping[str, Any]) -> tuple[str, str]:

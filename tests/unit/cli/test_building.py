@@ -1,5 +1,6 @@
 """Modules and trainers of a config."""
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,5 +17,5 @@ def test_at_most_ten_weights_with_initial_values_are_listed(
     monkeypatch.setattr(building, "initialize_from", lambda *args, **kwargs: names)
     config: Any = SimpleNamespace(init_from="run", init_strict=False)
     with pytest.warns(UserWarning, match=r"init_from: [\d,]+ weights") as warned:
-        building.initialize.__wrapped__(config, SimpleNamespace(model=None))
+        inspect.unwrap(building.initialize)(config, SimpleNamespace(model=None))
     assert str(warned[0].message).endswith(end)

@@ -338,7 +338,7 @@ def test_missing_sources_are_named(
     monkeypatch.chdir(tmp_path)
     for source in (name, tmp_path / name, f"./{name}"):
         message = refusal(source)
-        assert "does not exist; give a checkpoint, or the folder of a run" in message
+        assert "does not exist; give a checkpoint, the folder of a run, or one of mnist" in message
 
 
 def test_folders_without_a_model_are_named(tmp_path: Path) -> None:
