@@ -24,7 +24,7 @@ from nvae_lightning.serialization.hub import shipped_models
 from .conftest import Compose, build_on_meta
 
 NUM_JOBS = {
-    "figure4": 5, "figure5": 2, "memory": 6, "stabilization": 4,
+    "figure4": 5, "figure5": 2, "memory": 6, "recipes": 4, "stabilization": 4,
     "table1": 12, "table2": 9, "table3": 4, "table4": 2, "table5": 4,
 }  # fmt: skip
 LAYOUTS = sorted(path.stem for path in (Path(reporting.__file__).parent / "tables").glob("*.yaml"))
@@ -43,6 +43,7 @@ SMALLER = {
     "table5": ["model.hierarchy.num_groups=[2]"],
     "figure4": ["callbacks.temperatures.num_passes=2", "callbacks.temperatures.num_images=3"],
     "stabilization": ["penalty.weight=0.0,1.0"],
+    "recipes": ["seed=0"],
 }  # fmt: skip
 
 # One process for all commands, which saves most of the time.
@@ -78,10 +79,10 @@ def test_every_job_composes_and_builds(compose_config: Compose, name: str) -> No
     assert len(jobs) == NUM_JOBS[name]
     different = set()
     for config in jobs:
-        assert sum(p.numel() for p in build_on_meta(config.model).parameters()) > 1e6
-        groups = ("model", "dataset", "penalty", "compute")
+        assert sum(p.numel() for p in build_on_meta(config.model).parameters()) > 1e5
+        groups = ("model", "dataset", "penalty", "compute", "optimizer")
         settings = [OmegaConf.to_yaml(config[group], resolve=True) for group in groups]
-        different.add((*settings, config.trainer.precision))
+        different.add((*settings, config.trainer.precision, config.seed))
     assert len(different) == len(jobs)
 
 
@@ -102,7 +103,7 @@ def _cells(report: Path) -> dict[str, list[str]]:
 
 def _check_runs(folder: Path, name: str) -> None:
     found = sorted(path.parent for path in folder.glob("*/metrics.csv"))
-    small = {"table1": 2, "figure4": 1, "figure5": 1, "stabilization": 2}
+    small = {"table1": 2, "figure4": 1, "figure5": 1, "stabilization": 2, "recipes": 2}
     assert len(found) == small.get(name, NUM_JOBS[name])
     for place in found:
         run = load_run(place, place.name)

@@ -23,7 +23,8 @@ class Quantity:
 
     Args:
         metric: Logged name, with ``*`` for all groups; or ``hours``, the duration of the training
-            steps; or ``finite``, 1 if the run reached a finite likelihood and else 0.
+            steps; or ``images``, the number seen in training;
+            or ``finite``, 1 if the run reached a finite likelihood and else 0.
         over: How to combine rows: the last, the mean over the end of the training, the median,
             or the maximum of the second half.
         each: How to combine groups: the sum, their number, or the number of zeros.
@@ -106,6 +107,8 @@ class Run:
             return float(self.is_finite)
         if quantity.metric == "hours":
             return self._hours()
+        if quantity.metric == "images":
+            return float(self.num_steps * self.images_per_step)
         names = sorted({n for row in self.rows for n in row if fnmatchcase(n, quantity.metric)})
         values = [self._over_rows(name, quantity.over) for name in names]
         if not values:
