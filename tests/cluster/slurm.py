@@ -17,6 +17,8 @@ from .training import environment, wait_for
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "scancel", "squeue")
 
+ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")  # before a job's final state
+
 CONFIG = """
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
@@ -84,8 +86,22 @@ class Slurm:
         return dict(re.findall(r"(\w+)=(\S*)", text))
 
     def wait_for(self, job: str, state: str) -> None:
-        """Wait until a job is in a state."""
-        wait_for(lambda: self.state(job)["JobState"] == state, f"job {job} to be {state}")
+        """Wait until a job is in a state.
+
+        Raises:
+            AssertionError: If the job ends in another one, or takes too long.
+        """
+
+        def reached() -> bool:
+            found = self.state(job)["JobState"]
+            assert found == state or found in ACTIVE, f"job {job}: {found}, expected {state}"
+            return found == state
+
+        try:
+            wait_for(reached, f"job {job} to be {state}")
+        except AssertionError:
+            print((self.folder / "slurmctld.log").read_text()[-3000:])
+            raise
 
     def shorten(self, job: str) -> None:
         """Set the time limit of a running job to between one and two minutes from now."""
@@ -94,8 +110,11 @@ class Slurm:
         self.run("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
 
     def start_now(self, job: str) -> None:
-        """Skip the two minutes that SLURM waits before it starts a requeued job again."""
-        self.run("scontrol", "update", f"JobId={job}", "TimeLimit=60", "StartTime=now")
+        """Skip most of the two minutes that SLURM waits before it starts a requeued job again.
+
+        A node refuses credentials from the second in which the job was requeued.
+        """
+        self.run("scontrol", "update", f"JobId={job}", "TimeLimit=60", "StartTime=now+3seconds")
 
 
 def missing_requirement() -> str | None:

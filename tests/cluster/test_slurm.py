@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from .slurm import Slurm
+from .slurm import ACTIVE, Slurm
 from .training import (
     PATIENCE,
     SLURM_SCRIPT,
@@ -33,9 +33,7 @@ def start_and_wait(slurm: Slurm, folder: Path) -> str:
     )  # fmt: skip
 
     def holds() -> bool:
-        assert slurm.state(job)["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), log(
-            folder, job
-        )
+        assert slurm.state(job)["JobState"] in ACTIVE, log(folder, job)
         return len(list(folder.glob("reached.*"))) == 2
 
     wait_for(holds, "both ranks")
