@@ -1,4 +1,8 @@
-"""Turn functions of a config into commands that check it and lock the run's folder."""
+"""Turn functions of a config into commands that check it and lock the run's folder.
+
+What imports Lightning is imported when a job runs: that takes seconds, and printing a config does
+not need it.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +27,6 @@ from nvae_lightning.cli import run_folder
 from nvae_lightning.cli.command_line import complete_overrides
 from nvae_lightning.cli.config_root import CONFIG_ROOT
 from nvae_lightning.cli.errors import one_line_errors
-from nvae_lightning.cli.known_settings import check_known, refusal
-from nvae_lightning.cli.machine import prepare_process
-from nvae_lightning.cli.setting_types import check_types
 from nvae_lightning.utilities.signals import is_first_rank, raised
 
 _CONF = CONFIG_ROOT / "conf"
@@ -42,6 +43,10 @@ def command(name: str, *, resumes: bool = False) -> Callable[[Callable[[Any], An
     def decorate(function: Callable[[Any], Any]) -> Any:  # noqa: ANN401
         @wraps(function)
         def run_job(config: Any) -> Any:  # noqa: ANN401
+            from nvae_lightning.cli.known_settings import check_known
+            from nvae_lightning.cli.machine import prepare_process
+            from nvae_lightning.cli.setting_types import check_types
+
             job = HydraConfig.get()
             with one_line_errors():
                 if "run_dir" in config:
@@ -81,6 +86,8 @@ class Checks(Callback):
 
     def on_run_start(self, config: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Refuse settings that nothing reads, and a folder that another run writes to."""
+        from nvae_lightning.cli.known_settings import check_known
+
         with one_line_errors():
             check_known(config, config.hydra.job.config_name)
             run_folder.hold(Path(config.hydra.run.dir))
@@ -109,6 +116,8 @@ def run(command: Callable[[], Any]) -> None:
                 found = re.search(r"Could not override '((?!hydra\.)[^']+)'", str(error))
                 if found is None:
                     raise
+                from nvae_lightning.cli.known_settings import refusal
+
                 message = refusal(found[1], getattr(command, "config_name", ""))
                 if "." in found[1]:
                     message += f" (+{found[1]}=… adds an argument of its class)"

@@ -13,12 +13,10 @@ from types import TracebackType
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from nvae_lightning.cli.overrides import how_to_write
-from nvae_lightning.training.callbacks.guard import DivergedError
 from nvae_lightning.utilities.signals import Interrupted, tell
 
 #: Errors of the system that a command cannot prevent: full disks, permissions and limits.
@@ -51,18 +49,11 @@ class one_line_errors(ContextDecorator):
             signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
             tell(signum)
             sys.exit(128 + signum)
-        expected = (
-            ValueError,
-            DivergedError,
-            HydraException,
-            MisconfigurationException,
-            OmegaConfBaseException,
-        )
         if not isinstance(error, Exception) or _SHOW_TRACEBACKS:
             return
         if getattr(error, "is_printed", False):
             sys.exit(1)
-        describe = _describe if isinstance(error, expected) else describe_system_error
+        describe = _describe if isinstance(error, _expected()) else describe_system_error
         if (message := describe(error)) is None:
             return
         line = f"error: {message}"
@@ -75,6 +66,21 @@ class one_line_errors(ContextDecorator):
         print(f"job {HydraConfig.get().job.num}: {line}", file=sys.stderr, flush=True)
         setattr(error, "is_printed", True)  # noqa: B010 -- exceptions have no such attribute
         traceback.clear_frames(trace)
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """List the errors of users; imports Lightning, which a command without errors may not need."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from nvae_lightning.training.callbacks.guard import DivergedError
+
+    return (
+        ValueError,
+        DivergedError,
+        HydraException,
+        MisconfigurationException,
+        OmegaConfBaseException,
+    )
 
 
 def _describe(error: BaseException) -> str:

@@ -24,6 +24,16 @@ def list_commands() -> dict[str, str]:
     return found
 
 
+def _only_prints(arguments: list[str]) -> bool:
+    """Return whether Hydra prints help or a config, so that the command need not be imported.
+
+    The command itself completes the config of a run that it resumes.
+    """
+    prints = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info")
+    resumes = any(argument.startswith("ckpt_path=") for argument in arguments)
+    return not resumes and any(a.partition("=")[0] in prints for a in arguments)
+
+
 def main() -> None:
     """Run the command named by the first argument; without arguments, list the commands.
 
@@ -41,6 +51,11 @@ def main() -> None:
         remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(commands)}"
         sys.exit(f"error: unknown command '{name}'; {remedy}")
     sys.argv[1:] = arguments
+    if _only_prints(arguments):
+        from nvae_lightning.cli.command import command, run
+
+        run(command(name)(lambda _: None))
+        return
     runpy.run_module(f"nvae_lightning.{name}", run_name="__main__", alter_sys=True)
 
 

@@ -37,3 +37,17 @@ def test_a_command_runs_as_the_main_module(monkeypatch: pytest.MonkeyPatch) -> N
     nvae.main()
     assert called == {"name": "nvae_lightning.train", "run_name": "__main__", "alter_sys": True}
     assert sys.argv == ["nvae", "model=tiny"]
+
+
+def test_a_config_is_printed_without_importing_lightning() -> None:
+    code = """
+import sys
+from nvae_lightning.cli.nvae import main
+sys.argv = ["nvae", "train", "--cfg", "job", "trainer=cpu", "model=tiny"]
+main()
+assert "lightning" not in sys.modules
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "max_steps: " in result.stdout
