@@ -18,7 +18,7 @@ from warm_python import run_python
 
 from nvae_lightning import load_model, reporting
 from nvae_lightning.cli.config_root import CONFIG_ROOT
-from nvae_lightning.report import load_run
+from nvae_lightning.cli.runs import load_run
 from nvae_lightning.serialization.hub import shipped_models
 
 from .conftest import Compose, build_on_meta

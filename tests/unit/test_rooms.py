@@ -29,6 +29,7 @@ LIBRARIES = {
     "safetensors wandb wandb_workspaces",
     "reporting": "scipy",
     "benchmarking": "torch lightning jaxtyping numpy rich tqdm",
+    "explorer": "torch gradio matplotlib numpy",
     "cli": "torch lightning hydra omegaconf tqdm yaml",
 }
 ROOMS = tuple(LIBRARIES)
@@ -129,6 +130,7 @@ def test_no_module_shadows_the_standard_library_or_a_dependency() -> None:
 LIGHT_IMPORTS = {
     "nvae_lightning.model": "huggingface_hub safetensors lightning matplotlib wandb hydra",
     "nvae_lightning.train": "torch._inductor.compile_fx",
+    "nvae_lightning.explore": "gradio",
 }
 
 

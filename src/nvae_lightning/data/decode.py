@@ -5,8 +5,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from nvae_lightning.data.image_formats import open_image
 
 Pixels = UInt8[np.ndarray, "height width channel"]
 
@@ -242,3 +246,24 @@ def _on_background(image: Image.Image, background: str) -> tuple[Image.Image, in
         lowest, highest = min(lowest, int(alpha[0])), max(highest, int(alpha[1]))  # pyright: ignore
         canvas.paste(part, box, part)
     return canvas, lowest, highest
+
+
+def decode_file(content: bytes, name: str, decoder: Decoder) -> UInt8[Tensor, "1 c h w"]:
+    """Decode the contents of one image file to a batch of one.
+
+    Args:
+        content: Contents of the file.
+        name: Name of the file.
+        decoder: Conversion of the image.
+
+    Raises:
+        ValueError: If it is damaged, too large or in an unsupported format.
+    """
+    try:
+        with open_image(content, name) as image:
+            pixels, _ = decoder(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"'{name}' is not an image of a supported format; give one") from error
+    except Exception as error:
+        raise ValueError(f"'{name}' cannot be decoded: {error}") from error
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]

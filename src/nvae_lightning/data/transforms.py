@@ -30,6 +30,7 @@ def quantize(
 
 def binarize(
     images: UInt8[Tensor, "batch channel height width"],
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "batch channel height width"]:
     """Draw each pixel from a Bernoulli distribution whose mean is the pixel's intensity.
 
@@ -39,11 +40,12 @@ def binarize(
 
     Args:
         images: Images with 8 bits per channel.
+        generator: Source of the random numbers; None for PyTorch's own.
 
     Returns:
         float32 images of zeros and ones.
     """
-    return torch.bernoulli(images.float() / 255)
+    return torch.bernoulli(images.float() / 255, generator=generator)
 
 
 def random_horizontal_flip(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +66,7 @@ def recalibrate(
     num_passes: int = 500,
     batch_size: int = 16,
     seed: int = 0,
+    progress: Callable[[range], Iterable[int]] | None = None,
 ) -> dict[str, Tensor]:
     """Measure the statistics of batch normalisation for samples at a temperature.
 
@@ -76,6 +80,7 @@ def recalibrate(
         num_passes: Number of passes; each one moves the running statistics by 5 %.
         batch_size: Number of images per pass.
         seed: Seed of the samples; other random numbers are unaffected.
+        progress: Function that shows the progress of a loop; None for a bar on a terminal.
 
     Raises:
         ValueError: If a number is out of range.
@@ -87,10 +92,26 @@ def recalibrate(
         torch.manual_seed(seed)
         for norm in _norms(model).values():
             norm.train()
-        bar = tqdm(range(num_passes), "Recalibrating batch norm", leave=False, disable=None)
-        for _ in bar:
+        bar = partial(tqdm, desc="Recalibrating batch norm", leave=False, disable=None)
+        for _ in (progress or bar)(range(num_passes)):
             model.sample(batch_size, temperature)
         return {name: value.clone() for name, value in _statistics(model).items()}
+
+
+def recalibrated(model: NVAE, temperature: Temperature, **counts: Any) -> NVAE:
+    """Return a recalibrated model that shares the weights of `model`, which is unchanged.
+
+    Args:
+        model: Model to sample from.
+        temperature: Factor on the standard deviation of the priors, one or one per scale.
+        **counts: Further arguments of :func:`recalibrate`.
+    """
+    shared = {id(weight): weight for weight in model.parameters()}
+    other = copy.deepcopy(model, shared)
+    measured = recalibrate(other, temperature, **counts)
+    for name, value in _statistics(other).items():
+        value.copy_(measured[name])
+    return other
 
 
 def cached_recalibration(

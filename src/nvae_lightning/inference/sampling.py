@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from nvae_lightning.backends import GraphedSampler
 from nvae_lightning.inference.batches import Images
+from nvae_lightning.inference.latents import slerp
 from nvae_lightning.inference.recalibration import with_statistics
 from nvae_lightning.model import NVAE
 from nvae_lightning.model.nvae import Temperature
@@ -126,17 +126,9 @@ def reconstruct(settings: Settings, *, num_pairs_per_row: int = 4) -> Drawing:
 
 @torch.no_grad()
 def interpolate(settings: Settings, *, num_steps: int = 8) -> Drawing:
-    r"""Interpolate between ``num_samples`` pairs of images, one row each.
+    """Interpolate between ``num_samples`` pairs of images, one row each.
 
-    The standard-normal noise of each group is interpolated spherically: linear interpolation
-    would come closer to 0 than samples do.
-
-    .. math::
-        \epsilon(w) = \left((1 - w) \|\epsilon_0\| + w \|\epsilon_1\|\right)
-        \frac{\sin((1 - w) \omega) e_0 + \sin(w \omega) e_1}{\sin \omega}, \quad
-        e_i = \epsilon_i / \|\epsilon_i\|
-
-    Source: Shoemake 1985, for the direction; lengths are interpolated linearly.
+    The standardised latents of each group are interpolated by :func:`slerp`.
 
     Args:
         settings: Settings of all kinds.
@@ -153,25 +145,13 @@ def interpolate(settings: Settings, *, num_steps: int = 8) -> Drawing:
     for first, second in _PROGRESS(list(zip(x[0::2], x[1::2], strict=True)), "Drawing"):
         noise = model.noise_of(model.encode(torch.stack([first, second])))
         weights = torch.linspace(0.0, 1.0, num_steps, device=x.device)
-        path = [_slerp(group[0], group[1], weights) for group in noise]
+        path = [slerp(group[0], group[1], weights) for group in noise]
         between = [
             model.sample(size, noise=[group.split(settings.batch_size)[index] for group in path])
             for index, size in enumerate(batch_sizes(num_steps, settings.batch_size))
         ]
         rows += [first[None], *(likelihood.mean for likelihood in between), second[None]]
     return Drawing(torch.cat(rows), num_steps + 2)
-
-
-def _slerp(first: Tensor, second: Tensor, weights: Float[Tensor, " step"]) -> Tensor:
-    by_step = weights.view(-1, *[1] * first.dim())
-    lengths = first.norm(), second.norm()
-    directions = first / lengths[0], second / lengths[1]
-    angle = (directions[0] * directions[1]).sum().clamp(-1.0, 1.0).acos()
-    length = torch.lerp(lengths[0], lengths[1], by_step)
-    if angle.sin() < 1e-4:  # nearly equal or opposite directions
-        return torch.lerp(first, second, by_step)
-    from_first = torch.sin((1.0 - by_step) * angle) * directions[0]
-    return length * (from_first + torch.sin(by_step * angle) * directions[1]) / angle.sin()
 
 
 @torch.no_grad()

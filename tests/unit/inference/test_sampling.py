@@ -14,11 +14,11 @@ from torch import Tensor
 from nvae_lightning.inference.recalibration import (
     cached_recalibration,
     recalibrate,
+    recalibrated,
     with_statistics,
 )
 from nvae_lightning.inference.sampling import (
     Settings,
-    _slerp,
     interpolate,
     prior,
     reconstruct,
@@ -84,6 +84,19 @@ def test_recalibration_gives_the_running_statistics_of_samples(nvae: NVAE) -> No
         assert torch.equal(value, decoder[name]), name
 
 
+def test_a_recalibrated_model_shares_the_weights_of_an_unchanged_one(nvae: NVAE) -> None:
+    before = _state(nvae.eval())
+    other = recalibrated(nvae, 0.6, num_passes=3, batch_size=2)
+    assert all(torch.equal(value, before[name]) for name, value in nvae.state_dict().items())
+    for own, shared in zip(nvae.parameters(), other.parameters(), strict=True):
+        assert own is shared
+    statistics = recalibrate(nvae, 0.6, num_passes=3, batch_size=2)
+    noise = [torch.randn(2, *shape) for shape in nvae.latent_shapes]
+    with with_statistics(nvae, statistics):
+        expected = nvae.sample(2, 0.6, noise).mean
+    assert torch.equal(other.sample(2, 0.6, noise).mean, expected)
+
+
 def test_recalibrated_samples_have_activations_of_mean_zero_and_variance_one(nvae: NVAE) -> None:
     nvae.eval()
     norm = next(m for m in reversed([*nvae.decoder.modules()]) if isinstance(m, BatchNorm))
@@ -142,10 +155,11 @@ def test_statistics_are_measured_once_per_model_and_settings(
 
 @pytest.mark.parametrize("setting", ["num_passes", "batch_size"])
 def test_recalibration_numbers_below_one_are_refused(nvae: NVAE, setting: str) -> None:
+    arguments: dict[str, Any] = {"num_passes": 1, "batch_size": 1, setting: 0}
     with pytest.raises(
         ValueError, match=f"recalibration.{setting} must be an integer of at least 1, got 0"
     ):
-        recalibrate(nvae, **{"num_passes": 1, "batch_size": 1, setting: 0})
+        recalibrate(nvae, **arguments)
 
 
 # --- pictures ---------------------------------------------------------------------------------
@@ -187,23 +201,6 @@ def test_an_interpolation_begins_and_ends_with_reconstructions(
     torch.testing.assert_close(rows[:, 5], ends[1::2], rtol=1e-3, atol=1e-4)
     steps = (rows[:, 2:6] - rows[:, 1:5]).flatten(2).norm(dim=2)
     assert (steps > 0).all()
-
-
-def test_spherical_interpolation_keeps_the_length_of_noise() -> None:
-    first, second = torch.randn(2, 400, dtype=torch.float64)
-    path = _slerp(first, second, torch.linspace(0, 1, 5, dtype=torch.float64))
-    torch.testing.assert_close(path[0], first)
-    torch.testing.assert_close(path[-1], second)
-    expected = torch.linspace(float(first.norm()), float(second.norm()), 5, dtype=torch.float64)
-    torch.testing.assert_close(path.norm(dim=1), expected)
-    angles = (path[:-1] * path[1:]).sum(1) / path[:-1].norm(dim=1) / path[1:].norm(dim=1)
-    torch.testing.assert_close(angles.acos(), angles.acos()[:1].expand(4))
-
-
-def test_interpolation_between_equal_images_is_finite() -> None:
-    noise = torch.randn(10)
-    path = _slerp(noise, noise, torch.linspace(0, 1, 3))
-    torch.testing.assert_close(path, noise.expand(3, -1))
 
 
 def test_rows_that_keep_all_groups_are_equal_and_rows_that_keep_none_differ(

@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from nvae_lightning import reporting
-from nvae_lightning.report import load_layout, load_runs
+from nvae_lightning.cli.runs import load_runs
+from nvae_lightning.report import load_layout
 from nvae_lightning.reporting import report
 
 TABLES = sorted(path.stem for path in (Path(reporting.__file__).parent / "tables").glob("*.yaml"))

@@ -1,0 +1,1 @@
+"""A page to explore a model and runs; requires the extra ``explore`` (gradio)."""

@@ -1,0 +1,69 @@
+"""Restore damaged images: ``python -m nvae_lightning.restore ckpt_path=… images=… mask=FILE``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from nvae_lightning.cli.building import build_inference_trainer
+from nvae_lightning.cli.command import command, run
+from nvae_lightning.cli.setting_types import check_type
+from nvae_lightning.cli.trained import images_for, trained_model
+from nvae_lightning.data.decode import Decoder, decode_file
+from nvae_lightning.utilities.files import whole_file
+from nvae_lightning.utilities.images import as_bytes, grid
+
+
+def load_mask(file: Path, size: int) -> Tensor:
+    """Load whether pixels are known: those that are black in an image file.
+
+    Raises:
+        ValueError: If the file is missing or not an image.
+    """
+    if not file.is_file():
+        raise ValueError(f"mask: '{file}' does not exist; give an image, white where to fill in")
+    decoder = Decoder(size, channels=1, interpolation="box", background="black")
+    return decode_file(file.read_bytes(), str(file), decoder)[0, 0] < 128
+
+
+@command("restore")
+def main(config: DictConfig) -> None:
+    """Draw a row per image, and save completions and standard deviations as arrays."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    check_type("mask", config.mask, str)
+    trainer = build_inference_trainer(config, run_dir, single=True)
+    device = trainer.strategy.root_device
+    model = trained_model(config).to(memory_format=torch.channels_last).to(device)
+    known = load_mask(Path(config.mask).expanduser(), model.image.size).to(device)
+    datamodule = images_for(config, model, "images")
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    restore = instantiate(config.task)
+    generator = torch.Generator().manual_seed(config.seed)
+    torch.manual_seed(config.seed)  # binarises the images
+    rows, completions, deviations = [], [], []
+    for index in range(len(datamodule.test_set)):
+        batch = datamodule.test_set.__getitems__([index])
+        x = datamodule.to_input(batch, train=False).to(device)
+        with trainer.precision_plugin.forward_context():
+            restored = restore(model, x, known, generator=generator)
+        rows += [torch.where(known, x, 0.5), restored.images, restored.std[None]]
+        completions.append(as_bytes(restored.images).permute(0, 2, 3, 1).cpu().numpy())
+        deviations.append(restored.std.permute(1, 2, 0).cpu().numpy())
+    picture, numbers = run_dir / "restored.png", run_dir / "restored.npz"
+    with whole_file(picture) as file:
+        to_pil_image(grid(torch.cat(rows), len(completions[0]) + 2)).save(file)
+    with whole_file(numbers) as file:
+        np.savez_compressed(file, images=np.stack(completions), std=np.stack(deviations))
+    print(f"{len(completions)} images in '{picture}' and {numbers.name}")
+
+
+if __name__ == "__main__":
+    run(main)
