@@ -56,7 +56,7 @@ class Compute:
     Args:
         compile: Whether to compile the model, piece by piece at first use: latent groups with
             their cells and draws, the encoder's groups, and the cells before and after them.
-            Pieces of one shape share compiled code, so that compilation takes a minute or two
+            Pieces of one shape share compiled code, so that compilation takes a few minutes
             instead of many for the model as a whole.
         kernels: Implementation of normalisation and swish: operations of ``torch``, formulas
             ``compiled`` by torch, or ``triton`` kernels, which include the depthwise convolution
