@@ -33,7 +33,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from nvae_lightning import load_model
 from nvae_lightning.data import MNIST5k
-from nvae_lightning.explorer import between, groups, likelihood, sample
+from nvae_lightning.explorer import between, fill_in, groups, likelihood, sample
 from nvae_lightning.explorer.workspace import Workspace, picture
 
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
@@ -207,27 +207,35 @@ def test_redrawn_groups_follow_the_slider_and_an_upload(
     assert not np.array_equal(page.shown("Other groups redrawn"), second)
 
 
-def test_painted_pixels_are_filled_in(page: Page) -> None:
+def test_painted_pixels_are_filled_in_as_by_the_python_api(
+    page: Page, workspace: Workspace, tmp_path: Path
+) -> None:
     page.open("Fill in")
     canvas = page.visible("//*[@id='canvas']//canvas")
     time.sleep(1)  # the editor loads its picture
     page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-    chain = ActionChains(page.driver)
+    chain = ActionChains(page.driver, duration=20)
     for height in (20, 50, 80):
         chain.move_to_element_with_offset(canvas, -120, height).click_and_hold()
-        for step in range(1, 9):
-            chain.move_to_element_with_offset(canvas, -120 + 30 * step, height)
-        chain.release()
+        chain.move_to_element_with_offset(canvas, 0, height)
+        chain.move_to_element_with_offset(canvas, 120, height).release()
     chain.perform()
     time.sleep(0.5)
     page.visible("//button[normalize-space()='Fill in'][not(@role='tab')]").click()
     row = page.shown("Known pixels and four completions")
-    grey = (row == 128).all(2)  # what was painted, in the first picture only
-    columns = np.flatnonzero(grey.any(0))
-    assert len(columns) > 20
-    assert columns.max() < row.shape[1] // 5
+    factor, side = row.shape[0] // 30, 28
+    known = row[factor : factor * (side + 1) : factor, factor : factor * (side + 1) : factor, 0]
+    missing = known == 128
+    assert 100 < missing.sum() < 500
+    assert missing[16:20, 8:20].all()
+    file = tmp_path / "test.png"
+    Image.fromarray(workspace.test_picture(0)).save(file)
+    mask = torch.from_numpy(~missing)
+    with torch.no_grad():
+        x, expected = fill_in.complete(workspace, str(file), mask, 30, 1.0, 0)
+    assert close(row, picture(torch.cat([torch.where(mask, x, 0.5), expected.images]), 5))
     std = page.shown("Standard deviation of every pixel (white: 0.5)")
-    assert 0 < (std > 20).mean() < 0.6  # uncertain where painted, certain elsewhere
+    assert close(std, picture(2 * expected.std[None], 1))
 
 
 def test_runs_are_compared_and_follow_their_files(page: Page, runs: Path) -> None:
@@ -281,7 +289,7 @@ def test_clients_get_the_numbers_of_the_python_api(
 ) -> None:
     client = Client(server[0], verbose=False)
     info: Any = client.view_api(return_format="dict")
-    names = "/sample /groups /between /likelihood /place /fill_in /training"
+    names = "/sample /groups /between /likelihood /place /fill_in"
     assert {*info["named_endpoints"]} == {*names.split()}
     one, other = str(tmp_path / "one.png"), str(tmp_path / "other.png")
     Image.fromarray(workspace.test_picture(3)).save(one)

@@ -78,15 +78,16 @@ def build(workspace: Workspace, page: gr.Blocks, tab: gr.Tab) -> None:
             seed = seed_box()
             button = gr.Button("Score", variant="primary")
         with gr.Column(scale=2, min_width=320):
+            has_tests = workspace.test_set is not None
             text = gr.Markdown()
-            bars = plot_box("Likelihood ratios")
+            among = gr.Markdown("" if has_tests else _NOTHING_TO_COMPARE)
+            with gr.Row():
+                histogram = plot_box("Among the test images", visible=has_tests, min_width=280)
+                bars = plot_box("Likelihood ratios", min_width=280)
             gr.Markdown(
                 "LLR>k is how much the k finest groups add to the bound. Foreign images have high "
                 "ratios, because the coarse groups do not fit them (Havtorn et al. 2021)."
             )
-            has_tests = workspace.test_set is not None
-            among = gr.Markdown("" if has_tests else _NOTHING_TO_COMPARE)
-            histogram = plot_box("Among the test images", visible=has_tests)
 
     def likelihood(file: str | None, seed: int) -> tuple[str, np.ndarray]:
         scores = score(workspace, file, seed)

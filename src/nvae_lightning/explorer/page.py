@@ -15,12 +15,15 @@ from nvae_lightning.explorer.workspace import MOST_UPLOADED_BYTES, Workspace
 _MOST_WAITING = 100  # requests in the queue
 _SECONDS_KEPT = 3600  # of pictures that were served
 
-#: Small images fill their place, pixel by pixel.
+#: Small images fill their place, pixel by pixel, below the label; wide tables are scrolled.
 _CSS = """
 .pixels img { image-rendering: pixelated; }
 .pixels .image-frame, .pixels .image-frame img {
     width: 100%; height: 100%; object-fit: contain;
 }
+.drawn .image-container { padding-top: 28px; background: black; }
+.differing { overflow-x: auto; }
+.differing td, .differing th { white-space: nowrap; }
 """
 #: Tabs of a model.
 _TABS = {

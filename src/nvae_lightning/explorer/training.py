@@ -17,11 +17,20 @@ from nvae_lightning.inference.metrics import groups_of
 from nvae_lightning.reporting import Run
 from nvae_lightning.reporting.run import shown
 
-_SECONDS = 10  # between refreshes
+_SECONDS = 5  # between refreshes
 _MOST_SHOWN = 4  # runs, at first
 _MOST_SETTINGS = 30
 #: Settings that name the run itself, and those that repeat others.
-_LEFT_OUT = ("hydra", "run_dir", "run_id", "dirpath", "overrides", "module", "_partial_")
+_LEFT_OUT = (
+    "hydra",
+    "run_dir",
+    "run_id",
+    "dirpath",
+    "save_dir",
+    "overrides",
+    "module",
+    "_partial_",
+)
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ def build(runs: Runs, page: gr.Blocks) -> None:
         maps = plot_box("KL per group", min_width=320)
     pictures = plot_box("Samples, in the order of the runs")
     gr.Markdown("Settings that differ:")
-    table = gr.Markdown()
+    table = gr.Markdown(elem_classes="differing")
     timer = gr.Timer(_SECONDS)
 
     seen = gr.State()

@@ -54,7 +54,7 @@ def answer(
 
 def picture_box(label: str, **settings: Any) -> gr.Image:
     """Return a place for images, whose pixels stay visible when they are enlarged."""
-    return plot_box(label, elem_classes="pixels", **settings)
+    return plot_box(label, elem_classes=["pixels", "drawn"], **settings)
 
 
 def plot_box(label: str, **settings: Any) -> gr.Image:
