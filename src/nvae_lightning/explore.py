@@ -24,17 +24,20 @@ if TYPE_CHECKING:
 
 
 def load_test_set(config: DictConfig, model: NVAE) -> ImageDataset | None:
-    """Load the test images; print why and return None if the training's dataset is missing.
+    """Load the test images of the named dataset, or else of the training's if they are here.
 
     Raises:
-        ValueError: If the named dataset is not available.
+        ValueError: If a named dataset is not available.
     """
+    is_named = HydraConfig.get().runtime.choices.get("dataset") is not None
     try:
         datamodule = training_data(config, model)
+        if not is_named and datamodule.root is not None and not datamodule.root.exists():
+            raise ValueError(f"'{datamodule.root}' does not exist; set dataset.root")
         datamodule.prepare_data()
         datamodule.setup("test")
     except ValueError as error:
-        if HydraConfig.get().runtime.choices.get("dataset") is not None:
+        if is_named:
             raise
         print(f"no test images: {error}")
         return None
@@ -78,12 +81,12 @@ def main(config: DictConfig) -> None:
             f"the page requires the package gradio ({error}); install it with "
             "pip install 'nvae-lightning[explore]'"
         ) from error
+    if_ended("the page is stopped")
     workspace = None if config.ckpt_path is None else load_workspace(config)
     runs = None if folder is None else Runs(folder, lambda path: [*find_runs(path)], load_run)
     page = build_page(workspace, runs)
     address = serve(page, config.server_name, config.server_port)
     print(f"{address} (Ctrl-C stops it)", flush=True)
-    if_ended("the page is stopped")
     while True:
         time.sleep(3600)
 

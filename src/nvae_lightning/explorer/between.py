@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nvae_lightning.explorer.widgets import (
     answer,
+    first_shown,
     image_picker,
     picture_box,
     scale_names,
@@ -78,7 +79,8 @@ def build(workspace: Workspace, page: gr.Blocks, tab: gr.Tab) -> None:
         image, images = interpolate(workspace, first, second, weight, scales, seed)
         return picture(image, 1), picture(images, _NUM_STEPS)
 
+    changes = [first.change, second.change, weight.change, scales.change, seed.change]
     answer(
-        [tab.select, first.change, second.change, weight.change, scales.change, seed.change],
+        [*first_shown(workspace, tab), *changes],
         between, [first, second, weight, scales, seed], [result, row], workspace, name="between",
     )  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 from nvae_lightning.explorer import plots
 from nvae_lightning.explorer.widgets import (
     answer,
+    first_shown,
     group_names,
     image_picker,
     picture_box,
@@ -78,8 +79,9 @@ def build(workspace: Workspace, page: gr.Blocks, tab: gr.Tab) -> None:
         return picture(images, 4), picture(both, 2), plots.rates(rates, scales)
 
     keep.change(lambda count: [*range(int(count))], keep, frozen, api_visibility="private")
+    changes = [image.change, frozen.change, temperature.change, seed.change]
     answer(
-        [tab.select, image.change, frozen.change, temperature.change, seed.change],
+        [*first_shown(workspace, tab), *changes],
         groups, [image, frozen, temperature, seed], [redrawn, pair, bars], workspace,
         name="groups",
     )  # fmt: skip

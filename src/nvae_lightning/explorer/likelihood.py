@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nvae_lightning.explorer import plots
-from nvae_lightning.explorer.widgets import answer, image_picker, plot_box, seed_box
+from nvae_lightning.explorer.widgets import answer, first_shown, image_picker, plot_box, seed_box
 from nvae_lightning.explorer.workspace import Workspace, generator
 from nvae_lightning.inference.anomaly import AnomalyScores
 from nvae_lightning.inference.batches import fork_torch
@@ -93,7 +93,7 @@ def build(workspace: Workspace, page: gr.Blocks, tab: gr.Tab) -> None:
         scores = score(workspace, file, seed)
         return describe(scores), plots.ratios([*scores.ratios], [*scores.ratios.values()])
 
-    events, inputs = [tab.select, button.click, image.change], [image, seed]
+    events, inputs = [*first_shown(workspace, tab), button.click, image.change], [image, seed]
     answer(events, likelihood, inputs, [text, bars], workspace, name="likelihood")
     if has_tests:  # the first time takes a few seconds
         show = partial(place, workspace)

@@ -65,7 +65,7 @@ def serve(page: gr.Blocks, server_name: str, server_port: int | None = None) -> 
         server_port: Port to listen on; None for a free one.
 
     Raises:
-        ValueError: If the port is in use.
+        ValueError: If the port is in use or out of range.
     """
     try:
         _, address, _ = page.launch(
@@ -74,9 +74,10 @@ def serve(page: gr.Blocks, server_name: str, server_port: int | None = None) -> 
             max_file_size=MOST_UPLOADED_BYTES, ssr_mode=False, enable_monitoring=False,
             footer_links=[], theme=_theme(), css=_CSS,
         )  # fmt: skip
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise ValueError(
-            f"server_port: got {server_port}, which is in use on {server_name}; set another"
+            f"server_port: got {server_port}, which is in use on {server_name} or no port; set "
+            "another from 1024 to 65535"
         ) from error
     return address
 

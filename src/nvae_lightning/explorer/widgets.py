@@ -86,6 +86,11 @@ def image_picker(workspace: Workspace, label: str, place: float = 0.0) -> gr.Ima
     return image
 
 
+def first_shown(workspace: Workspace, tab: gr.Tab) -> list[Any]:
+    """Return the event of opening a tab, if there is a test image to begin with."""
+    return [] if workspace.test_set is None else [tab.select]
+
+
 def seed_box() -> gr.Number:
     """Return a seed."""
     return gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
