@@ -17,6 +17,7 @@ from nvae_lightning.cli.command import command, run
 from nvae_lightning.cli.setting_types import check_type
 from nvae_lightning.cli.trained import images_for, trained_model
 from nvae_lightning.data.decode import Decoder, decode_file
+from nvae_lightning.data.messages import naming
 from nvae_lightning.utilities.files import whole_file
 from nvae_lightning.utilities.images import as_bytes, grid
 
@@ -25,12 +26,16 @@ def load_mask(file: Path, size: int) -> Tensor:
     """Load whether pixels are known: those that are black in an image file.
 
     Raises:
-        ValueError: If the file is missing or not an image.
+        ValueError: If the file is missing, not an image, or black everywhere.
     """
     if not file.is_file():
-        raise ValueError(f"mask: '{file}' does not exist; give an image, white where to fill in")
+        raise ValueError(f"mask: '{file}' is not a file; give an image, white where to fill in")
     decoder = Decoder(size, channels=1, interpolation="box", background="black")
-    return decode_file(file.read_bytes(), str(file), decoder)[0, 0] < 128
+    with naming("mask"):
+        known = decode_file(file.read_bytes(), str(file), decoder)[0, 0] < 128
+    if bool(known.all()):
+        raise ValueError(f"mask: '{file}' is black everywhere; make it white where to fill in")
+    return known
 
 
 @command("restore")
