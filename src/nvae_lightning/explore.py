@@ -17,6 +17,7 @@ from nvae_lightning.cli.setting_types import check_type
 from nvae_lightning.cli.trained import trained_model, training_data
 from nvae_lightning.data.dataset import ImageDataset
 from nvae_lightning.model import NVAE
+from nvae_lightning.utilities.image import require_int
 from nvae_lightning.utilities.signals import if_ended
 
 if TYPE_CHECKING:
@@ -26,15 +27,16 @@ if TYPE_CHECKING:
 def load_test_set(config: DictConfig, model: NVAE) -> ImageDataset | None:
     """Load the test images of the named dataset, or else of the training's if they are here.
 
+    Only a named dataset may be downloaded.
+
     Raises:
         ValueError: If a named dataset is not available.
     """
     is_named = HydraConfig.get().runtime.choices.get("dataset") is not None
     try:
         datamodule = training_data(config, model)
-        if not is_named and datamodule.root is not None and not datamodule.root.exists():
-            raise ValueError(f"'{datamodule.root}' does not exist; set dataset.root")
-        datamodule.prepare_data()
+        if is_named:
+            datamodule.prepare_data()
         datamodule.setup("test")
     except ValueError as error:
         if is_named:
@@ -48,6 +50,8 @@ def load_workspace(config: DictConfig) -> Workspace:
     """Load the model and its test images."""
     from nvae_lightning.explorer.workspace import Workspace
 
+    require_int("num_reference_images", config.num_reference_images, 1)
+    require_int("recalibration.num_passes", config.recalibration.num_passes, 1)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     trainer = build_inference_trainer(config, run_dir, single=True)
     model = trained_model(config).to(memory_format=torch.channels_last)

@@ -35,7 +35,7 @@ def opacities(canvas: gr.ImageEditor, payload: Any) -> np.ndarray | None:  # noq
         payload: What the browser sent: files, or the key of what it sent before.
 
     Raises:
-        ValueError: If a layer is too large or not an image.
+        ValueError: If a layer is too large or not an image, or layers differ in size.
     """
     if payload is None:
         return None
@@ -43,14 +43,18 @@ def opacities(canvas: gr.ImageEditor, payload: Any) -> np.ndarray | None:  # noq
         payload = canvas.blob_storage.pop(payload.id, None)
         while len(canvas.blob_storage) > _MOST_PENDING:  # of browsers that went away
             canvas.blob_storage.pop(next(iter(canvas.blob_storage)), None)
+    layers = [] if payload is None else [layer for layer in payload.layers if layer is not None]
     found = []
-    for layer in () if payload is None else payload.layers:
-        if layer is None:
-            continue
-        content = layer if isinstance(layer, bytes) else Path(layer.path).read_bytes()
-        with open_image(content) as image:
-            found.append(np.asarray(image.convert("RGBA"))[..., 3] / 255)
-    return np.max(found, axis=0) if found else None
+    try:
+        for layer in layers:
+            content = layer if isinstance(layer, bytes) else Path(layer.path).read_bytes()
+            with open_image(content) as image:
+                found.append(np.asarray(image.convert("RGBA"))[..., 3] / 255)
+        return np.max(found, axis=0) if found else None
+    except Exception as error:
+        raise ValueError(
+            "mask: the painted layers are no images, too large, or differ in size; paint again"
+        ) from error
 
 
 def known_pixels(painted: np.ndarray | None, size: int) -> Tensor:

@@ -22,7 +22,8 @@ from nvae_lightning.explorer.widgets import (
 from nvae_lightning.explorer.workspace import Workspace, generator, picture
 from nvae_lightning.inference.latents import draw_noise, redraw, standardise
 
-_NUM_DRAWS = 8
+#: Number of redrawn images.
+NUM_DRAWS = 8
 
 
 def explain(
@@ -43,9 +44,9 @@ def explain(
     Raises:
         ValueError: If the image or a setting is invalid.
     """
-    workspace.check_fits("number of images", _NUM_DRAWS)
+    workspace.check_fits("number of images", NUM_DRAWS)
     x, inference = workspace.infer(file, seed)
-    noise = draw_noise(workspace.model, _NUM_DRAWS, generator(seed + 1))
+    noise = draw_noise(workspace.model, NUM_DRAWS, generator(seed + 1))
     latents = standardise(workspace.model, inference)
     images = redraw(workspace.model, latents, noise, frozen, temperature)
     pair = torch.cat([x, inference.likelihood.mean])
@@ -78,7 +79,7 @@ def build(workspace: Workspace, page: gr.Blocks, tab: gr.Tab) -> None:
         scales = [scale for scale, _ in workspace.model.hierarchy.groups]
         return picture(images, 4), picture(both, 2), plots.rates(rates, scales)
 
-    keep.change(lambda count: [*range(int(count))], keep, frozen, api_visibility="private")
+    answer([keep.change], lambda count: [*range(count)], [keep], [frozen])
     changes = [image.change, frozen.change, temperature.change, seed.change]
     answer(
         [*first_shown(workspace, tab), *changes],

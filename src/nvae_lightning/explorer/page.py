@@ -41,7 +41,16 @@ def build_page(workspace: Workspace | None, runs: Runs | None = None) -> gr.Bloc
     Args:
         workspace: Model, test images and limits; None for runs only.
         runs: Runs to compare; None for a model only.
+
+    Raises:
+        ValueError: If the memory budget is too small for the tabs.
     """
+    if workspace is not None and workspace.most_images < groups.NUM_DRAWS:
+        raise ValueError(
+            f"memory_budget: got {workspace.memory_budget:,} bytes, but it must be enough for "
+            f"{groups.NUM_DRAWS} images, and {max(0, workspace.most_images)} fit; set for example "
+            "memory_budget=2e9"
+        )
     page = gr.Blocks(
         title="NVAE", analytics_enabled=False, delete_cache=(_SECONDS_KEPT, _SECONDS_KEPT)
     )
@@ -53,7 +62,7 @@ def build_page(workspace: Workspace | None, runs: Runs | None = None) -> gr.Bloc
         if runs is not None:
             with gr.Tab("Training"):
                 training.build(runs, page)
-    return page.queue(max_size=_MOST_WAITING)
+    return page.queue(max_size=_MOST_WAITING, api_open=False)  # no request passes the queue
 
 
 def serve(page: gr.Blocks, server_name: str, server_port: int | None = None) -> str:
@@ -65,7 +74,7 @@ def serve(page: gr.Blocks, server_name: str, server_port: int | None = None) -> 
         server_port: Port to listen on; None for a free one.
 
     Raises:
-        ValueError: If the port is in use or out of range.
+        ValueError: If the page cannot listen there.
     """
     try:
         _, address, _ = page.launch(
@@ -76,8 +85,8 @@ def serve(page: gr.Blocks, server_name: str, server_port: int | None = None) -> 
         )  # fmt: skip
     except (OSError, OverflowError) as error:
         raise ValueError(
-            f"server_port: got {server_port}, which is in use on {server_name} or no port; set "
-            "another from 1024 to 65535"
+            f"server_port: got {server_port}, which is in use or no port, or {server_name} is no "
+            "address of this machine; set another server_port from 1024 to 65535, or server_name"
         ) from error
     return address
 

@@ -180,7 +180,7 @@ def build(runs: Runs, page: gr.Blocks) -> None:
         now = (names, runs.stamps())
         if now == seen:  # nothing to draw again
             return (gr.skip(),) * 7
-        return now, gr.Dropdown([*runs.paths()]), *compare(runs, names)
+        return now, gr.Dropdown([*runs.paths()]), *compare(runs, names or [])
 
     outputs = [seen, chosen, text, table, bound, maps, pictures]
     answer([page.load, chosen.input, timer.tick], refresh, [chosen, seen], outputs)

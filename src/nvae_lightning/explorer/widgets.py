@@ -4,14 +4,48 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
 import torch
 
 from nvae_lightning.explorer.workspace import Workspace
+from nvae_lightning.utilities.plain_data import shown
 
 _MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # one request computes at a time
+
+
+def received(component: Any, preprocess: Callable[[Any], Any], payload: Any) -> Any:  # noqa: ANN401
+    """Return the value of a component; show anything else that was sent as a message.
+
+    It replaces ``preprocess`` of all inputs: gradio lets NaN and fractions pass, and describes
+    other mistakes, for example an empty field, by types and components.
+
+    Args:
+        component: Component.
+        preprocess: Its own function of what was sent.
+        payload: What the browser or a client sent.
+
+    Raises:
+        gradio.Error: If it is not a value of the component.
+    """
+    rule = "must be one of its values; choose again"
+    try:
+        if isinstance(component, gr.Image):
+            return None if payload is None else payload.path  # decoded with our limits
+        if not isinstance(component, gr.Slider | gr.Number):
+            return preprocess(payload)
+        low, high = component.minimum, component.maximum
+        rule = f"must be a number from {low} to {high}; enter one"
+        if low <= payload <= high:
+            return round(payload) if component.step == 1 else float(payload)
+    except (gr.Error, TypeError):
+        pass
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    value = "nothing" if payload is None else shown(payload)
+    raise gr.Error(f"{component.label}: got {value}, but it {rule}", print_exception=False)
 
 
 def answer(
@@ -43,6 +77,9 @@ def answer(
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
+    for component in inputs:
+        if getattr(component.preprocess, "func", None) is not received:
+            component.preprocess = partial(received, component, component.preprocess)
     call.__signature__ = inspect.signature(function)  # pyright: ignore -- read by gradio
     gr.on(
         list(triggers), call, list(inputs), list(outputs), api_name=name,
@@ -80,7 +117,7 @@ def image_picker(workspace: Workspace, label: str, place: float = 0.0) -> gr.Ima
         image_mode=None, sources=["upload", "clipboard"], label=label, height=240,
         elem_classes="pixels",
     )  # fmt: skip
-    if tests is not None:
+    if tests is not None and len(tests) > 1:
         number = gr.Slider(0, len(tests) - 1, index, step=1, label=f"{label}: test image")
         answer([number.change], workspace.test_picture, [number], [image])
     return image

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +13,18 @@ import gradio as gr
 import numpy as np
 import pytest
 import torch
+from gradio.data_classes import ImageData
+from omegaconf import OmegaConf
 from PIL import Image
 
+from nvae_lightning import explore
 from nvae_lightning.cli.runs import find_runs, load_run
+from nvae_lightning.data import MNIST
 from nvae_lightning.data.dataset import ImageDataset
 from nvae_lightning.explorer import between, fill_in, groups, likelihood, plots, sample, training
+from nvae_lightning.explorer.page import build_page
 from nvae_lightning.explorer.training import Runs
+from nvae_lightning.explorer.widgets import answer
 from nvae_lightning.explorer.workspace import Workspace, generator
 from nvae_lightning.inference.latents import draw_noise
 from nvae_lightning.inference.recalibration import recalibrated
@@ -197,3 +206,85 @@ def test_bounds_of_a_run_are_its_logged_values() -> None:
     found = training.bounds(Run("one", {}, rows))
     assert found == {"train": ([0.0], [-5.0]), "val": ([3.0], [-4.0])}
     assert plots.curves({"one": found}, "bound").ndim == 3
+
+
+def in_event_loop(build: Callable[[], Any]) -> Any:
+    """Build a page in an event loop; otherwise gradio leaves one open."""
+
+    async def built() -> Any:
+        return build()
+
+    return asyncio.run(built())
+
+
+def test_values_that_clients_send_are_checked() -> None:
+    count, scale = gr.Slider(1, 8, 4, step=1, label="Count"), gr.Slider(0.0, 1.5, 1.0, label="T")
+    seed, image = gr.Number(0, minimum=0, maximum=9, label="Seed"), gr.Image()
+    choice = gr.Radio([1], label="Choice")
+    inputs = {"count": count, "scale": scale, "seed": seed, "image": image, "choice": choice}
+
+    def build() -> None:
+        with gr.Blocks():
+            for _ in range(2):  # as inputs of two functions
+                event = gr.Button().click
+                answer([event], lambda *values: values, [*inputs.values()], [gr.State()])
+
+    in_event_loop(build)
+    assert count.preprocess(2.6) == 3
+    assert scale.preprocess(1) == 1.0
+    assert image.preprocess(ImageData(path="a/text.png")) == "a/text.png"
+    assert image.preprocess(None) is None
+    wrong = {
+        "count": (0, 1e9, math.nan, None, "4"),
+        "scale": (-0.1, math.inf, math.nan, [1]),
+        "seed": (-1, 1e30, math.nan, None),
+        "choice": (2, "..", [1]),
+    }
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(gr.Error) as found:
+                inputs[name].preprocess(value)
+            message = str(found.value.message)
+            assert message.startswith(f"{inputs[name].label}: got ")
+            assert "\n" not in message
+
+
+def test_damaged_paintings_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    for size in (4, 5):
+        Image.new("RGBA", (size, size)).save(tmp_path / f"{size}.png")
+    for names in (["text.png"], ["4.png", "5.png"], ["none.png"]):
+        layers = [SimpleNamespace(path=str(tmp_path / name)) for name in names]
+        with pytest.raises(ValueError, match="mask: the painted layers"):
+            fill_in.opacities(gr.ImageEditor(), SimpleNamespace(id=None, layers=layers))
+
+
+def test_a_budget_below_eight_images_is_refused(workspace: Workspace) -> None:
+    with pytest.raises(ValueError, match=r"memory_budget: got 1 bytes.* 8 images, and 0 fit"):
+        build_page(Workspace(workspace.model, memory_budget=1))
+
+
+def test_a_single_test_image_is_shown_without_a_choice(workspace: Workspace) -> None:
+    one = Workspace(workspace.model, ImageDataset(np.zeros((1, 8, 8, 3), np.uint8)))
+    page = in_event_loop(lambda: build_page(one))
+    labels = [getattr(block, "label", None) for block in page.blocks.values()]
+    assert "Image" in labels
+    assert "Image: test image" not in labels
+    assert not page.api_open  # requests that passed the queue would compute at the same time
+
+
+@pytest.mark.parametrize("name", [None, "mnist"])
+def test_only_a_named_dataset_is_downloaded(
+    colour_nvae: NVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    asked: list[Path] = []
+    choices = SimpleNamespace(runtime=SimpleNamespace(choices={"dataset": name}))
+    monkeypatch.setattr(explore.HydraConfig, "get", lambda: choices)
+    monkeypatch.setattr(explore, "training_data", lambda *_: MNIST(str(tmp_path)))
+    monkeypatch.setattr(MNIST, "fetch", lambda _, root: asked.append(root))
+    if name is None:
+        assert explore.load_test_set(OmegaConf.create(), colour_nvae) is None
+    else:
+        with pytest.raises(ValueError, match=r"dataset\.root"):
+            explore.load_test_set(OmegaConf.create(), colour_nvae)
+    assert asked == ([] if name is None else [tmp_path])
