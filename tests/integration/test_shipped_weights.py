@@ -1,4 +1,4 @@
-"""The model in the package gives the published number, draws digits and can be fine-tuned."""
+"""The models in the package give the published numbers, draw digits and can be fine-tuned."""
 
 import json
 import struct
@@ -12,7 +12,10 @@ from warm_python import run_python
 
 pytestmark = pytest.mark.slow
 
-DIGITS = Path(__file__).resolve().parents[1] / "fixtures" / "mnist_test.png"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+
+#: NLL of the photographs in the fixture with 10 importance samples, in bits per dim.
+PHOTOS_BPD = 3.368
 
 #: NLL of the first 200 test digits with 1,000 importance samples, in nats, and its standard error.
 NLL, STANDARD_ERROR = 77.65, 1.37
@@ -26,7 +29,7 @@ def run(name: str, folder: Path, *arguments: str) -> str:
 
 
 def test_evaluation_gives_the_published_number(tmp_path: Path) -> None:
-    sheet = np.asarray(Image.open(DIGITS))
+    sheet = np.asarray(Image.open(FIXTURES / "mnist_test.png"))
     digits = sheet.reshape(10, 28, 20, 28).swapaxes(1, 2).reshape(-1, 28, 28)
     raw = tmp_path / "data" / "mnist" / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -42,6 +45,20 @@ def test_evaluation_gives_the_published_number(tmp_path: Path) -> None:
     # The digits are the same, so that fewer samples are the only difference.
     assert found["nll_nats"] == pytest.approx(NLL, abs=0.5 * STANDARD_ERROR)
     assert found["nll_standard_error"] == pytest.approx(STANDARD_ERROR, rel=0.1)
+
+
+def test_photographs_have_the_published_likelihood(tmp_path: Path) -> None:
+    sheet = np.asarray(Image.open(FIXTURES / "photos_test.png"))
+    photos = sheet.reshape(4, 32, 10, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
+    for split, images in (("test", photos), ("train", photos[:1])):
+        (tmp_path / "photos" / split).mkdir(parents=True)
+        for index, photo in enumerate(images):
+            Image.fromarray(photo).save(tmp_path / "photos" / split / f"{index}.png")
+    arguments = ("ckpt_path=photos", "dataset.root=photos", "num_importance_samples=10")
+    run("evaluate", tmp_path, *arguments, "trainer=cpu", "hydra.run.dir=evaluation")
+    found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert found["num_images"] == 40
+    assert found["nll_bpd"] == pytest.approx(PHOTOS_BPD, abs=0.01)
 
 
 def test_samples_are_strokes_on_black(tmp_path: Path) -> None:
