@@ -10,7 +10,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from nvae_lightning.cli.building import build_inference_trainer
 from nvae_lightning.cli.command import command, run
@@ -19,7 +18,7 @@ from nvae_lightning.cli.trained import images_for, trained_model
 from nvae_lightning.data.decode import Decoder, decode_file
 from nvae_lightning.data.messages import naming
 from nvae_lightning.utilities.files import whole_file
-from nvae_lightning.utilities.images import as_bytes, grid
+from nvae_lightning.utilities.images import as_arrays, write_grid
 
 
 def load_mask(file: Path, size: int) -> Tensor:
@@ -60,11 +59,10 @@ def main(config: DictConfig) -> None:
         with trainer.precision_plugin.forward_context():
             restored = restore(model, x, known, generator=generator)
         rows += [torch.where(known, x, 0.5), restored.images, restored.std[None]]
-        completions.append(as_bytes(restored.images).permute(0, 2, 3, 1).cpu().numpy())
+        completions.append(as_arrays(restored.images))
         deviations.append(restored.std.permute(1, 2, 0).cpu().numpy())
     picture, numbers = run_dir / "restored.png", run_dir / "restored.npz"
-    with whole_file(picture) as file:
-        to_pil_image(grid(torch.cat(rows), len(completions[0]) + 2)).save(file)
+    write_grid(torch.cat(rows), len(completions[0]) + 2, picture)
     with whole_file(numbers) as file:
         np.savez_compressed(file, images=np.stack(completions), std=np.stack(deviations))
     print(f"{len(completions)} images in '{picture}' and {numbers.name}")

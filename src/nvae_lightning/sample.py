@@ -12,7 +12,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from nvae_lightning.backends import Compute
 from nvae_lightning.cli.building import build_inference_trainer
@@ -26,7 +25,7 @@ from nvae_lightning.inference.sampling import Settings
 from nvae_lightning.model import NVAE
 from nvae_lightning.serialization.hub import shipped_models
 from nvae_lightning.utilities.files import whole_file
-from nvae_lightning.utilities.images import as_bytes, grid
+from nvae_lightning.utilities.images import as_arrays, write_grid
 
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # all keep weights in float32
 
@@ -98,9 +97,8 @@ def main(config: DictConfig) -> None:
         drawing = instantiate(config.mode)(settings)
     mode = HydraConfig.get().runtime.choices["mode"]
     picture, numbers = run_dir / f"{mode}.png", run_dir / f"{mode}.npz"
-    with whole_file(picture) as file:
-        to_pil_image(grid(drawing.images, drawing.num_columns)).save(file)
-    pixels = as_bytes(drawing.images).permute(0, 2, 3, 1).cpu().numpy()
+    write_grid(drawing.images, drawing.num_columns, picture)
+    pixels = as_arrays(drawing.images)
     with whole_file(numbers) as file:
         np.savez_compressed(file, images=pixels)
     print(f"{len(pixels)} images in '{picture}' and {numbers.name}")

@@ -15,7 +15,7 @@ from nvae_lightning.data.image_formats import open_image
 from nvae_lightning.explorer.widgets import answer, image_picker, picture_box, seed_box
 from nvae_lightning.explorer.workspace import Workspace, generator, picture
 from nvae_lightning.inference.restoration import Restoration, inpaint
-from nvae_lightning.utilities.images import as_bytes
+from nvae_lightning.utilities.images import as_bytes, enlarge
 
 _NUM_COMPLETIONS = 4
 _LEAST_CANVAS = 320  # pixels, below which an image is enlarged to paint on it
@@ -79,8 +79,7 @@ def known_pixels(painted: np.ndarray | None, size: int) -> Tensor:
 
 def enlarged(image: Tensor) -> np.ndarray:
     """Enlarge an image by an integer factor, so that one can paint on it."""
-    factor = max(1, -(-_LEAST_CANVAS // image.shape[-1]))
-    pixels = as_bytes(image[0]).repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    pixels = enlarge(as_bytes(image[0]), _LEAST_CANVAS)
     return pixels.permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from nvae_lightning.explorer.widgets import answer, picture_box, scale_names, seed_box
 from nvae_lightning.explorer.workspace import Workspace, generator, picture
 from nvae_lightning.inference.latents import draw_noise
-from nvae_lightning.utilities.images import as_bytes
+from nvae_lightning.utilities.images import as_arrays
 
 _MOST_SHOWN = 64
 
@@ -50,9 +50,8 @@ def draw(
 
 def write_npz(images: Tensor) -> str:
     """Write images as `sample` does, with 8 bits."""
-    pixels = as_bytes(images).permute(0, 2, 3, 1).cpu().numpy()
     file = Path(tempfile.mkdtemp(prefix="samples-")) / "samples.npz"
-    np.savez_compressed(file, images=pixels)
+    np.savez_compressed(file, images=as_arrays(images))
     return str(file)
 
 

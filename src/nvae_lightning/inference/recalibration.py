@@ -35,6 +35,11 @@ def _statistics(model: NVAE) -> dict[str, Tensor]:
     }
 
 
+def _set_statistics(model: NVAE, statistics: Mapping[str, Tensor]) -> None:
+    for name, value in _statistics(model).items():
+        value.copy_(statistics[name])
+
+
 @contextmanager
 def _restored(model: NVAE) -> Iterator[None]:
     """Restore statistics and training modes of batch normalisation at the end."""
@@ -45,16 +50,14 @@ def _restored(model: NVAE) -> Iterator[None]:
     finally:
         for norm, was_training in were_training.items():
             norm.train(was_training)
-        for name, value in _statistics(model).items():
-            value.copy_(before[name])
+        _set_statistics(model, before)
 
 
 @contextmanager
 def with_statistics(model: NVAE, statistics: Mapping[str, Tensor]) -> Iterator[None]:
     """Use other statistics of batch normalisation within the context."""
     with _restored(model):
-        for name, value in _statistics(model).items():
-            value.copy_(statistics[name])
+        _set_statistics(model, statistics)
         yield
 
 
@@ -108,9 +111,7 @@ def recalibrated(model: NVAE, temperature: Temperature, **counts: Any) -> NVAE:
     """
     shared = {id(weight): weight for weight in model.parameters()}
     other = copy.deepcopy(model, shared)
-    measured = recalibrate(other, temperature, **counts)
-    for name, value in _statistics(other).items():
-        value.copy_(measured[name])
+    _set_statistics(other, recalibrate(other, temperature, **counts))
     return other
 
 

@@ -11,14 +11,13 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.functional import pil_to_tensor
 
 from nvae_lightning.inference.batches import fork_torch, images_of
 from nvae_lightning.inference.sampling import sample_means
 from nvae_lightning.training.module import NVAEModule
-from nvae_lightning.utilities.files import whole_file
 from nvae_lightning.utilities.image import require_int
-from nvae_lightning.utilities.images import grid
+from nvae_lightning.utilities.images import write_grid
 
 
 def log_picture(trainer: Trainer, name: str, path: Path) -> None:
@@ -118,6 +117,5 @@ class Pictures(Callback):
         pairs = torch.stack([images, reconstructions], 1).flatten(0, 1)
         for name, pictures in (("samples", samples), ("reconstructions", pairs)):
             path = Path(trainer.default_root_dir) / f"{name}.png"
-            with whole_file(path) as partial:
-                to_pil_image(grid(pictures, num_columns=8)).save(partial)
+            write_grid(pictures, 8, path)
             log_picture(trainer, f"{stage}/{name}", path)
