@@ -18,7 +18,7 @@ from nvae_lightning.cli.trained import images_for, trained_model
 from nvae_lightning.data.decode import Decoder, decode_file
 from nvae_lightning.data.messages import naming
 from nvae_lightning.utilities.files import whole_file
-from nvae_lightning.utilities.images import as_arrays, write_grid
+from nvae_lightning.utilities.images import as_pixels, write_grid
 
 
 def load_mask(file: Path, size: int) -> Tensor:
@@ -59,7 +59,7 @@ def main(config: DictConfig) -> None:
         with trainer.precision_plugin.forward_context():
             restored = restore(model, x, known, generator=generator)
         rows += [torch.where(known, x, 0.5), restored.images, restored.std[None]]
-        completions.append(as_arrays(restored.images))
+        completions.append(as_pixels(restored.images).numpy())
         deviations.append(restored.std.permute(1, 2, 0).cpu().numpy())
     picture, numbers = run_dir / "restored.png", run_dir / "restored.npz"
     write_grid(torch.cat(rows), len(completions[0]) + 2, picture)

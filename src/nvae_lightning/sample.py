@@ -25,7 +25,7 @@ from nvae_lightning.inference.sampling import Settings
 from nvae_lightning.model import NVAE
 from nvae_lightning.serialization.hub import shipped_models
 from nvae_lightning.utilities.files import whole_file
-from nvae_lightning.utilities.images import as_arrays, write_grid
+from nvae_lightning.utilities.images import as_pixels, write_grid
 
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # all keep weights in float32
 
@@ -98,7 +98,7 @@ def main(config: DictConfig) -> None:
     mode = HydraConfig.get().runtime.choices["mode"]
     picture, numbers = run_dir / f"{mode}.png", run_dir / f"{mode}.npz"
     write_grid(drawing.images, drawing.num_columns, picture)
-    pixels = as_arrays(drawing.images)
+    pixels = as_pixels(drawing.images).numpy()
     with whole_file(numbers) as file:
         np.savez_compressed(file, images=pixels)
     print(f"{len(pixels)} images in '{picture}' and {numbers.name}")

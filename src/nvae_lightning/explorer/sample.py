@@ -14,7 +14,7 @@ from torch import Tensor
 from nvae_lightning.explorer.widgets import answer, picture_box, scale_names, seed_box
 from nvae_lightning.explorer.workspace import Workspace, generator, picture
 from nvae_lightning.inference.latents import draw_noise
-from nvae_lightning.utilities.images import as_arrays
+from nvae_lightning.utilities.images import as_pixels
 
 _MOST_SHOWN = 64
 
@@ -51,7 +51,7 @@ def draw(
 def write_npz(images: Tensor) -> str:
     """Write images as `sample` does, with 8 bits."""
     file = Path(tempfile.mkdtemp(prefix="samples-")) / "samples.npz"
-    np.savez_compressed(file, images=as_arrays(images))
+    np.savez_compressed(file, images=as_pixels(images).numpy())
     return str(file)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import UInt8
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
@@ -20,9 +18,9 @@ def as_bytes(images: Tensor) -> Tensor:
     return (255 * images.float().clamp(0.0, 1.0)).round().byte()
 
 
-def as_arrays(images: Tensor) -> UInt8[np.ndarray, "batch height width channel"]:
-    """Round images in [0, 1] to 8 bits, with the channels last."""
-    return as_bytes(images).permute(0, 2, 3, 1).cpu().numpy()
+def as_pixels(images: Tensor) -> Tensor:
+    """Round images in [0, 1] to 8 bits (batch, height, width, channel), in main memory."""
+    return as_bytes(images).permute(0, 2, 3, 1).cpu()
 
 
 def enlarge(pixels: Tensor, min_width: int) -> Tensor:
