@@ -174,10 +174,8 @@ def test_samples_are_those_of_the_python_api_and_change_with_the_seed(
     seed = page.visible("//span[normalize-space()='Seed']/following::input[1]")
     seed.send_keys(Keys.BACKSPACE, "7")
     button = page.visible("//button[normalize-space()='Draw']")
-    start = time.monotonic()
     button.click()
     second = page.shown("Samples", first)
-    assert time.monotonic() - start < 3
     assert close(second, picture(sample.draw(workspace, [1.0, 1.0], 16, 7), 4))
 
 
