@@ -1,4 +1,4 @@
-"""Work saved by sharing the bottom-up pass, counted; with RESULTS=FOLDER also timed, in alternation."""
+"""Work saved by sharing the bottom-up pass, counted; timed as well if RESULTS names a folder."""
 
 from __future__ import annotations
 
