@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from nvae_lightning import reporting
 from nvae_lightning.cli.command import command, run
 from nvae_lightning.cli.runs import load_runs
 from nvae_lightning.cli.setting_types import check_type, plain
-from nvae_lightning.reporting import Layout, as_layout, report
+from nvae_lightning.reporting import Layout, as_layout, growth, report
 from nvae_lightning.utilities import figures
 from nvae_lightning.utilities.files import write_text
+from nvae_lightning.utilities.plain_data import read_text
 
 _LAYOUTS = Path(reporting.__file__).parent / "tables"
 
@@ -30,7 +32,7 @@ def load_layout(table: object) -> Layout:
     if name not in names:
         raise ValueError(
             f"table: got {table!r}, for which the paper has no numbers; set one of "
-            f"{', '.join(known.removeprefix('table') for known in names)}"
+            f"{', '.join(known.removeprefix('table') for known in names)}, or step_growth"
         )
     values: Any = OmegaConf.to_container(OmegaConf.load(_LAYOUTS / f"{name}.yaml"))
     return as_layout(values)
@@ -43,14 +45,21 @@ def main(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictConfig's
     runs = plain(config.runs)
     check_type("runs", runs, str | list[str])
     check_type("table", config.table, int | str)
-    made = report(
-        load_layout(config.table),
-        load_runs([runs] if isinstance(runs, str) else runs),
-        allow_different_budgets=config.allow_different_budgets,
-    )
-    figures.write(figures.measured_beside_published(made.comparisons), run_dir / "report.png")
-    write_text(run_dir / "report.md", made.markdown)
-    print(made.markdown)
+    folders = [runs] if isinstance(runs, str) else runs
+    if config.table == "step_growth":
+        files = [read_text(Path(folder) / "benchmark.jsonl") for folder in folders]
+        markdown, lines = growth([json.loads(job) for file in files for job in file.splitlines()])
+        figure = figures.fitted_lines(lines)
+    else:
+        made = report(
+            load_layout(config.table),
+            load_runs(folders),
+            allow_different_budgets=config.allow_different_budgets,
+        )
+        markdown, figure = made.markdown, figures.measured_beside_published(made.comparisons)
+    figures.write(figure, run_dir / "report.png")
+    write_text(run_dir / "report.md", markdown)
+    print(markdown)
     print(f"written: '{run_dir / 'report.md'}' and report.png")
 
 

@@ -86,6 +86,18 @@ def test_every_job_composes_and_builds(compose_config: Compose, name: str) -> No
     assert len(different) == len(jobs)
 
 
+def test_step_growth_changes_one_number_of_a_common_model(compose_config: Compose) -> None:
+    common = compose_config("experiment=step_growth")
+    series: dict[str, list[Any]] = {}
+    for _, compare in _jobs("step_growth"):
+        changes: Any = OverridesParser.create().parse_override(compare).value()
+        ((setting, value),) = changes.items()
+        series.setdefault(str(setting), []).append(value)
+    assert [len(values) for values in series.values()] == [4, 5, 4, 5]
+    for setting, values in series.items():
+        assert OmegaConf.select(common, setting) in values
+
+
 def test_the_weights_in_the_package_have_the_architecture_of_their_experiment(
     compose_config: Compose,
 ) -> None:

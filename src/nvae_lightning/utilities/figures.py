@@ -336,3 +336,50 @@ def phases_beside_roofline(
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=len(phases[0]) + 1, fontsize=8)
     return figure
+
+
+@dataclass(frozen=True)
+class Line:
+    """A straight line fitted to measurements.
+
+    Args:
+        x_label: Name of the horizontal axis.
+        y_label: Name of the vertical axis.
+        x: Positions in ascending order.
+        y: Measured values.
+        slope: Slope of the line.
+        intercept: Value of the line at zero.
+        bend: First position whose value deviates from the line through those before it, or None.
+    """
+
+    x_label: str
+    y_label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    slope: float
+    intercept: float
+    bend: float | None
+
+    def at(self, x: float) -> float:
+        """Return the value of the line."""
+        return self.intercept + self.slope * x
+
+
+def fitted_lines(lines: Sequence[Line]) -> Figure:
+    """Draw a panel per line, in a row for each name of the vertical axis."""
+    num_rows = len({line.y_label for line in lines})
+    num_columns = len(lines) // num_rows
+    figure = Figure(figsize=(3.2 * num_columns, 2.8 * num_rows), layout="constrained")
+    all_axes = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+    for axes, line in zip(all_axes, lines, strict=True):
+        ends = (0.0, line.x[-1])
+        axes.plot(ends, [*map(line.at, ends)], label="fitted line")
+        axes.plot(line.x, line.y, "o", color="tab:orange", label="measured")
+        if line.bend is not None:
+            axes.axvline(line.bend, color="grey", linestyle=":", label="stops being linear")
+        axes.set(xlabel=line.x_label, ylabel=line.y_label)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    drawn = {artist.get_label(): artist for axes in all_axes for artist in axes.lines}
+    figure.legend(handles=list(drawn.values()), loc="outside upper center", ncols=len(drawn))
+    return figure
