@@ -165,6 +165,24 @@ def test_max_steps_removes_the_limit_on_epochs(compose_config: Compose) -> None:
     assert (both.max_steps, both.max_epochs) == (5000, 3)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["trainer=auto"], False),
+        (["trainer=cpu"], False),
+        (["trainer=gpu"], True),
+        (["trainer=ddp"], True),
+        (["trainer=multinode"], True),
+        (["trainer=ddp", "trainer.accelerator=cpu"], False),
+        (["trainer=gpu", "compile=false"], False),
+    ],
+)
+def test_models_are_compiled_for_trainers_of_gpus(
+    compose_config: Compose, overrides: list[str], expected: bool
+) -> None:
+    assert compose_config(*overrides).compile is expected
+
+
 @pytest.mark.parametrize("trainer", ["gpu", "ddp", "multinode"])
 def test_trainers_for_gpus_compose(compose_config: Compose, trainer: str) -> None:
     config = compose_config(f"trainer={trainer}").trainer

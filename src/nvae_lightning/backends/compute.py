@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -98,10 +100,15 @@ class Compute:
             )
 
     def apply(self, model: nn.Module) -> None:
-        """Apply the settings to ``model`` in place; its copies are not compiled."""
+        """Apply the settings to ``model`` in place; its copies are not compiled.
+
+        Raises:
+            ValueError: If something is to be compiled and this machine has no compiler.
+        """
         usual = "compiled" if self.compile else "torch"
         kernels = _KERNELS[usual if self.kernels == "auto" else self.kernels]()
         if isinstance(kernels, CompiledKernels) or self.compile:
+            _check_compiler()
             torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
         for module in model.modules():
             self._implement(module, kernels)
@@ -145,6 +152,16 @@ class Compute:
         else:
             for child in module.children():
                 yield from self._pieces(child)
+
+
+def _check_compiler() -> None:
+    """Check that there is a compiler for the C++ that torch generates, and Triton's C."""
+    known = os.environ.get("CXX"), os.environ.get("CC"), "g++", "clang++", "gcc", "clang", "cl"
+    if not any(name and shutil.which(name.split()[0]) for name in known):
+        raise ValueError(
+            "compile: torch requires a C++ compiler, and none was found on PATH; install one "
+            "(on Debian and Ubuntu: apt-get install g++), or set compile=false"
+        )
 
 
 def _become(module: nn.Module, kind: type[nn.Module], **settings: object) -> None:

@@ -88,6 +88,10 @@ def _auto_precision() -> str:
     return "bf16-mixed" if native else "16-mixed"
 
 
+def _auto_compile(accelerator: object) -> bool:
+    return accelerator in ("gpu", "cuda")
+
+
 def _auto_epochs(max_steps: object, epochs: object) -> object:
     # Wrong types are refused later, with all others.
     return -1 if isinstance(max_steps, int) and max_steps > 0 else epochs
@@ -143,6 +147,7 @@ def _help_of(name: str) -> str:
 
 OmegaConf.register_new_resolver("help_of", _help_of, replace=True)
 OmegaConf.register_new_resolver("auto_precision", _auto_precision, replace=True)
+OmegaConf.register_new_resolver("auto_compile", _auto_compile, replace=True)
 OmegaConf.register_new_resolver("auto_epochs", _auto_epochs, replace=True)
 OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)

@@ -121,5 +121,7 @@ def _check_types(config: Any, defaults: Mapping[str, Any]) -> None:  # noqa: ANN
     for name, default in defaults.items():
         if type(default) in _KINDS and "${" not in str(default) and default != "???":
             check_type(name, config[name], _KINDS[type(default)])
+    if "compile" in config:  # its default may depend on the trainer
+        check_type("compile", config.compile, bool)
     if not 0 <= config.get("seed", 0) < 2**32:
         raise ValueError(f"seed must be at least 0 and below 2^32, got {config.seed}")

@@ -154,6 +154,17 @@ def test_kernels_follow_the_settings(
     assert {type(layer.kernels) for layer in layers} == {expected}
 
 
+def test_a_machine_without_compiler_is_named(
+    grey_nvae: NVAE, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    Compute().apply(grey_nvae)
+    with pytest.raises(ValueError, match=r"^compile: .* install one .* or set compile=false$"):
+        Compute(compile=True).apply(grey_nvae)
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kernels": "cuda"}, "compute.kernels must be auto, torch, compiled, triton, got 'cuda'"),
     (
