@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, library
@@ -31,7 +32,10 @@ def inductor(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:  # noqa: AN
     """Compile a graph; a backend for ``torch.compile``, which takes seconds to import."""
     from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx(graph, inputs, config_patches=_OPTIONS)
+    # The key in the compiler's cache includes the traced gradients of our functions. By default
+    # their graphs are not cached, and traced again in every process.
+    with torch._functorch.config.patch(autograd_cache_allow_custom_autograd_functions=True):
+        return compile_fx(graph, inputs, config_patches=_OPTIONS)
 
 
 def _compiled(*, dynamic: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

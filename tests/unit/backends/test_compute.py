@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from nvae_lightning.backends import Compute, triton_operations
 from nvae_lightning.backends import compute as implementation
@@ -244,6 +245,16 @@ def test_cells_that_share_compiled_code_use_their_own_weights(
     assert torch.equal(found, torch.zeros_like(found))
 
 
+@pytest.mark.slow
+@BY_SETTING
+def test_all_compiled_code_is_cached_for_later_processes(
+    name: str, findings: dict[Any, Any]
+) -> None:
+    cache = findings[name]["cache"]
+    assert cache["autograd_cache_hit"] + cache["autograd_cache_miss"] > 0
+    assert cache["autograd_cache_bypass"] == 0
+
+
 def _passes(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Output, gradients and buffers of training; outputs of evaluation, also without gradients."""
     x = x.detach().requires_grad_()
@@ -270,6 +281,7 @@ def _compare(compute: Compute) -> dict[str, Any]:
 
     implementation._recomputing = count
     torch._dynamo.reset()
+    counters.clear()
     torch.manual_seed(0)
     ones = nn.ModuleList(build() for build in CELLS).to(DEVICE)
     others = nn.ModuleList(build() for build in CELLS).to(DEVICE)
@@ -289,7 +301,7 @@ def _compare(compute: Compute) -> dict[str, Any]:
     implementation._recomputing = recomputing
     return {
         "plain": plain, "compiled": found, "graphs": [*numbers, len(graphs)],
-        "copy of zeros": of_copy,
+        "copy of zeros": of_copy, "cache": counters["aot_autograd"],
     }  # fmt: skip
 
 
