@@ -11,6 +11,7 @@ import torch._functorch.config
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, library
+from torch.utils._pytree import tree_leaves
 
 from nvae_lightning.backends.convolution import Convolution, depthwise_kernel_gradient
 from nvae_lightning.backends.kernels import Normalization, Share, TorchKernels, widened
@@ -45,10 +46,27 @@ def _compiled(*, dynamic: bool) -> Callable[[Callable[..., Any]], Callable[..., 
     )
 
 
+def for_any_batch(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Let compiled code serve every batch size, where no gradients are computed.
+
+    Evaluations and samples have many batch sizes. A training has one, for which its code is
+    specialised.
+    """
+
+    def call(*arguments: Any, **settings: Any) -> Any:  # noqa: ANN401
+        if not torch.is_grad_enabled():
+            for value in tree_leaves((arguments, settings)):
+                if isinstance(value, Tensor) and value.ndim > 3:
+                    torch._dynamo.maybe_mark_dynamic(value, 0)
+        return compiled(*arguments, **settings)
+
+    return call
+
+
 class CompiledMixture(DiscretizedLogisticMixture):
     """Mixture of logistics with compiled log probabilities."""
 
-    log_prob_of_levels = staticmethod(_compiled(dynamic=False)(mixture_log_prob))
+    log_prob_of_levels = staticmethod(for_any_batch(_compiled(dynamic=False)(mixture_log_prob)))
 
 
 class CompiledMixtureLikelihood(DiscretizedLogisticMixtureLikelihood):

@@ -16,6 +16,7 @@ from torch import nn
 from nvae_lightning.backends.compiled import (
     CompiledKernels,
     CompiledMixtureLikelihood,
+    for_any_batch,
     inductor,
 )
 from nvae_lightning.backends.kernels import TorchKernels
@@ -117,6 +118,7 @@ class Compute:
             backend = "inductor" if self.recompute == "nothing" else _recomputing
             for piece in self._pieces(model):
                 piece.compile(backend=backend, dynamic=False)
+                piece._compiled_call_impl = for_any_batch(piece._compiled_call_impl)
 
     def _implement(self, module: nn.Module, kernels: TorchKernels) -> None:
         """Set the implementation of one module; classes from elsewhere keep theirs."""

@@ -382,11 +382,13 @@ class NVAE(nn.Module):
 
         Memory is measured with one image, without drawing random numbers.
         """
-        features = self._features(image)
         noise = [image.new_zeros(1, *shape) for shape in self.latent_shapes]
-        held = sum(feature.nbytes for feature in features)
-        bottom_up = peak_bytes(lambda: self._features(image))
-        top_down = peak_bytes(lambda: self._infer(features, 1, noise).log_weight(image))
+        # Not compiled, because code for one image serves no other batch size.
+        with torch.compiler.set_stance("force_eager"):
+            features = self._features(image)
+            held = sum(feature.nbytes for feature in features)
+            bottom_up = peak_bytes(lambda: self._features(image))
+            top_down = peak_bytes(lambda: self._infer(features, 1, noise).log_weight(image))
         needed = max(bottom_up, held + top_down)
         if memory_budget is None:
             usual = _CPU_MEMORY_BUDGET if image.device.type == "cpu" else _GPU_MEMORY_BUDGET

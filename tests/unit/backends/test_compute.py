@@ -238,6 +238,16 @@ def test_cells_of_one_shape_share_compiled_code(name: str, findings: dict[Any, A
 
 @pytest.mark.slow
 @BY_SETTING
+def test_compiled_code_without_gradients_serves_every_batch_size(
+    name: str, findings: dict[Any, Any]
+) -> None:
+    found = findings[name]
+    assert found["graphs of batches"] == 0
+    torch.testing.assert_close(*found["batches"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@BY_SETTING
 def test_cells_that_share_compiled_code_use_their_own_weights(
     name: str, findings: dict[Any, Any]
 ) -> None:
@@ -292,6 +302,10 @@ def _compare(compute: Compute) -> dict[str, Any]:
         compute.apply(cells)
         found += [_passes(cell, x) for cell in cells]
         numbers.append(len(graphs))
+    with torch.no_grad():
+        sizes = [x.repeat(number, 1, 1, 1)[1:].requires_grad_() for number in (2, 3)]
+        batches = [others[0](inputs)[0] for inputs in sizes]
+    of_batches = len(graphs) - numbers[-1]
     zeros = copy.deepcopy(others)
     compute.apply(zeros)
     with torch.no_grad():
@@ -302,6 +316,7 @@ def _compare(compute: Compute) -> dict[str, Any]:
     return {
         "plain": plain, "compiled": found, "graphs": [*numbers, len(graphs)],
         "copy of zeros": of_copy, "cache": counters["aot_autograd"],
+        "batches": batches, "graphs of batches": of_batches,
     }  # fmt: skip
 
 
