@@ -90,7 +90,7 @@ def test_fifty_steps_follow_the_golden_curve(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "setting",
     [
-        "compute.recompute=nothing",
+        "compute.recompute=activation",
         "compute.recompute=normalization",
         "compute.checkpoint_min_size=1",
     ],

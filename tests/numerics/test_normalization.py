@@ -33,7 +33,7 @@ def build(swish: bool, fused: bool) -> tuple[NormActConv, nn.Sequential]:
     nn.init.normal_(norm.bias)
     ours = NormActConv(norm, nn.SiLU() if swish else nn.Identity(), nn.Identity())
     if fused:
-        Compute().apply(ours)
+        Compute(recompute="activation").apply(ours)
     theirs = nn.BatchNorm2d(3, momentum=0.05)
     theirs.load_state_dict(norm.state_dict())
     return ours, nn.Sequential(theirs, nn.SiLU() if swish else nn.Identity())

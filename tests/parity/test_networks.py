@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def model(checkpoint: Path) -> NVAE:
     """The network with the backends of `load_model` and of a training."""
     model = load_published(checkpoint)
-    Compute().apply(model)
+    Compute(recompute="activation").apply(model)
     return model
 
 

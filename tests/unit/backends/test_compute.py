@@ -129,8 +129,8 @@ def test_more_recomputation_keeps_fewer_bytes(build_nvae: Callable[..., NVAE]) -
             NOTHING,
             Compute(recompute="normalization"),
             Compute(recompute="activation"),
-            Compute(checkpoint_min_size=8),
-            Compute(checkpoint_min_size=1),
+            Compute(recompute="activation", checkpoint_min_size=8),
+            Compute(recompute="activation", checkpoint_min_size=1),
         )
     ]
     assert nothing > normalization > activation > wide_cells > all_cells
@@ -139,7 +139,7 @@ def test_more_recomputation_keeps_fewer_bytes(build_nvae: Callable[..., NVAE]) -
 @pytest.mark.parametrize(
     ("compute", "expected"),
     [
-        (Compute(), TorchKernels),
+        (Compute(recompute="activation"), TorchKernels),
         (Compute(compile=True), CompiledKernels),
         (Compute(compile=True, kernels="torch"), TorchKernels),
         (Compute(kernels="compiled"), CompiledKernels),
@@ -166,11 +166,19 @@ def test_a_machine_without_compiler_is_named(
         Compute(compile=True).apply(grey_nvae)
 
 
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_nothing_is_recomputed_by_default_without_a_compiler(
+    kernels: Any, colour_nvae: NVAE
+) -> None:
+    Compute(kernels=kernels).apply(colour_nvae)
+    assert not any(isinstance(m, FusedBatchNorm | FusedUnit) for m in colour_nvae.modules())
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kernels": "cuda"}, "compute.kernels must be auto, torch, compiled, triton, got 'cuda'"),
     (
         {"recompute": "all"},
-        "compute.recompute must be nothing, normalization or activation, got 'all'",
+        "compute.recompute must be auto, nothing, normalization or activation, got 'all'",
     ),
     (
         {"checkpoint_min_size": 0},

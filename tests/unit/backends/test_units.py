@@ -45,7 +45,9 @@ def _applied(cell: nn.Module, **settings: Any) -> nn.Module:
 
 
 @RESAMPLING
-@pytest.mark.parametrize("settings", [{}, {"recompute": "normalization"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"recompute": "activation"}, {"recompute": "normalization"}], ids=str
+)
 def test_training_agrees_with_the_plain_layers(
     build_cell: Callable[..., nn.Module],
     resampling: Resampling,
@@ -66,7 +68,7 @@ def test_training_agrees_with_the_plain_layers(
 def test_implementations_are_subclasses_that_can_be_removed() -> None:
     cells = nn.ModuleList([RegularCell(4, 4), DepthwiseCell(4, 4)])
     plain = [type(module) for module in cells.modules()]
-    Compute(checkpoint_min_size=1).apply(cells)
+    Compute(recompute="activation", checkpoint_min_size=1).apply(cells)
     kinds = {type(module) for module in cells.modules()}
     assert {FusedUnit, FusedBatchNorm, FoldingSequential} < kinds
     assert NormActConv not in kinds
