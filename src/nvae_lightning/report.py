@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ from omegaconf import OmegaConf
 
 from nvae_lightning import reporting
 from nvae_lightning.cli.command import command, run
-from nvae_lightning.cli.runs import load_runs
+from nvae_lightning.cli.runs import load_comparisons, load_runs
 from nvae_lightning.cli.setting_types import check_type, plain
 from nvae_lightning.reporting import Layout, as_layout, growth, report
 from nvae_lightning.utilities import figures
 from nvae_lightning.utilities.files import write_text
-from nvae_lightning.utilities.plain_data import read_text
 
 _LAYOUTS = Path(reporting.__file__).parent / "tables"
 
@@ -47,8 +45,7 @@ def main(config: Any) -> None:  # noqa: ANN401 -- beartype warns of DictConfig's
     check_type("table", config.table, int | str)
     folders = [runs] if isinstance(runs, str) else runs
     if config.table == "step_growth":
-        files = [read_text(Path(folder) / "benchmark.jsonl") for folder in folders]
-        markdown, lines = growth([json.loads(job) for file in files for job in file.splitlines()])
+        markdown, lines = growth(load_comparisons(folders))
         figure = figures.fitted_lines(lines)
     else:
         made = report(

@@ -120,6 +120,7 @@ class Compute:
             backend = _recomputing if self._recomputes else "inductor"
             for piece in self._pieces(model):
                 piece.compile(backend=backend, dynamic=False)
+                assert piece._compiled_call_impl is not None
                 piece._compiled_call_impl = for_any_batch(piece._compiled_call_impl)
 
     @property

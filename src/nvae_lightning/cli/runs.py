@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from nvae_lightning.cli.plain_yaml import read_yaml
 from nvae_lightning.reporting import Run
+from nvae_lightning.utilities.plain_data import read_text
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
@@ -59,3 +62,24 @@ def load_run(folder: Path, name: str) -> Run:
                 "out, or restore the file"
             ) from error
     return Run(name, settings, rows)
+
+
+def load_comparisons(folders: Sequence[str]) -> list[dict[str, Any]]:
+    """Load the jobs of sweeps of ``benchmark``, each a comparison of two settings.
+
+    Raises:
+        ValueError: If a line of a ``benchmark.jsonl`` is damaged or has no second setting.
+    """
+    jobs = []
+    for file in (Path(folder) / "benchmark.jsonl" for folder in folders):
+        for number, line in enumerate(read_text(file).splitlines(), 1):
+            try:
+                job = json.loads(line)
+                _, _ = job["settings"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(
+                    f"runs: line {number} of '{file}' is no comparison of two settings ({error}); "
+                    "give the folder of a sweep of experiment=step_growth"
+                ) from error
+            jobs.append(job)
+    return jobs

@@ -20,6 +20,7 @@ from nvae_lightning.benchmarking import (
     Times,
     compare_speeds,
 )
+from nvae_lightning.cli.runs import load_comparisons
 from nvae_lightning.reporting import growth
 from nvae_lightning.utilities import figures
 
@@ -140,3 +141,12 @@ def test_report_reads_the_file_of_a_sweep(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "c/benchmark.jsonl" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("line", ['{"what": 1', '{"what": 1}', '{"settings": [1]}', "[]"])
+def test_lines_that_compare_nothing_are_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "benchmark.jsonl").write_text(f"{json.dumps(JOBS[0])}\n{line}\n")
+    with pytest.raises(
+        ValueError, match=r"^runs: line 2 of '.*' is no comparison of two settings"
+    ):
+        load_comparisons([str(tmp_path)])
