@@ -204,9 +204,9 @@ def test_anything_but_plain_yaml_is_refused(
 ) -> None:
     content = content.encode() if isinstance(content, str) else content
     (run / "config.yaml").write_bytes(content)
-    started = time.monotonic()
+    started = time.process_time()
     found = refusal(config(), model)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     assert message in found
     assert "add dataset=NAME" in found
     assert not Path("harm").exists()

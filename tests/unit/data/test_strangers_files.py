@@ -237,9 +237,9 @@ def test_folders_that_all_link_to_each_other_are_walked_once_each(tmp_path: Path
         (tmp_path / f"{index}" / "x.png").touch()
         for other in range(9):
             (tmp_path / f"{index}" / f"to_{other}").symlink_to(f"../{other}")
-    start = time.monotonic()
+    start = time.process_time()
     assert len(Folder(tmp_path).names) == 9 + 9 * 8
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.png", "x.parquet", "x"])
