@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 
 from nvae_lightning.cli.machine import HALF, check_precision
@@ -30,6 +30,11 @@ def build_module(config: DictConfig) -> NVAEModule:
     """Build the module to train and apply the compute settings to its model."""
     module = instantiate(config.module, _convert_="all")
     instantiate(config.compute, compile=config.compile).apply(module.model)
+    if config.compile:
+        rank_zero_info(
+            "compile: the first steps compile the model, without progress, for minutes unless the "
+            "compiler's cache has it; compile=false starts at once and is slower later"
+        )
     return module
 
 
