@@ -50,6 +50,7 @@ BAD_SETTINGS = [
     ("trainer.precision=16-mixed", "trainer.precision", "16-mixed"),
     ("trainer.max_steps=3", "trainer.max_steps", "3", "num_steps"),
     ("+trainer.foo=1", "trainer.foo"),
+    ("experiment=weights_mnist", "callbacks, a group that benchmark does not have"),
     ("find_batch=true", "find_batch", "GPU"),
     ("what=data dataset=image_folder", "dataset.root", "does not exist"),
     ("images=dataset num_steps=9999", "num_steps", "9999", "there are 900"),

@@ -113,14 +113,22 @@ def run(command: Callable[[], Any]) -> None:
                 command()
             except ConfigCompositionException as error:
                 # Hydra recommends a plus, even where it only adds a setting that nothing reads.
-                found = re.search(r"Could not override '((?!hydra\.)[^']+)'", str(error))
+                pattern = r"(?:In '([^']+)': )?Could not override '((?!hydra\.)[^']+)'"
+                found = re.search(pattern, str(error))
                 if found is None:
                     raise
                 from nvae_lightning.cli.known_settings import refusal
 
-                message = refusal(found[1], getattr(command, "config_name", ""))
-                if "." in found[1]:
-                    message += f" (+{found[1]}=… adds an argument of its class)"
+                file, setting = found.groups()
+                name = getattr(command, "config_name", "")
+                message = refusal(setting, name)
+                if file is not None:
+                    message = (
+                        f"{file.replace('/', '=')}: chooses {setting}, a group that {name} does "
+                        "not have; choose its other groups and settings one by one"
+                    )
+                elif "." in setting:
+                    message += f" (+{setting}=… adds an argument of its class)"
                 raise ValueError(message) from error
     except SystemExit as end:
         if end.code and end.code != 1:  # objects deleted half-made would print tracebacks
