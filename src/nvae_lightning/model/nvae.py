@@ -371,9 +371,8 @@ class NVAE(nn.Module):
 
         See :meth:`log_weights`. One sample gives the one-sample estimate of the ELBO.
         """
-        return importance_weighted_bound(
-            self.log_weights(x, num_samples, memory_budget=memory_budget)
-        )
+        log_weights = self.log_weights(x, num_samples, memory_budget=memory_budget)
+        return importance_weighted_bound(log_weights)
 
     def _fitting(
         self, image: Tensor, memory_budget: int | None
