@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nvae_lightning.benchmarking import cost_of
 from nvae_lightning.cli.plain_yaml import read_yaml
 from nvae_lightning.reporting import Run
+from nvae_lightning.serialization.checkpoints import last_checkpoint
+from nvae_lightning.training.module import NVAEModule
 from nvae_lightning.utilities.plain_data import read_text
 
 
@@ -61,7 +65,21 @@ def load_run(folder: Path, name: str) -> Run:
                 f"runs: row {len(rows) + 1} of '{metrics}' is damaged ({error}); leave this run "
                 "out, or restore the file"
             ) from error
-    return Run(name, settings, rows)
+    return Run(name, settings, rows, partial(_flops_per_image, folder, settings))
+
+
+def _flops_per_image(folder: Path, settings: Mapping[str, Any]) -> float | None:
+    """Count the computation of a training step per image, as `benchmark` does.
+
+    The checkpoint describes the model and its penalties; None without one.
+    """
+    checkpoint = last_checkpoint(folder / "checkpoints")
+    if checkpoint is None:
+        return None
+    module = NVAEModule.load_from_checkpoint(checkpoint)
+    batch_size, precision = settings["dataset"]["batch_size"], settings["trainer"]["precision"]
+    cost = cost_of(lambda: module, "train", batch_size=batch_size, precision=precision)
+    return cost.flops / batch_size
 
 
 def load_comparisons(folders: Sequence[str]) -> list[dict[str, Any]]:

@@ -92,9 +92,8 @@ def budget(runs: Sequence[Run]) -> Iterator[str]:
         return f"{hierarchy['channels'] * hierarchy['width']:g}"
 
     def training(run: Run) -> str:
-        images = run.num_steps * run.images_per_step
         steps = f"{run.num_steps:,} steps of {run.images_per_step} images"
-        return f"{steps}, {images:,} images seen, {run.setting('trainer.precision')}"
+        return f"{steps}, {run.num_images:,} images seen, {run.setting('trainer.precision')}"
 
     def test(run: Run) -> str:
         num_images = run.value(Quantity("test/num_images"))

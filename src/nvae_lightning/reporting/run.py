@@ -23,8 +23,8 @@ class Quantity:
 
     Args:
         metric: Logged name, with ``*`` for all groups; or ``hours``, the duration of the training
-            steps; or ``images``, the number seen in training;
-            or ``finite``, 1 if the run reached a finite likelihood and else 0.
+            steps; or ``images``, the number seen in training; or ``teraflop``, the computation of
+            the training steps; or ``finite``, 1 if the run reached a finite likelihood and else 0.
         over: How to combine rows: the last, the mean over the end of the training, the median,
             or the maximum of the second half.
         each: How to combine groups: the sum, their number, or the number of zeros.
@@ -45,11 +45,16 @@ class Run:
         name: Name of its folder.
         settings: All settings, by group.
         rows: Logged values, by step.
+        flops_per_image: Count of a training step's floating-point operations per image; None if
+            unknown.
     """
 
     name: str
     settings: Mapping[str, Any] = field(repr=False)
     rows: Sequence[Mapping[str, float]] = field(repr=False)
+    flops_per_image: Callable[[], float | None] = field(
+        default=lambda: None, repr=False, compare=False
+    )
 
     @property
     def is_finished(self) -> bool:
@@ -85,6 +90,11 @@ class Run:
         devices = self.setting("num_devices") or 1
         return int(self.setting("dataset.batch_size") * devices * accumulated)
 
+    @property
+    def num_images(self) -> int:
+        """Number of images seen in training."""
+        return self.num_steps * self.images_per_step
+
     def setting(self, path: str) -> Any:  # noqa: ANN401
         """Return a setting by its dotted path; None if missing."""
         value: Any = self.settings
@@ -108,7 +118,10 @@ class Run:
         if quantity.metric == "hours":
             return self._hours()
         if quantity.metric == "images":
-            return float(self.num_steps * self.images_per_step)
+            return float(self.num_images)
+        if quantity.metric == "teraflop":
+            flops = self.flops_per_image()
+            return None if flops is None else self.num_images * flops / 1e12
         names = sorted({n for row in self.rows for n in row if fnmatchcase(n, quantity.metric)})
         values = [self._over_rows(name, quantity.over) for name in names]
         if not values:

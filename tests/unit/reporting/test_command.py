@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from nvae_lightning import reporting
+from nvae_lightning.benchmarking import cost_of
 from nvae_lightning.cli.runs import load_runs
 from nvae_lightning.report import load_layout
 from nvae_lightning.reporting import report
+from nvae_lightning.reporting.run import Quantity
+from nvae_lightning.training.module import NVAEModule
 
 TABLES = sorted(path.stem for path in (Path(reporting.__file__).parent / "tables").glob("*.yaml"))
 
@@ -109,6 +113,19 @@ def test_runs_may_be_single_or_in_several_folders(sweep: Path, tmp_path: Path) -
     both = load_runs([str(other), str(sweep / "2"), str(sweep / "2")])
     assert [run.name for run in both] == ["second/0", "first/2"]
     assert len(load_runs([str(tmp_path)])) == 13
+
+
+def test_computation_is_counted_from_the_checkpoint(sweep: Path, build_nvae: Any) -> None:
+    module = NVAEModule(build_nvae())
+    content = {"state_dict": module.state_dict(), "global_step": 10}
+    module.on_save_checkpoint(content)
+    (sweep / "0" / "checkpoints").mkdir()
+    torch.save(content, sweep / "0" / "checkpoints" / "step0000010.ckpt")
+    with_checkpoint, without = load_runs([str(sweep / "0"), str(sweep / "1")])
+    assert without.value(Quantity("teraflop")) is None
+    step = cost_of(lambda: NVAEModule(build_nvae()), "train", batch_size=8, precision="32-true")
+    assert step.flops > 1e6
+    assert with_checkpoint.value(Quantity("teraflop")) == pytest.approx(10 * step.flops / 1e12)
 
 
 def test_folder_without_runs_is_refused(tmp_path: Path) -> None:

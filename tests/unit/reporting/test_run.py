@@ -1,5 +1,6 @@
 """Quantities computed from a run's metrics."""
 
+import dataclasses
 import math
 
 import pytest
@@ -49,6 +50,14 @@ def test_hours_include_all_steps(make_run: MakeRun) -> None:
     # 10 steps at 10 images per second, 10 at 40, and the other 80 at their mean.
     expected = (10 * 24 / 10 + 10 * 24 / 40) / 20 * 100 / 3600
     assert run.value(Quantity("hours")) == pytest.approx(expected)
+
+
+def test_computation_includes_all_images(make_run: MakeRun) -> None:
+    run = make_run("0", rows=ROWS)
+    assert run.value(Quantity("images")) == 100 * 4 * 2 * 3
+    assert run.value(Quantity("teraflop")) is None
+    counted = dataclasses.replace(run, flops_per_image=lambda: 5e9)
+    assert counted.value(Quantity("teraflop")) == pytest.approx(2400 * 5e9 / 1e12)
 
 
 def test_runs_end_with_a_test_or_with_divergence(make_run: MakeRun) -> None:
