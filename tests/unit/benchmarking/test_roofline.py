@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+import nvae_lightning.benchmarking.roofline as roofline_module
 from nvae_lightning.benchmarking import Cost, Roofline, cost_of, measure_roofline
 from nvae_lightning.benchmarking.roofline import _Counter
 from nvae_lightning.cli.config_root import CONFIG_ROOT
@@ -136,6 +137,19 @@ def test_roofline_is_the_larger_of_compute_and_memory_time() -> None:
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_roofline_is_measured(precision: str) -> None:
-    roofline = measure_roofline(torch.device("cpu"), precision, side=64, num_bytes=1 << 20)
+    roofline = measure_roofline(
+        torch.device("cpu"), precision, side=64, channels=8, num_bytes=1 << 20
+    )
     assert roofline.flops_per_second > 1e6
     assert roofline.bytes_per_second > 1e6
+
+
+@pytest.mark.parametrize(("product", "convolution"), [(2.0, 1.0), (1.0, 4.0)])
+def test_roofline_is_the_faster_of_product_and_convolution(
+    product: float, convolution: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([product, convolution, 1.0])
+    monkeypatch.setattr(roofline_module, "_best_seconds", lambda *_: next(seconds))
+    found = measure_roofline(torch.device("cpu"), "32-true", side=64, channels=8, num_bytes=64)
+    speeds = 2 * 64**3 / product, 2 * (32 * 8 * 16 * 16) * (8 * 3 * 3) / convolution
+    assert found.flops_per_second == max(speeds)
