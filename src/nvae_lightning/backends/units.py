@@ -6,7 +6,8 @@ their plain forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TypeGuard
@@ -22,6 +23,14 @@ from nvae_lightning.model.cells import ResidualCell
 from nvae_lightning.model.layers import NormActConv
 from nvae_lightning.model.normalization import BatchNorm
 from nvae_lightning.model.shapes import FeatureMap, PerChannel
+
+#: A layer, an operation or a convolution with folded weights.
+Step = Callable[[FeatureMap], FeatureMap] | Convolution
+
+#: Size of a cell's widest feature map beyond which a batch is processed in parts. On a CPU with
+#: 32 MiB of L3 cache, 4 to 8 MiB are the fastest of 1 to 16.
+_CACHED_BYTES = 1 << 23
+_IMAGEWISE = (nn.UpsamplingNearest2d, nn.SiLU, nn.ELU)
 
 
 class FusedBatchNorm(BatchNorm):
@@ -83,19 +92,20 @@ class FusedUnit(NormActConv):
 class FoldingSequential(nn.Sequential):
     """Body of a cell that folds normalisations into convolutions, without gradients on a CPU.
 
-    Layers that treat each pixel alone run before an upsampling instead of after it.
+    Layers that treat each pixel alone run before an upsampling instead of after it. A batch whose
+    feature maps exceed the caches is processed in parts.
     """
 
     def forward(self, input: FeatureMap) -> FeatureMap:
         if input.device.type != "cpu" or torch.is_grad_enabled():
             return super().forward(input)
-        for step in self._steps():
-            input = step(input)
-        return input
+        steps = self._steps()
+        parts = [_run(steps, part) for part in input.split(_images_at_once(steps, input))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _steps(self) -> list[Callable[[FeatureMap], FeatureMap]]:
+    def _steps(self) -> list[Step]:
         """List the layers, with folded convolutions in place of those that fold."""
-        steps: list[Callable[[FeatureMap], FeatureMap] | Convolution] = []
+        steps: list[Step] = []
         upsampling: list[nn.Module] = []  # waits until a layer depends on it
         for layer in _layers(self):
             if type(layer) is nn.UpsamplingNearest2d and not _has_hooks(layer):
@@ -115,8 +125,36 @@ class FoldingSequential(nn.Sequential):
                 steps[-1] = convolution.behind(*_as_affine(last))
             else:
                 steps.append(convolution)
-        steps += upsampling
-        return [step.apply if isinstance(step, Convolution) else step for step in steps]
+        return steps + upsampling
+
+
+def _run(steps: Iterable[Step], x: FeatureMap) -> FeatureMap:
+    for step in steps:
+        x = step.apply(x) if isinstance(step, Convolution) else step(x)
+    return x
+
+
+def _images_at_once(steps: Sequence[Step], x: FeatureMap) -> int:
+    """Return how many images of a batch should be processed at once.
+
+    All, if a step may depend on the rest of the batch or be observed, or if they are few.
+    """
+    if torch.compiler.is_compiling() or not all(map(_is_imagewise, steps)):
+        return len(x)
+    channels = max(
+        (len(step.kernel) for step in steps if isinstance(step, Convolution)), default=1
+    )
+    pixels = 4 if any(isinstance(step, nn.UpsamplingNearest2d) for step in steps) else 1
+    num_bytes = channels * pixels * x[:, 0].nbytes
+    num_parts = math.ceil(num_bytes / _CACHED_BYTES)
+    return math.ceil(len(x) / max(num_parts, 1))
+
+
+def _is_imagewise(step: Step) -> bool:
+    """Whether a step treats each image alone and has no hooks."""
+    if isinstance(step, nn.Module):
+        return _is_foldable(step) or (type(step) in _IMAGEWISE and not _has_hooks(step))
+    return True
 
 
 def _layers(modules: Iterable[nn.Module]) -> list[nn.Module]:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from nvae_lightning.backends import Compute
+from nvae_lightning.backends import Compute, units
 from nvae_lightning.backends.units import (
     FoldingSequential,
     FusedBatchNorm,
     FusedUnit,
 )
 from nvae_lightning.model import DepthwiseCell, RegularCell, Resampling
-from nvae_lightning.model.layers import NormActConv
+from nvae_lightning.model.layers import DataDependentConv2d, NormActConv
 from nvae_lightning.model.normalization import BatchNorm
 
 RESAMPLING = pytest.mark.parametrize(
@@ -137,6 +137,55 @@ def test_inference_on_a_cpu_agrees_with_the_plain_layers(
     with torch.no_grad():
         torch.testing.assert_close(folded(x), expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(folded(x), expected)  # with gradients nothing is folded
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Batch sizes of the parts, for caches in which only one image fits."""
+    sizes: list[int] = []
+    run = units._run
+
+    def record(steps: Any, x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return run(steps, x)
+
+    monkeypatch.setattr(units, "_run", record)
+    monkeypatch.setattr(units, "_CACHED_BYTES", 1)
+    return sizes
+
+
+@RESAMPLING
+def test_inference_in_parts_agrees_with_the_plain_layers(
+    build_cell: Callable[..., nn.Module],
+    resampling: Resampling,
+    out_channels: int,
+    parts: list[int],
+) -> None:
+    cell = _with_statistics(build_cell(4, out_channels, resampling)).double().eval()
+    x = torch.randn(3, 4, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(_applied(cell)(x), cell(x), rtol=1e-12, atol=1e-12)
+    is_unknown = any(isinstance(layer, DataDependentConv2d) for layer in cell.modules())
+    assert parts == ([3] if is_unknown else [1, 1, 1])
+
+
+@torch.no_grad()
+def test_batches_stay_whole_where_parts_would_be_seen(parts: list[int]) -> None:
+    x = torch.randn(3, 4, 8, 8)
+    for trains, hooked in ((True, None), (False, "body.1.convolution"), (False, "body.0")):
+        cell = _applied(DepthwiseCell(4, 4).train(trains))
+        if hooked is not None:
+            cell.get_submodule(hooked).register_forward_hook(lambda *_: None)
+        cell(x)
+    assert parts == [3, 3, 3]
+
+
+@torch.no_grad()
+def test_parts_fill_the_caches(parts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = _applied(DepthwiseCell(4, 4, expansion=2.0).eval())
+    monkeypatch.setattr(units, "_CACHED_BYTES", 5 * 8 * 8 * 8 * 4)  # five images of 8 channels
+    cell(torch.randn(12, 4, 8, 8))
+    assert parts == [4, 4, 4]
 
 
 @pytest.mark.parametrize(("build", "left"), [(RegularCell, 1), (DepthwiseCell, 0)])
