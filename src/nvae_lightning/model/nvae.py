@@ -27,8 +27,8 @@ Model = TypeVar("Model", bound="NVAE")
 Latents = Sequence[FeatureMap]
 Temperature = int | float | Sequence[int | float]
 
-#: Bytes of feature maps at a time in likelihood estimation; small maps fit into CPU caches.
-_CPU_MEMORY_BUDGET = 1 << 27
+#: Bytes of feature maps at a time in likelihood estimation; more are not faster.
+_CPU_MEMORY_BUDGET = 1 << 28
 _GPU_MEMORY_BUDGET = 1 << 32
 
 
@@ -336,7 +336,7 @@ class NVAE(nn.Module):
             num_inferred: Number L' of groups drawn from the posterior, coarsest first; the others
                 are drawn from their priors. None for all.
             memory_budget: Maximum number of bytes of feature maps and distributions at a time;
-                None for 128 MiB on a CPU and 4 GiB elsewhere, or more if one image needs it.
+                None for 256 MiB on a CPU and 4 GiB elsewhere, or more if one image needs it.
 
         Raises:
             ValueError: If a number, the budget or the images are out of range.
