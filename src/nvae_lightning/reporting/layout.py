@@ -41,6 +41,11 @@ class Column:
     digits: int = 2
     relative_to: str | None = None
 
+    @property
+    def is_published(self) -> bool:
+        """Whether the paper has a value for any row."""
+        return any(value is not None for value in self.published)
+
 
 @dataclass(frozen=True)
 class Layout:

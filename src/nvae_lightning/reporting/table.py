@@ -137,16 +137,19 @@ def _cells(layout: Layout, members: Members) -> dict[tuple[int, int], Cell]:
 
 
 def _table(layout: Layout, cells: Cells) -> Iterator[str]:
+    """Yield the lines of the table, with the paper's values beside those that it has."""
     header = [""]
     for column in layout.columns:
-        header += [column.label, "paper"]
+        header += [column.label, "paper"] if column.is_published else [column.label]
     yield f"| {' | '.join(header)} |"
     yield f"|---|{'---:|' * (len(header) - 1)}"
     for i, row in enumerate(layout.rows):
         entries = [row.label]
         for j, column in enumerate(layout.columns):
             cell = cells[i, j]
-            entries += [cell.show(column.digits), shown(cell.published)]
+            entries.append(cell.show(column.digits))
+            if column.is_published:
+                entries.append(shown(cell.published))
         yield f"| {' | '.join(entries)} |"
 
 
