@@ -19,17 +19,13 @@ from nvae_lightning.model.encoder import Encoder
 from nvae_lightning.model.hierarchy import Hierarchy
 from nvae_lightning.model.images import check_shape, check_values
 from nvae_lightning.model.likelihood import Likelihood, PixelDistribution
+from nvae_lightning.model.memory import Footprint
 from nvae_lightning.model.shapes import FeatureMap
 from nvae_lightning.utilities.image import Image
-from nvae_lightning.utilities.live_bytes import peak_bytes
 
 Model = TypeVar("Model", bound="NVAE")
 Latents = Sequence[FeatureMap]
 Temperature = int | float | Sequence[int | float]
-
-#: Bytes of feature maps at a time in likelihood estimation; more are not faster.
-_CPU_MEMORY_BUDGET = 1 << 28
-_GPU_MEMORY_BUDGET = 1 << 32
 
 
 class NVAE(nn.Module):
@@ -97,6 +93,7 @@ class NVAE(nn.Module):
         if not 0.0 < first_prior_std < math.inf:
             raise ValueError(f"model.first_prior_std must be positive, got {first_prior_std}")
         self._arguments = arguments
+        self._footprints: dict[object, Footprint] = {}
         self.image = image
         self.hierarchy = hierarchy
         self.likelihood = likelihood(image)
@@ -202,7 +199,7 @@ class NVAE(nn.Module):
         return self.encoder(self.image.pad(x))
 
     def _infer(
-        self, features: list[FeatureMap], batch_size: int, noise: Latents | None = None
+        self, features: Sequence[FeatureMap], batch_size: int, noise: Latents | None = None
     ) -> Inference:
         self._check_noise(noise, batch_size)
         latents, logits = self.decoder(batch_size, features=features, noise=noise)
@@ -348,7 +345,7 @@ class NVAE(nn.Module):
         if not 0 <= num_inferred <= num_groups:
             raise ValueError(f"num_inferred must be from 0 to {num_groups}, got {num_inferred}")
         self.check_images(x)
-        num_images, num_draws = self._fitting(x[:1], memory_budget)
+        num_images, num_draws = self._footprint(x[:1]).fitting(memory_budget, x.device)
         log_weights = []
         for images in x.split(num_images):
             features = self._features(images)[:num_inferred]
@@ -374,27 +371,14 @@ class NVAE(nn.Module):
         log_weights = self.log_weights(x, num_samples, memory_budget=memory_budget)
         return importance_weighted_bound(log_weights)
 
-    def _fitting(
-        self, image: Tensor, memory_budget: int | None
-    ) -> tuple[int, Callable[[int], int]]:
-        """Return the number of images that fit into the budget, and the number of draws of each.
-
-        Memory is measured with one image, without drawing random numbers.
-        """
-        noise = [image.new_zeros(1, *shape) for shape in self.latent_shapes]
-        # Not compiled, because code for one image serves no other batch size.
-        with torch.compiler.set_stance("force_eager"):
-            features = self._features(image)
-            held = sum(feature.nbytes for feature in features)
-            bottom_up = peak_bytes(lambda: self._features(image))
-            top_down = peak_bytes(lambda: self._infer(features, 1, noise).log_weight(image))
-        needed = max(bottom_up, held + top_down)
-        if memory_budget is None:
-            usual = _CPU_MEMORY_BUDGET if image.device.type == "cpu" else _GPU_MEMORY_BUDGET
-            memory_budget = max(usual, needed)
-        if memory_budget < needed:
-            raise ValueError(
-                f"memory_budget must be at least {needed:,} bytes for one image, "
-                f"got {memory_budget:,}"
+    def _footprint(self, image: Tensor) -> Footprint:
+        """Return the memory of one image, measured once for images of a kind, without draws."""
+        autocast = torch.is_autocast_enabled(image.device.type)
+        kind = image.shape, image.dtype, image.device, autocast
+        if kind not in self._footprints:
+            noise = [image.new_zeros(1, *shape) for shape in self.latent_shapes]
+            self._footprints[kind] = Footprint.measure(
+                lambda: self._features(image),
+                lambda features: self._infer(features, 1, noise).log_weight(image),
             )
-        return memory_budget // needed, lambda n: (memory_budget // n - held) // top_down
+        return self._footprints[kind]

@@ -23,6 +23,7 @@ from nvae_lightning.model.layers import (
     DataDependentConv2d,
     SqueezeExcitation,
 )
+from nvae_lightning.model.memory import Footprint
 from nvae_lightning.utilities.live_bytes import peak_bytes
 
 BuildNVAE = Callable[..., NVAE]
@@ -222,10 +223,24 @@ def test_memory_is_bounded_by_the_budget_and_the_results_do_not_depend_on_it(
     torch.testing.assert_close(weights[0], expected, rtol=1e-5, atol=1e-3)
 
 
+def test_memory_is_measured_once_for_images_of_a_kind(
+    nvae: NVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+    measure = Footprint.measure
+    monkeypatch.setattr(Footprint, "measure", lambda *p: measured.append(1) or measure(*p))
+    x = _images(nvae.image)
+    for _ in range(2):
+        nvae.log_weights(x, 2)
+    assert len(measured) == 1
+    nvae.double().log_weights(x.double(), 2)
+    assert len(measured) == 2
+
+
 def test_without_a_budget_one_image_is_always_allowed(
     nvae: NVAE, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nvae_lightning.model.nvae._CPU_MEMORY_BUDGET", 1)
+    monkeypatch.setattr("nvae_lightning.model.memory._CPU_MEMORY_BUDGET", 1)
     assert nvae.log_weights(_images(nvae.image), 2).isfinite().all()
 
 
