@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import gradio as gr
@@ -48,9 +49,15 @@ def draw(
     return model.sample(count, temperature, noise).mean
 
 
+@cache
+def downloads() -> tempfile.TemporaryDirectory[str]:
+    """Return the folder of downloads, which is deleted when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="nvae-explore-")
+
+
 def write_npz(images: Tensor) -> str:
     """Write images as `sample` does, with 8 bits."""
-    file = Path(tempfile.mkdtemp(prefix="samples-")) / "samples.npz"
+    file = Path(tempfile.mkdtemp(dir=downloads().name)) / "samples.npz"
     np.savez_compressed(file, images=as_pixels(images).numpy())
     return str(file)
 

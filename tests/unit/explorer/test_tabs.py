@@ -30,6 +30,7 @@ from nvae_lightning.inference.latents import draw_noise
 from nvae_lightning.inference.recalibration import recalibrated
 from nvae_lightning.model import NVAE
 from nvae_lightning.reporting import Run
+from nvae_lightning.utilities.images import as_pixels
 
 
 @pytest.fixture
@@ -79,6 +80,18 @@ def test_samples_are_those_of_the_model_for_the_same_noise(workspace: Workspace)
         assert torch.equal(sample.draw(workspace, [0.5, 0.7], 3, 4, True, progress), expected)
     assert shown == [range(2)]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_downloads_lie_in_one_folder_that_is_deleted_at_the_end() -> None:
+    images = torch.rand(2, 3, 4, 4)
+    files = [Path(sample.write_npz(images)) for _ in range(2)]
+    assert files[0] != files[1]
+    for file in files:
+        assert file.name == "samples.npz"
+        assert (np.load(file)["images"] == as_pixels(images).numpy()).all()
+    sample.downloads().cleanup()
+    sample.downloads.cache_clear()
+    assert not any(file.exists() for file in files)
 
 
 def test_requests_beyond_the_memory_budget_are_refused(workspace: Workspace) -> None:
