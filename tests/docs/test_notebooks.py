@@ -17,7 +17,8 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     committed = [[output.output_type for output in cell.outputs] for cell in cells]
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=600, resources=resources).execute()
+    # Into how many streams the kernel splits what a cell prints depends on timing.
+    NotebookClient(notebook, timeout=600, resources=resources, coalesce_streams=True).execute()
     assert [[output.output_type for output in cell.outputs] for cell in cells] == committed
 
 
