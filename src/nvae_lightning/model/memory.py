@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nvae_lightning.utilities.live_bytes import peak_bytes
+from nvae_lightning.utilities.live_bytes import LiveBytes, peak_bytes
 
 #: Default budgets in bytes. On a CPU, larger ones are not faster.
 _CPU_MEMORY_BUDGET = 1 << 28
@@ -37,9 +37,10 @@ class Footprint(NamedTuple):
         """Measure the passes of one image, the second given the feature maps of the first."""
         # Not compiled, because code for one image serves no other batch size.
         with torch.compiler.set_stance("force_eager"):
-            features = bottom_up()
+            with LiveBytes() as counter:
+                features = bottom_up()
             held = sum(feature.nbytes for feature in features)
-            return cls(held, peak_bytes(bottom_up), peak_bytes(lambda: top_down(features)))
+            return cls(held, counter.peak, peak_bytes(lambda: top_down(features)))
 
     def fitting(
         self, memory_budget: int | None, device: torch.device
